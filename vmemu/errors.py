@@ -1,0 +1,149 @@
+"""Every exception that vmemu raises, and the one way from an errno to an exception.
+
+Two families, as on a real machine: a *system call* fails with an errno (`SyscallError`), an *access* to memory
+faults (`MemoryFault`). Running out of frames can happen in both, so `OutOfMemory` is a `SyscallError` with
+ENOMEM and a `MemoryError` at once.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+import signal
+
+from vmemu.types import FaultKind
+
+__all__ = [
+    "BusError",
+    "InvariantError",
+    "MemoryFault",
+    "OutOfMemory",
+    "ProcessKilled",
+    "SegmentationFault",
+    "SyscallError",
+    "VmemuError",
+    "syscall_error",
+]
+
+
+class VmemuError(Exception):
+    """Base of everything that vmemu raises on purpose."""
+
+
+class SyscallError(VmemuError, OSError):
+    """A system call failed: `.errno` as in errno(3), `.strerror`, and the call's name in the message.
+
+    Where Python has a class for the errno (PermissionError, FileNotFoundError, ...) the exception is of that class too.
+    """
+
+    @property
+    def name(self) -> str:
+        """The errno's symbolic name, e.g. ``"EINVAL"``."""
+        return _errno.errorcode.get(self.errno or 0, str(self.errno))
+
+
+class OutOfMemory(SyscallError, MemoryError):
+    """No free frame was left in the emulated machine (or no memory in the host for its bookkeeping); errno is ENOMEM."""
+
+
+class InvariantError(VmemuError, AssertionError):
+    """`Machine.verify()` found the machine inconsistent: a bug in vmemu, never a user's mistake."""
+
+
+class MemoryFault(VmemuError):
+    """An access that the machine refused: `.pid`, `.address` (first byte that could not be accessed), `.access`
+    (``"read"``, ``"write"`` or ``"fetch"``) and `.kind` (a fatal `FaultKind`). The process lives on, as if it had a handler."""
+
+    signal: signal.Signals = signal.SIGSEGV
+
+    def __init__(self, pid: int, address: int, access: str, kind: FaultKind) -> None:
+        super().__init__(pid, address, access, kind)
+        self.pid = pid
+        self.address = address
+        self.access = access
+        self.kind = kind
+
+    def __str__(self) -> str:
+        code = self.kind.name.replace("BUS_", "BUS/").replace("SEGV_", "SEGV/")
+        return f"pid {self.pid}: {self.access} at {self.address:#x}: {self.signal.name} ({code})"
+
+
+class SegmentationFault(MemoryFault):
+    """SIGSEGV: nothing is mapped there (SEGV_MAPERR) or the mapping forbids the access (SEGV_ACCERR)."""
+
+
+class BusError(MemoryFault):
+    """SIGBUS, BUS_ADRERR: the mapping is there, but the file ends before it."""
+
+    signal = signal.SIGBUS
+
+
+class ProcessKilled(VmemuError):
+    """The process that made the access was killed (by the OOM killer): `.pid`, `.signal`."""
+
+    def __init__(self, pid: int, signum: int) -> None:
+        super().__init__(pid, signum)
+        self.pid = pid
+        self.signal = signal.Signals(signum)
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} was killed by {self.signal.name}"
+
+
+class _PermissionError(SyscallError, PermissionError):
+    pass
+
+
+class _FileNotFoundError(SyscallError, FileNotFoundError):
+    pass
+
+
+class _FileExistsError(SyscallError, FileExistsError):
+    pass
+
+
+class _BlockingIOError(SyscallError, BlockingIOError):
+    pass
+
+
+class _ChildProcessError(SyscallError, ChildProcessError):
+    pass
+
+
+class _ProcessLookupError(SyscallError, ProcessLookupError):
+    pass
+
+
+class _IsADirectoryError(SyscallError, IsADirectoryError):
+    pass
+
+
+class _NotADirectoryError(SyscallError, NotADirectoryError):
+    pass
+
+
+_BY_ERRNO: dict[int, type[SyscallError]] = {
+    _errno.EPERM: _PermissionError,
+    _errno.EACCES: _PermissionError,
+    _errno.ENOENT: _FileNotFoundError,
+    _errno.EEXIST: _FileExistsError,
+    _errno.EAGAIN: _BlockingIOError,
+    _errno.ECHILD: _ChildProcessError,
+    _errno.ESRCH: _ProcessLookupError,
+    _errno.EISDIR: _IsADirectoryError,
+    _errno.ENOTDIR: _NotADirectoryError,
+}
+for _cls in set(_BY_ERRNO.values()):  # shown as SyscallError; the builtin base is for `except`
+    _cls.__name__ = _cls.__qualname__ = "SyscallError"
+
+
+def syscall_error(call: str, number: int, why: str = "", filename: str | None = None) -> SyscallError:
+    """The exception for a failed system call.
+
+    *call* is the system call's name, *number* the errno, *why* what exactly was wrong (shown after the errno's text).
+    """
+    text = f"{call}: {os.strerror(number)}"
+    if why:
+        text += f" ({why})"
+    cls = _BY_ERRNO.get(number, SyscallError)
+    return cls(number, text, filename) if filename is not None else cls(number, text)

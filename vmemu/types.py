@@ -1,0 +1,321 @@
+"""The words of the interface: constants with Linux's values, and the records that snapshots are made of.
+
+Imports nothing of vmemu. Values are Linux's on x86-64 (bits/mman-linux.h, asm-generic/mman-common.h), so the
+constants of the standard `mmap` module and plain integers work wherever these do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from typing import NamedTuple
+
+__all__ = [
+    "MREMAP_DONTUNMAP",
+    "MREMAP_FIXED",
+    "MREMAP_MAYMOVE",
+    "PAGE_SIZE",
+    "Advice",
+    "FaultCounts",
+    "FaultKind",
+    "ForkMode",
+    "Map",
+    "Mapping",
+    "MemInfo",
+    "Overcommit",
+    "Prot",
+    "Translation",
+    "parse_size",
+]
+
+PAGE_SIZE = 4096
+MREMAP_MAYMOVE = 1
+MREMAP_FIXED = 2
+MREMAP_DONTUNMAP = 4
+
+
+class Prot(enum.IntFlag):
+    """mmap(2) and mprotect(2) protection."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    EXEC = 4
+    GROWSDOWN = 0x01000000
+    GROWSUP = 0x02000000
+
+
+class Map(enum.IntFlag):
+    """mmap(2) flags."""
+
+    SHARED = 0x01
+    PRIVATE = 0x02
+    SHARED_VALIDATE = 0x03
+    DROPPABLE = 0x08
+    FIXED = 0x10
+    ANONYMOUS = 0x20
+    GROWSDOWN = 0x0100
+    DENYWRITE = 0x0800
+    EXECUTABLE = 0x1000
+    LOCKED = 0x2000
+    NORESERVE = 0x4000
+    POPULATE = 0x8000
+    NONBLOCK = 0x10000
+    STACK = 0x20000
+    HUGETLB = 0x40000
+    SYNC = 0x80000
+    FIXED_NOREPLACE = 0x100000
+
+
+class Advice(enum.IntEnum):
+    """madvise(2) advice."""
+
+    NORMAL = 0
+    RANDOM = 1
+    SEQUENTIAL = 2
+    WILLNEED = 3
+    DONTNEED = 4
+    FREE = 8
+    REMOVE = 9
+    DONTFORK = 10
+    DOFORK = 11
+    MERGEABLE = 12
+    UNMERGEABLE = 13
+    HUGEPAGE = 14
+    NOHUGEPAGE = 15
+    DONTDUMP = 16
+    DODUMP = 17
+    WIPEONFORK = 18
+    KEEPONFORK = 19
+    COLD = 20
+    PAGEOUT = 21
+    POPULATE_READ = 22
+    POPULATE_WRITE = 23
+    DONTNEED_LOCKED = 24
+    COLLAPSE = 25
+    HWPOISON = 100
+    SOFT_OFFLINE = 101
+    GUARD_INSTALL = 102
+    GUARD_REMOVE = 103
+
+
+class ForkMode(enum.IntEnum):
+    """How much of an address space fork() copies at once; the rest follows on demand."""
+
+    EAGER = 0
+    """Tables and frames: Unix before copy-on-write."""
+    COW = 1
+    """Tables; frames are shared write-protected: Linux."""
+    ON_DEMAND = 2
+    """Nothing: the page tables themselves are shared, from the root down (on-demand-fork, EuroSys '21)."""
+
+
+class Overcommit(enum.IntEnum):
+    """vm.overcommit_memory, proc_sys_vm(5)."""
+
+    HEURISTIC = 0
+    ALWAYS = 1
+    NEVER = 2
+
+
+class FaultKind(enum.IntEnum):
+    """What one access led to. Below `SEGV_MAPERR` the access was completed."""
+
+    NONE = 0
+    """No fault: the page was mapped with enough rights."""
+    SPURIOUS = 1
+    """A fault that found the leaf entry sufficient (only a shared page table stood in the way)."""
+    ZERO_MAP = 2
+    """Read of untouched anonymous memory: the machine's one zero page was mapped, read-only."""
+    ZERO_FILL = 3
+    """First write to anonymous memory: a zeroed frame was allocated."""
+    FILE_MINOR = 4
+    """File page that was in the page cache was mapped, or made writable in a shared mapping."""
+    FILE_MAJOR = 5
+    """File page had to be read from the file first."""
+    SHM_FILL = 6
+    """First touch of a page of shared memory or of a hole in an in-memory file: a zeroed frame was allocated."""
+    COW_COPY = 7
+    """Write to a page shared copy-on-write: one frame was copied."""
+    COW_REUSE = 8
+    """Write to a write-protected frame of which this space is the last owner: made writable, nothing copied."""
+    SWAP_IN = 9
+    """The page had to be read from swap."""
+    SEGV_MAPERR = 10
+    """SIGSEGV: nothing mapped."""
+    SEGV_ACCERR = 11
+    """SIGSEGV: the mapping forbids the access."""
+    BUS_ADRERR = 12
+    """SIGBUS: beyond the end of the file."""
+    OOM = 13
+    """No frame was left."""
+
+    @property
+    def fatal(self) -> bool:
+        """The access was not completed."""
+        return self >= FaultKind.SEGV_MAPERR
+
+    @property
+    def major(self) -> bool:
+        """Completing it took I/O (ru_majflt of getrusage(2))."""
+        return self in (FaultKind.FILE_MAJOR, FaultKind.SWAP_IN)
+
+    @property
+    def minor(self) -> bool:
+        """A fault that took no I/O (ru_minflt)."""
+        return FaultKind.NONE < self < FaultKind.SEGV_MAPERR and not self.major
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FaultCounts:
+    """Faults by kind: one field for each `FaultKind`, in lower case. Immutable; two can be added and subtracted."""
+
+    none: int = 0
+    spurious: int = 0
+    zero_map: int = 0
+    zero_fill: int = 0
+    file_minor: int = 0
+    file_major: int = 0
+    shm_fill: int = 0
+    cow_copy: int = 0
+    cow_reuse: int = 0
+    swap_in: int = 0
+    segv_maperr: int = 0
+    segv_accerr: int = 0
+    bus_adrerr: int = 0
+    oom: int = 0
+
+    @property
+    def minor(self) -> int:
+        """Faults resolved without I/O."""
+        return (
+            self.spurious
+            + self.zero_map
+            + self.zero_fill
+            + self.file_minor
+            + self.shm_fill
+            + self.cow_copy
+            + self.cow_reuse
+        )
+
+    @property
+    def major(self) -> int:
+        """Faults resolved with I/O."""
+        return self.file_major + self.swap_in
+
+    @property
+    def total(self) -> int:
+        """minor + major; accesses without a fault and fatal ones are not in it."""
+        return self.minor + self.major
+
+    def as_dict(self) -> dict[str, int]:
+        """Kind (lower case) -> count, every kind."""
+        return {kind.name.lower(): getattr(self, kind.name.lower()) for kind in FaultKind}
+
+    def __sub__(self, other: FaultCounts) -> FaultCounts:
+        if not isinstance(other, FaultCounts):
+            return NotImplemented
+        return FaultCounts(*(a - b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def __add__(self, other: FaultCounts) -> FaultCounts:
+        if not isinstance(other, FaultCounts):
+            return NotImplemented
+        return FaultCounts(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def _values(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mapping:
+    """One VMA, as a line of /proc/PID/maps shows it (proc_pid_maps(5))."""
+
+    start: int
+    end: int
+    prot: Prot
+    shared: bool
+    offset: int
+    """Offset into the file in bytes; 0 for anonymous memory."""
+    device: tuple[int, int]
+    """(major, minor)"""
+    inode: int
+    name: str
+    """Path, ``[heap]``, ``[stack]``, or empty."""
+    flags: tuple[str, ...] = ()
+    """The two-letter codes of smaps' VmFlags."""
+
+    @property
+    def size(self) -> int:
+        """Bytes mapped."""
+        return self.end - self.start
+
+    @property
+    def perms(self) -> str:
+        """Permissions as printed, e.g. ``"rw-p"``."""
+        bits = self.prot
+        return (
+            ("r" if bits & Prot.READ else "-")
+            + ("w" if bits & Prot.WRITE else "-")
+            + ("x" if bits & Prot.EXEC else "-")
+            + ("s" if self.shared else "p")
+        )
+
+
+class Translation(NamedTuple):
+    """What a page walk finds for one address at this moment."""
+
+    pfn: int
+    """Index of the 4 KiB frame that holds the address."""
+    prot: Prot
+    """What the tables allow now: a page shared copy-on-write has no WRITE even in a writable mapping."""
+    level: int
+    """Level of the leaf entry: 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB."""
+    physical: int
+    """Address in the emulated RAM, in bytes."""
+    accessed: bool
+    dirty: bool
+    exclusive: bool
+    """The frame is anonymous and known to belong to this space alone (Linux: PageAnonExclusive)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemInfo:
+    """The machine's memory in bytes, as /proc/meminfo (proc_meminfo(5)) names it."""
+
+    total: int
+    free: int
+    available: int
+    anon: int
+    file: int
+    """Page cache of files (without shared memory)."""
+    shmem: int
+    """Shared anonymous memory and in-memory files."""
+    page_tables: int
+    swap_total: int
+    swap_free: int
+    committed: int
+    """Committed_AS."""
+    commit_limit: int
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B?)\s*", re.IGNORECASE)
+_SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+
+
+def parse_size(size: int | str, what: str = "size") -> int:
+    """Bytes from an int or a text such as ``"1GiB"``, ``"64M"``, ``"4096"``; units are powers of 1024.
+
+    Raises TypeError or ValueError that names *what* and the value.
+    """
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        if not match:
+            raise ValueError(f"{what}: {size!r} is not a size; write bytes or a number with KiB, MiB, GiB or TiB")
+        return int(float(match[1]) * (1 << _SHIFT[match[2].lower()])) if "." in match[1] else int(match[1]) << _SHIFT[match[2].lower()]
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise TypeError(f"{what}: {size!r} is neither an int (bytes) nor a text such as '64MiB'")
+    value = size.__index__()
+    if value < 0:
+        raise ValueError(f"{what}: {value} is negative")
+    return value
