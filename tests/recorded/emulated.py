@@ -1,0 +1,213 @@
+"""A script's processes inside vmemu, driven and observed through the public interface only."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from recorded import script
+from recorded.observer import Observer, Vma, checksum, offset
+from recorded.script import ARENA, ARENA_PAGES, PAGE, Op, State
+
+import vmemu
+
+MEMORY, HUGE_MEMORY = "16MiB", "64MiB"
+"""RAM of the emulated machine: little, because kpagecount and kpageflags are read in full at every step."""
+_ARENA_END = ARENA + ARENA_PAGES * PAGE
+_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} ")
+
+
+class Emulated:
+    """One run of one script: a machine, up to eight processes by slot, and what was last observed of them.
+
+    *frames* and *sums*: whether to look at labels and map counts, and at smaps; both cost time.
+    """
+
+    def __init__(
+        self, *, thp: bool = False, fork_mode: vmemu.ForkMode | None = None, frames: bool = True, sums: bool = True
+    ) -> None:
+        self.machine = vmemu.Machine(
+            memory=HUGE_MEMORY if thp else MEMORY,
+            fork_mode=vmemu.ForkMode.COW if fork_mode is None else fork_mode,
+            fault_around=script.FAULT_AROUND,
+            thp="madvise" if thp else "never",
+        )
+        image = script.file_image()
+        self.files = {
+            "F": self.machine.create_file("F", image),
+            "E": self.machine.create_file("E", image, writenotify=True),
+        }
+        self.slots = {0: self.machine.spawn()}
+        self._frames, self._sums = frames, sums
+        self._counts: Sequence[int] = ()
+        self._flags: Sequence[int] = ()
+        self.observer = Observer(self._frame, {file.inode: tag for tag, file in self.files.items()})
+
+    def close(self) -> None:
+        self.machine.close()
+
+    # ---- operations
+
+    def do(self, op: Op) -> dict[str, Any]:
+        """Perform one operation and give its result as a recording has it, with fault counts for every operation."""
+        self.observer.before(op)
+        process = self.slots[op["p"]]
+        before = process.faults
+        try:
+            result = self._perform(process, op)
+        except vmemu.MemoryFault as fault:
+            result = {"sig": fault.signal.name, "code": fault.kind.name.partition("_")[2]}
+            if fault.address != script.byte_address(op):
+                result["si_addr"] = hex(fault.address)
+        except vmemu.OutOfMemory as error:
+            result = {"err": f"no frame left: {error}"}
+        except vmemu.SyscallError as error:
+            result = {"err": errno.errorcode.get(error.errno or 0, str(error.errno))}
+        if op["op"] not in ("exit", "kill"):
+            taken = process.faults - before
+            result |= {"minflt": taken.minor, "majflt": taken.major}
+        return result
+
+    def _perform(self, process: vmemu.Process, op: Op) -> dict[str, Any]:
+        address, length = script.address(op), script.length(op)
+        match op["op"]:
+            case "read":
+                return {"val": process.read(script.byte_address(op), 1)[0]}
+            case "write":
+                process.write(script.byte_address(op), bytes([op["val"] & 255]))
+                return {"val": op["val"] & 255}
+            case "sweep":
+                return {"vals": [self._peek(process, address + i * PAGE) for i in range(op["n"])]}
+            case "fork":
+                self.slots[op["child"]] = process.fork()
+            case "exit" | "kill":
+                del self.slots[op["p"]]
+                process.exit(0)
+            case "mmap":
+                file = script.mmap_file(op)
+                result = process.mmap(
+                    address,
+                    length,
+                    script.prot(op),
+                    script.mmap_flags(op),
+                    file=self.files[file] if file else None,
+                    offset=script.mmap_offset(op),
+                )
+                answer = script.returned(result)
+                if "ret" in answer:
+                    process.munmap(result, length)
+                return answer
+            case "munmap":
+                process.munmap(address, length)
+            case "mprotect":
+                process.mprotect(address, length, script.prot(op))
+            case "madvise":
+                process.madvise(address, length, script.advice(op))
+            case "mremap":
+                return script.returned(
+                    process.mremap(
+                        address, length, op["n2"] * PAGE, script.mremap_flags(op), new_address=script.address(op, "to")
+                    )
+                )
+            case "mincore":
+                return {"vec": "".join(str(byte & 1) for byte in process.mincore(address, length))}
+            case "msync":
+                process.msync(address, length, op.get("msflags", 4))
+            case "mlock" | "mlock2":
+                process.mlock(address, length, flags=op.get("mlflags", 0))
+            case "munlock":
+                process.munlock(address, length)
+            case "mseal":
+                process.mseal(address, length)
+            case "ftruncate":
+                self.files[op.get("file", "F")].truncate(op["size"])
+            case "fwrite":
+                self.files[op.get("file", "F")].pwrite(bytes([op["val"]]), op["fpage"] * PAGE + op.get("off", 0))
+            case "fread":
+                return {"val": self.files[op.get("file", "F")].pread(1, op["fpage"] * PAGE + op.get("off", 0))[0]}
+            case unknown:
+                raise ValueError(f"operation {unknown!r} is not in the language of scripts")
+        return {}
+
+    @staticmethod
+    def _peek(process: vmemu.Process, address: int) -> int | str:
+        try:
+            return process.read(address, 1)[0]
+        except vmemu.MemoryFault as fault:
+            return f"{fault.signal.name}:{fault.kind.name.partition('_')[2]}"
+
+    # ---- observation
+
+    def observe(self) -> dict[int, State]:
+        """The state of every live process, by slot. Counts nothing and maps nothing; at most an accessed bit is set."""
+        if self._frames:
+            self._counts = memoryview(self.machine.procfs.read("kpagecount")).cast("Q")
+            self._flags = memoryview(self.machine.procfs.read("kpageflags")).cast("Q")
+        return self.observer.observe({slot: _View(process, self._smaps) for slot, process in self.slots.items()})
+
+    def contents(self, slot: int, pages: Sequence[int]) -> Iterator[str]:
+        """Checksums of *pages*, faulting them in where they are absent."""
+        return _checksums(self.slots[slot].read, pages)
+
+    def _frame(self, pfn: int) -> tuple[int, int]:
+        return (self._counts[pfn], self._flags[pfn]) if self._frames else (0, 0)
+
+    def _smaps(self, process: vmemu.Process) -> dict[int, dict[str, int]] | None:
+        """Start of each mapping -> the lines of its entry in smaps, in kB."""
+        if not self._sums:
+            return None
+        sums: dict[int, dict[str, int]] = {}
+        entry: dict[str, int] = {}
+        for line in self.machine.procfs.read(f"{process.pid}/smaps").decode().splitlines():
+            if header := _HEADER.match(line):
+                entry = sums[int(header[1], 16)] = {}
+            elif line.endswith(" kB"):
+                key, _, value = line.partition(":")
+                entry[key] = int(value[:-3])
+        return sums
+
+
+class _View:
+    """One process of a run, as `observer.View` wants it."""
+
+    def __init__(
+        self, process: vmemu.Process, smaps: Callable[[vmemu.Process], dict[int, dict[str, int]] | None]
+    ) -> None:
+        self._process = process
+        self._smaps = smaps
+
+    def mappings(self) -> list[Vma]:
+        sums = self._smaps(self._process)
+        return [
+            Vma(
+                start=offset(mapping.start),
+                end=offset(mapping.end),
+                perms=mapping.perms,
+                inode=mapping.inode,
+                offset=mapping.offset // PAGE,
+                flags=mapping.flags,
+                sums=None if sums is None else sums[mapping.start],
+            )
+            for mapping in self._process.maps()
+            if mapping.start >= ARENA and mapping.end <= _ARENA_END
+        ]
+
+    def pagemap(self, npages: int) -> Sequence[int]:
+        entries: list[int] = self._process.pagemap(ARENA, npages).tolist() if npages else []
+        return entries
+
+    def checksums(self, pages: Sequence[int]) -> Iterator[str]:
+        return _checksums(self._process.read, pages)
+
+
+def _checksums(read: Callable[[int, int], bytes], pages: Sequence[int]) -> Iterator[str]:
+    """Checksums of *pages* (ascending), each run of neighbours read at once."""
+    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(pages)) if b != a + 1), len(pages)]
+    for first, last in pairwise(breaks):
+        if first < last:
+            data = memoryview(read(ARENA + pages[first] * PAGE, (last - first) * PAGE))
+            for start in range(0, len(data), PAGE):
+                yield checksum(data[start : start + PAGE])
