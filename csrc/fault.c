@@ -1,0 +1,396 @@
+/* Page faults: the decision and the handlers. See fault.h; docs of each rule: SEMANTICS of Linux's mm/memory.c. */
+#include "fault.h"
+
+/* ---- the decision ---- */
+
+static int allowed(uint64_t vm_flags, int access)
+{
+	if (access == VMEMU_WRITE)
+		return (vm_flags & VMEMU_VM_WRITE) != 0;
+	if (access == VMEMU_FETCH)
+		return (vm_flags & VMEMU_VM_EXEC) != 0;
+	/* on x86 whatever may be written or executed may be read */
+	return (vm_flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)) != 0;
+}
+
+/* The page is mapped, the access is a write (do_wp_page()). */
+static enum fault_action classify_write_protected(const struct fault_facts *f)
+{
+	if (f->pte & PTE_W)
+		return ACT_SPURIOUS;
+	if (f->vma->flags & (VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
+		return ACT_MKWRITE;
+	if (f->frame_flags & FRAME_ZERO)
+		return ACT_REPLACE_ZERO;
+	if (!(f->frame_flags & FRAME_ANON) || !(f->options & VMEMU_OPT_REUSE))
+		return f->frame_flags & FRAME_EXCLUSIVE ? ACT_REUSE : ACT_COPY;
+	/* known to be ours alone, or found to be: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */
+	return f->frame_flags & FRAME_EXCLUSIVE || f->frame_refs == 1 ? ACT_REUSE : ACT_COPY;
+}
+
+enum fault_action fault_classify(const struct fault_facts *f)
+{
+	int write = f->access == VMEMU_WRITE;
+
+	if (!f->vma)
+		return ACT_NO_MAPPING;
+	if (f->va < f->vma->start)
+		return f->vma->flags & VMEMU_VM_GROWSDOWN ? ACT_GROW_STACK : ACT_NO_MAPPING;
+	if (!allowed(f->vma->flags, f->access))
+		return ACT_FORBIDDEN;
+	if (pte_mapped(f->pte))
+		return write ? classify_write_protected(f) : ACT_SPURIOUS;
+	if (!f->vma->object)
+		return write || !(f->options & VMEMU_OPT_ZERO_PAGE) ? ACT_FILL : ACT_MAP_ZERO;
+	if (vma_index_of(f->vma, f->va) >= f->object_pages)
+		return ACT_BEYOND_EOF;
+	if (!write)
+		return ACT_MAP_CACHED;
+	return f->vma->flags & VMEMU_VM_SHARED ? ACT_WRITE_CACHED : ACT_COPY_CACHED;
+}
+
+/* ---- the effects ---- */
+
+struct fault {
+	struct vm *vm;
+	struct space *space;
+	vma_t vma; /* a copy: handlers may change the space's VMAs */
+	uint64_t va;
+	int access;
+	pte_t pte; /* as classified, 0 for none */
+	int leaf_missing; /* the leaf table did not exist */
+	struct object *object;
+	uint64_t index;
+	struct vmemu_trap *trap;
+};
+
+/* Linux's anon_vma_prepare(): a VMA gets its identity with its first anonymous frame, a compatible neighbour's if that has one
+ * (find_mergeable_anon_vma()), so that the two can merge later. */
+static int adoptable(const vma_t *l, const vma_t *r)
+{
+	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC;
+
+	return l->end == r->start && l->object == r->object && l->tag == r->tag && !((l->flags ^ r->flags) & ~access) &&
+	       vma_index_of(l, l->end) == r->pgoff;
+}
+
+static int prepare_anon(struct fault *f)
+{
+	struct vmas *vmas = &f->space->vmas;
+	const vma_t *v, *n;
+	struct vma_pos pos;
+	uint64_t anon = 0;
+
+	if (f->vma.anon)
+		return 0;
+	if (vmas_own(&f->vm->env, vmas, f->vma.start, f->vma.end))
+		return -ENOMEM;
+	v = vmas_find(vmas, f->va, &pos);
+	VM_ASSERT(v && v->start <= f->va);
+	if (v->anon) /* cannot happen while identities are only refreshed, but is right */
+		return 0;
+	n = vmas_next(vmas, &(struct vma_pos){ pos.block, pos.i });
+	if (n && n->anon && !(n->anon & ANON_FORKED) && adoptable(v, n))
+		anon = n->anon;
+	n = vmas_prev(vmas, &(struct vma_pos){ pos.block, pos.i });
+	if (!anon && n && n->anon && !(n->anon & ANON_FORKED) && adoptable(n, v))
+		anon = n->anon;
+	vmas_set_anon(vmas, f->va, anon ? anon : env_new_anon(&f->vm->env));
+	return 0;
+}
+
+/* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. */
+static int own(struct fault *f, struct leaf *leaf)
+{
+	return table_own(&f->vm->tables, &f->space->root, f->va, leaf);
+}
+
+/* Installs a frame of which the caller has a reference. */
+static void install(struct fault *f, const struct leaf *leaf, pfn_t pfn, int writable)
+{
+	pte_t e = pte_leaf(pfn, f->vma.flags) | PTE_A;
+
+	if (writable)
+		e |= PTE_W;
+	if (f->access == VMEMU_WRITE)
+		e |= PTE_D;
+	table_set(&f->vm->tables, leaf, e);
+}
+
+static int do_no_mapping(struct fault *f)
+{
+	(void)f;
+	return VMEMU_SEGV_MAPERR;
+}
+
+static int do_forbidden(struct fault *f)
+{
+	(void)f;
+	return VMEMU_SEGV_ACCERR;
+}
+
+static int do_grow_stack(struct fault *f)
+{
+	(void)f;
+	return -VMEMU_TRAP_STACK;
+}
+
+static int do_spurious(struct fault *f)
+{
+	struct leaf leaf;
+
+	if (f->access == VMEMU_WRITE && own(f, &leaf))
+		return VMEMU_OOM;
+	return VMEMU_SPURIOUS;
+}
+
+static int do_map_zero(struct fault *f)
+{
+	struct leaf leaf;
+
+	if (own(f, &leaf))
+		return VMEMU_OOM;
+	install(f, &leaf, f->vm->frames.zero, 0);
+	return VMEMU_ZERO_MAP;
+}
+
+/* A new anonymous frame in place of whatever the entry holds; from == NO_PFN: zeros, else a copy of that frame. */
+static int new_anon(struct fault *f, pfn_t from)
+{
+	const uint32_t flags = FRAME_ANON | FRAME_EXCLUSIVE;
+	struct frames *frames = &f->vm->frames;
+	struct leaf leaf;
+	pfn_t pfn;
+
+	if (prepare_anon(f) || own(f, &leaf))
+		return VMEMU_OOM;
+	if (from == NO_PFN ? frame_alloc_zeroed(frames, flags, &pfn) : frame_alloc_copy(frames, flags, from, &pfn))
+		return VMEMU_OOM;
+	install(f, &leaf, pfn, (f->vma.flags & VMEMU_VM_WRITE) != 0);
+	return from == NO_PFN ? VMEMU_ZERO_FILL : VMEMU_COW_COPY;
+}
+
+static int do_fill(struct fault *f)
+{
+	return new_anon(f, NO_PFN);
+}
+
+static int do_copy(struct fault *f)
+{
+	return new_anon(f, pte_pfn(f->pte));
+}
+
+static int do_reuse(struct fault *f)
+{
+	struct leaf leaf;
+
+	if (own(f, &leaf))
+		return VMEMU_OOM;
+	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_EXCLUSIVE;
+	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	f->vm->tables.generation++;
+	return VMEMU_COW_REUSE;
+}
+
+static int do_mkwrite(struct fault *f)
+{
+	struct leaf leaf;
+
+	if (own(f, &leaf))
+		return VMEMU_OOM;
+	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_DIRTY;
+	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	f->vm->tables.generation++;
+	return VMEMU_FILE_MINOR;
+}
+
+/* Shared and writable mappings of an object that does not want to hear of the first write are mapped writable at once. */
+static int mapped_writable(const struct fault *f)
+{
+	return f->vma.flags & VMEMU_VM_SHARED && f->vma.flags & VMEMU_VM_WRITE &&
+	       !(f->object->kind & VMEMU_OBJ_WRITENOTIFY);
+}
+
+/* Fault-around (do_fault_around(), filemap_map_pages()): a read fault maps the cached pages of the window around it. The window
+ * is aligned by virtual address and cut by the VMA at its start, so it may run past the aligned end; it ends with the VMA, the
+ * leaf table and the file. -ENOMEM if a table is needed and there is no frame. */
+static int map_around(struct fault *f)
+{
+	uint64_t window = (uint64_t)f->vm->around << PAGE_SHIFT, lo, hi, eof = object_pages(f->object);
+	uint64_t first, index, table_end = (f->va | (TABLE_BYTES(1) - 1)) + 1;
+	struct leaf leaf;
+
+	if (f->vm->around <= 1)
+		return 0;
+	lo = max_u64(f->va / window * window, f->vma.start);
+	lo = max_u64(lo, table_end - TABLE_BYTES(1));
+	hi = min_u64(min_u64(lo + window, f->vma.end), table_end);
+	first = vma_index_of(&f->vma, lo);
+	index = object_next(f->object, first);
+	if (index >= min_u64(first + ((hi - lo) >> PAGE_SHIFT), eof))
+		return 0;
+	/* Without a leaf table, a file whose first cached page in the window is its last page maps nothing: only a folio that
+	 * ends before EOF may bring the table (can_map_large in filemap_map_pages()). */
+	if (f->leaf_missing && !(f->object->kind & VMEMU_OBJ_SHMEM) && index + 1 >= eof)
+		return 0;
+	if (own(f, &leaf))
+		return -ENOMEM;
+	for (uint64_t va = lo; va < hi; va += PAGE_BYTES) {
+		struct leaf at = leaf;
+		pte_t e;
+		pfn_t pfn;
+
+		index = vma_index_of(&f->vma, va);
+		if (index >= eof)
+			break;
+		at.index = pte_index(va, 1);
+		at.pte = leaf.pte - leaf.index + at.index;
+		pfn = object_lookup(f->object, index);
+		if (*at.pte || pfn == NO_PFN || frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR)
+			continue;
+		e = pte_leaf(pfn, f->vma.flags);
+		if (mapped_writable(f))
+			e |= PTE_W;
+		frame_get(&f->vm->frames, pfn);
+		table_set(&f->vm->tables, &at, va == (f->va & ~PAGE_MASK) ? e | PTE_A : e);
+	}
+	return 0;
+}
+
+static int do_beyond_eof(struct fault *f)
+{
+	if (f->access != VMEMU_WRITE && map_around(f))
+		return VMEMU_OOM;
+	return VMEMU_BUS_ADRERR;
+}
+
+/* The page's frame in the cache. Returns the kind of fault it makes, or a trap or OOM. */
+static int cached(struct fault *f, pfn_t *pfn)
+{
+	*pfn = object_lookup(f->object, f->index);
+	if (*pfn != NO_PFN) {
+		struct frame *fr = frame_of(&f->vm->frames, *pfn);
+
+		return fr->flags & FRAME_MAJOR ? VMEMU_FILE_MAJOR : VMEMU_FILE_MINOR;
+	}
+	if (f->object->kind & VMEMU_OBJ_SHMEM)
+		return object_add(&f->vm->objects, f->object, f->index, pfn) ? VMEMU_OOM : VMEMU_SHM_FILL;
+	f->trap->object = f->vma.object;
+	f->trap->index = f->index;
+	return -VMEMU_TRAP_PAGE;
+}
+
+/* The fault for which a page was read is over. */
+static int finish(struct fault *f, pfn_t pfn, int kind)
+{
+	frame_of(&f->vm->frames, pfn)->flags &= (uint16_t)~FRAME_MAJOR;
+	return kind;
+}
+
+static int do_map_cached(struct fault *f)
+{
+	struct leaf leaf;
+	int writable, kind;
+	const pte_t *e;
+	pfn_t pfn = object_lookup(f->object, f->index);
+
+	/* a page that was just read for this very fault: its neighbours were tried before the trap */
+	if (pfn == NO_PFN || !(frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR)) {
+		if (map_around(f))
+			return VMEMU_OOM;
+		e = table_walk(&f->vm->tables, f->space->root, f->va, &writable);
+		if (e && *e)
+			return VMEMU_FILE_MINOR;
+	}
+	kind = cached(f, &pfn);
+	if (kind < 0 || kind == VMEMU_OOM)
+		return kind;
+	if (own(f, &leaf))
+		return VMEMU_OOM;
+	frame_get(&f->vm->frames, pfn);
+	install(f, &leaf, pfn, mapped_writable(f));
+	return finish(f, pfn, kind);
+}
+
+static int do_copy_cached(struct fault *f)
+{
+	pfn_t pfn;
+	int kind = cached(f, &pfn), rc;
+
+	if (kind < 0 || kind == VMEMU_OOM)
+		return kind;
+	rc = new_anon(f, pfn);
+	if (rc == VMEMU_OOM)
+		return rc;
+	return finish(f, pfn, kind == VMEMU_FILE_MAJOR ? kind : VMEMU_COW_COPY);
+}
+
+static int do_write_cached(struct fault *f)
+{
+	struct leaf leaf;
+	pfn_t pfn;
+	int kind = cached(f, &pfn);
+
+	if (kind < 0 || kind == VMEMU_OOM)
+		return kind;
+	if (own(f, &leaf))
+		return VMEMU_OOM;
+	frame_of(&f->vm->frames, pfn)->flags |= FRAME_DIRTY;
+	frame_get(&f->vm->frames, pfn);
+	install(f, &leaf, pfn, 1);
+	return finish(f, pfn, kind);
+}
+
+static int (*const handlers[NACTIONS])(struct fault *f) = {
+	[ACT_NO_MAPPING] = do_no_mapping,   [ACT_FORBIDDEN] = do_forbidden,	[ACT_GROW_STACK] = do_grow_stack,
+	[ACT_BEYOND_EOF] = do_beyond_eof,   [ACT_SPURIOUS] = do_spurious,	[ACT_MAP_ZERO] = do_map_zero,
+	[ACT_FILL] = do_fill,		    [ACT_REPLACE_ZERO] = do_fill,	[ACT_COPY] = do_copy,
+	[ACT_REUSE] = do_reuse,		    [ACT_MKWRITE] = do_mkwrite,		[ACT_MAP_CACHED] = do_map_cached,
+	[ACT_COPY_CACHED] = do_copy_cached, [ACT_WRITE_CACHED] = do_write_cached,
+};
+
+int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap)
+{
+	struct fault f = { .vm = vm, .space = s, .va = va, .access = access, .trap = trap };
+	struct fault_facts facts = { .va = va, .access = access, .options = vm->options };
+	struct vma_pos pos;
+	const pte_t *e;
+	int writable = 0, kind;
+
+	facts.vma = vmas_find(&s->vmas, va, &pos);
+	if (facts.vma && facts.vma->start <= va) {
+		struct leaf leaf;
+
+		f.vma = *facts.vma;
+		facts.vma = &f.vma;
+		if (f.vma.object) {
+			f.object = object_get(&vm->objects, f.vma.object);
+			f.index = vma_index_of(&f.vma, va);
+			facts.object_pages = object_pages(f.object);
+		}
+		e = table_walk(&vm->tables, s->root, va, &writable);
+		f.leaf_missing = !e;
+		/* whether a frame is shared can be told only when the tables that lead to it are not */
+		if (e && pte_mapped(*e) && access == VMEMU_WRITE && !writable && allowed(f.vma.flags, access)) {
+			if (table_own(&vm->tables, &s->root, va, &leaf)) {
+				kind = VMEMU_OOM;
+				goto out;
+			}
+			e = leaf.pte;
+		}
+		if (e && pte_mapped(*e)) {
+			const struct frame *fr = frame_of(&vm->frames, pte_pfn(*e));
+
+			f.pte = facts.pte = *e;
+			facts.frame_flags = fr->flags;
+			facts.frame_refs = fr->refs;
+		}
+	}
+	kind = handlers[fault_classify(&facts)](&f);
+out:
+	if (kind >= 0) {
+		s->faults[kind]++;
+		vm->faults[kind]++;
+	}
+	return kind;
+}

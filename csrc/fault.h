@@ -1,0 +1,52 @@
+/* Page faults: what an access that the tables do not allow leads to.
+ *
+ *      fault_classify: (vma, object, entry, frame, access) ──► action      pure, holds every `if`
+ *      fault_resolve:  action ──► effect on tables and frames ──► kind     one handler an action
+ *
+ * The access is made again by the caller after a fault was resolved, as a CPU does. A fault that cannot be decided here (a
+ * file page to read, a stack to grow) is a trap: nothing was changed and the caller finds out what to do.
+ * Sources: Linux mm/memory.c, do_user_addr_fault() to do_wp_page().
+ * Callers: access.
+ */
+#ifndef VMEMU_FAULT_H
+#define VMEMU_FAULT_H
+
+#include "mm.h"
+
+enum fault_action {
+	ACT_NO_MAPPING,	   /* SEGV_MAPERR */
+	ACT_FORBIDDEN,	   /* SEGV_ACCERR */
+	ACT_GROW_STACK,	   /* trap */
+	ACT_BEYOND_EOF,	   /* BUS_ADRERR, after mapping neighbours if it was a read */
+	ACT_SPURIOUS,	   /* the entry allows it */
+	ACT_MAP_ZERO,	   /* anonymous read */
+	ACT_FILL,	   /* anonymous write, or read without a zero page */
+	ACT_REPLACE_ZERO,  /* write on the zero page */
+	ACT_COPY,	   /* write on a frame that others may see */
+	ACT_REUSE,	   /* write on a frame of which this space is the last owner */
+	ACT_MKWRITE,	   /* write on a present page of a shared mapping */
+	ACT_MAP_CACHED,	   /* read of a file page or shared memory */
+	ACT_COPY_CACHED,   /* private write on a file page that is not mapped */
+	ACT_WRITE_CACHED,  /* shared write on a file page that is not mapped */
+	NACTIONS
+};
+
+/* All that decides. */
+struct fault_facts {
+	const vma_t *vma; /* first that ends above the address, or NULL */
+	uint64_t va;
+	int access; /* enum vmemu_access */
+	pte_t pte;  /* 0 also where tables are missing */
+	uint32_t frame_flags; /* of the frame in pte */
+	uint32_t frame_refs;
+	uint64_t object_pages; /* size of the object in pages */
+	uint32_t options;
+};
+
+enum fault_action fault_classify(const struct fault_facts *facts);
+
+/* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,
+ * an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change nothing that counts. */
+int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap);
+
+#endif

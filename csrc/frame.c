@@ -1,0 +1,227 @@
+/* Frames: allocation, reference counts, blocks. See frame.h for what holds. */
+#define _GNU_SOURCE /* MAP_NORESERVE, MADV_HUGEPAGE */
+#include "frame.h"
+
+#include <sys/mman.h>
+
+/* Emptied blocks that keep their host memory, so that a fork-and-exit loop does not pay for the host's page faults each
+ * time (a fault into fresh host memory costs more than the copy it is for). */
+#define RETAINED_BLOCKS 128u
+
+static void *reserve(uint64_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+int frames_init(struct frames *f, struct host *host, uint64_t nframes, uint32_t contents)
+{
+	memset(f, 0, sizeof(*f));
+	f->host = host;
+	f->nframes = f->free = nframes;
+	f->nblocks = (nframes + BLOCK_FRAMES - 1) / BLOCK_FRAMES;
+	f->zero = NO_PFN;
+	f->contents = contents;
+	f->ram = reserve(nframes << PAGE_SHIFT);
+	f->of = reserve(nframes * sizeof(*f->of));
+	f->blocks = reserve(f->nblocks * sizeof(*f->blocks));
+	if (!f->ram || !f->of || !f->blocks) {
+		frames_destroy(f);
+		return -ENOMEM;
+	}
+	(void)madvise(f->ram, nframes << PAGE_SHIFT, MADV_HUGEPAGE); /* a host without THP is only slower */
+	(void)madvise(f->ram, nframes << PAGE_SHIFT, MADV_DONTFORK);
+	return 0;
+}
+
+void frames_destroy(struct frames *f)
+{
+	if (f->ram)
+		munmap(f->ram, f->nframes << PAGE_SHIFT);
+	if (f->of)
+		munmap(f->of, f->nframes * sizeof(*f->of));
+	if (f->blocks)
+		munmap(f->blocks, f->nblocks * sizeof(*f->blocks));
+	memset(f, 0, sizeof(*f));
+}
+
+/* The last block of a machine may be short. */
+static uint32_t block_frames(const struct frames *f, uint64_t b)
+{
+	return (uint32_t)min_u64(BLOCK_FRAMES, f->nframes - b * BLOCK_FRAMES);
+}
+
+static void list_push(struct frames *f, uint32_t *head, uint64_t b)
+{
+	struct block *blk = &f->blocks[b];
+
+	blk->prev = 0;
+	blk->next = *head;
+	if (*head)
+		f->blocks[*head - 1].prev = (uint32_t)b + 1;
+	*head = (uint32_t)b + 1;
+}
+
+static void list_remove(struct frames *f, uint32_t *head, uint64_t b)
+{
+	struct block *blk = &f->blocks[b];
+
+	if (blk->prev)
+		f->blocks[blk->prev - 1].next = blk->next;
+	else
+		*head = blk->next;
+	if (blk->next)
+		f->blocks[blk->next - 1].prev = blk->prev;
+	blk->prev = blk->next = 0;
+}
+
+/* A block with a free frame for `kind`: one in use for it, else a whole one, else one in use for the other kind.
+ * Requires f->free > 0. */
+static uint64_t pick_block(struct frames *f, enum block_kind kind)
+{
+	uint64_t b;
+
+	if (f->partial[kind])
+		return f->partial[kind] - 1;
+	if (f->partial[BLOCK_WHOLE]) {
+		b = f->partial[BLOCK_WHOLE] - 1;
+		list_remove(f, &f->partial[BLOCK_WHOLE], b);
+		f->retained--;
+	} else if (f->returned) {
+		b = f->returned - 1;
+		list_remove(f, &f->returned, b);
+	} else if (f->virgin < f->nblocks) {
+		b = f->virgin++;
+	} else {
+		b = f->partial[kind == BLOCK_DATA ? BLOCK_TABLES : BLOCK_DATA];
+		VM_ASSERT(b);
+		return b - 1;
+	}
+	f->blocks[b].kind = (uint8_t)kind;
+	list_push(f, &f->partial[kind], b);
+	return b;
+}
+
+static void count(struct frames *f, uint32_t flags, uint64_t by)
+{
+	if (flags & FRAME_ANON)
+		f->anon += by;
+	else if (flags & FRAME_FILE)
+		f->file += by;
+	else if (flags & FRAME_SHMEM)
+		f->shmem += by;
+	else if (flags & FRAME_TABLE)
+		f->tables += by;
+}
+
+int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+{
+	struct block *blk;
+	struct frame *fr;
+	uint64_t b;
+	uint32_t i;
+
+	if (!f->free || host_fails(f->host))
+		return -ENOMEM;
+	b = pick_block(f, flags & FRAME_TABLE ? BLOCK_TABLES : BLOCK_DATA);
+	blk = &f->blocks[b];
+	if (blk->head) {
+		i = blk->head - 1u;
+		blk->head = (uint16_t)f->of[b * BLOCK_FRAMES + i].refs;
+		if (zeroed)
+			*zeroed = 0;
+	} else {
+		i = blk->fresh++;
+		if (zeroed)
+			*zeroed = !blk->dirty;
+	}
+	if (++blk->used == block_frames(f, b))
+		list_remove(f, &f->partial[blk->kind], b);
+	fr = &f->of[b * BLOCK_FRAMES + i];
+	VM_ASSERT(!(fr->flags & FRAME_USED));
+	fr->refs = 1;
+	fr->flags = (uint16_t)(FRAME_USED | flags);
+	fr->cgroup = 0;
+	f->free--;
+	count(f, flags, 1);
+	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
+	return 0;
+}
+
+int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
+{
+	int zeroed, rc = frame_alloc(f, flags, pfn, &zeroed);
+
+	if (!rc && !zeroed && (f->contents || flags & FRAME_TABLE))
+		memset(frame_bytes(f, *pfn), 0, PAGE_BYTES);
+	return rc;
+}
+
+int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
+{
+	int rc = frame_alloc(f, flags, pfn, NULL);
+
+	if (rc)
+		return rc;
+	if (f->contents)
+		memcpy(frame_bytes(f, *pfn), frame_bytes(f, from), PAGE_BYTES);
+	f->copied++;
+	return 0;
+}
+
+/* The last frame of a block went: it is whole again. */
+static void block_emptied(struct frames *f, uint64_t b)
+{
+	struct block *blk = &f->blocks[b];
+	uint32_t n = block_frames(f, b);
+
+	memset(&f->of[b * BLOCK_FRAMES], 0, n * sizeof(*f->of));
+	blk->fresh = 0;
+	blk->head = 0;
+	blk->kind = BLOCK_WHOLE;
+	blk->dirty = 1;
+	if (f->retained < RETAINED_BLOCKS) {
+		list_push(f, &f->partial[BLOCK_WHOLE], b);
+		f->retained++;
+		return;
+	}
+	if (!madvise(frame_bytes(f, (pfn_t)(b * BLOCK_FRAMES)), (size_t)n << PAGE_SHIFT, MADV_DONTNEED))
+		blk->dirty = 0;
+	list_push(f, &f->returned, b);
+}
+
+void frame_free(struct frames *f, pfn_t pfn)
+{
+	uint64_t b = pfn / BLOCK_FRAMES;
+	struct block *blk = &f->blocks[b];
+	struct frame *fr = frame_of(f, pfn);
+
+	VM_ASSERT(fr->flags & FRAME_USED && pfn != f->zero);
+	count(f, fr->flags, (uint64_t)-1);
+	f->free++;
+	if (blk->used == block_frames(f, b))
+		list_push(f, &f->partial[blk->kind], b);
+#ifdef VMEMU_JUNK
+	if (f->contents || fr->flags & FRAME_TABLE)
+		memset(frame_bytes(f, pfn), 0xa5, PAGE_BYTES);
+#endif
+	fr->refs = blk->head;
+	fr->flags = 0;
+	blk->head = (uint16_t)(pfn % BLOCK_FRAMES + 1);
+	if (--blk->used == 0) {
+		list_remove(f, &f->partial[blk->kind], b);
+		block_emptied(f, b);
+	}
+}
+
+void frame_put(struct frames *f, pfn_t pfn)
+{
+	struct frame *fr = frame_of(f, pfn);
+
+	if (pfn == f->zero)
+		return;
+	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));
+	if (--fr->refs == 0)
+		frame_free(f, pfn);
+}

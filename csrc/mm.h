@@ -1,0 +1,42 @@
+/* The two records that tie the layers together: a space and the machine. Data only, no functions.
+ *
+ * Included by fault and everything above it. A space owns its root table (one reference) and its VMAs; the machine owns all.
+ */
+#ifndef VMEMU_MM_H
+#define VMEMU_MM_H
+
+#include "object.h"
+#include "table.h"
+
+struct space {
+	pfn_t root;	   /* NO_PFN until something is mapped in */
+	uint32_t id;
+	struct vmas vmas;
+	uint64_t faults[VMEMU_NKINDS];
+	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
+};
+
+/* Exact mapcounts, made by one pass over all tables and kept until something changes. */
+struct mapcounts {
+	uint32_t *of; /* by pfn; NULL until first needed */
+	uint64_t generation;
+	int valid;
+};
+
+struct vm {
+	struct host host;
+	struct frames frames;
+	struct tables tables;
+	struct vma_env env;
+	struct objects objects;
+	struct mapcounts mapcounts;
+	struct space **spaces; /* by id; NULL where free, [0] never used */
+	uint32_t capacity;     /* of spaces */
+	uint32_t nspaces;
+	uint32_t hint; /* no free id below this one */
+	uint32_t options;
+	uint32_t around; /* pages that a read fault on a file may map */
+	uint64_t faults[VMEMU_NKINDS];
+};
+
+#endif

@@ -1,0 +1,57 @@
+/* Memory objects: what several mappings see. A file's page cache, or shared anonymous memory: page index -> frame.
+ *
+ * The map is a radix tree of 64-way nodes. An object lives as long as its creator's hold or a mapping (vma_users) needs it;
+ * objects_reap frees those that nobody needs.
+ * Invariants: each frame in the tree has one reference for being there and FRAME_FILE or FRAME_SHMEM; no frame at or beyond
+ * the end of the object (its size rounded up to a page).
+ * Callers: fault, space, look, check, api.
+ */
+#ifndef VMEMU_OBJECT_H
+#define VMEMU_OBJECT_H
+
+#include "frame.h"
+#include "vma.h"
+
+struct object {
+	uint32_t kind; /* enum vmemu_object_kind; 0: this id is not in use */
+	uint32_t held; /* by the creator */
+	uint64_t size; /* bytes */
+	uint64_t nframes;
+	void *root;	 /* radix node, or a frame at height 0 */
+	uint32_t height; /* levels of nodes */
+};
+
+struct objects {
+	struct frames *frames;
+	struct vma_env *env;
+	struct object *of; /* by id, from 1 */
+	uint32_t capacity;
+	uint32_t count;
+	uint32_t hint; /* no free id below this one */
+};
+
+/* -ENOMEM. The new object is held. */
+int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id);
+/* NULL if there is no such object. */
+struct object *object_get(const struct objects *o, uint32_t id);
+void object_release(struct objects *o, uint32_t id);
+/* Frees what lost its last user. Called by the door at the end of each call. */
+void objects_reap(struct objects *o);
+void objects_destroy(struct objects *o);
+
+/* Pages from the first to the end of the object. */
+static inline uint64_t object_pages(const struct object *obj)
+{
+	return (obj->size + PAGE_BYTES - 1) >> PAGE_SHIFT;
+}
+
+/* Frame at a page index, or NO_PFN. */
+pfn_t object_lookup(const struct object *obj, uint64_t index);
+/* Index of the first page in memory at or after `index`; UINT64_MAX if there is none. */
+uint64_t object_next(const struct object *obj, uint64_t index);
+/* A zeroed frame for a page that has none. On failure -ENOMEM. */
+int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn);
+/* Drops the pages [first, last) from the cache. */
+void object_drop(struct objects *o, struct object *obj, uint64_t first, uint64_t last);
+
+#endif

@@ -1,0 +1,512 @@
+/* VMAs: lookup, holes, splices, sharing between parent and child. See vma.h. */
+#include "vma.h"
+
+static size_t block_size(uint32_t capacity)
+{
+	return sizeof(struct vma_block) + capacity * sizeof(vma_t);
+}
+
+static size_t index_size(uint32_t capacity)
+{
+	return sizeof(struct vma_index) + capacity * sizeof(struct vma_slot);
+}
+
+/* ---- users of objects ---- */
+
+static void use_all(struct vma_env *env, const vma_t *v, uint32_t n, int by)
+{
+	for (; n; n--, v++) {
+		struct vma_user *u;
+
+		if (!v->object)
+			continue;
+		u = &env->users.of[v->object];
+		u->count = (uint32_t)((int64_t)u->count + by);
+		if (!u->count && !u->queued) {
+			u->queued = env->users.head ? env->users.head : v->object + 1;
+			env->users.head = v->object + 1;
+		}
+	}
+}
+
+void sums_add(sums_t *s, const vma_t *v, uint64_t by)
+{
+	uint64_t pages = by * vma_pages(v), f = v->flags;
+
+	s->total += pages;
+	if (f & VMEMU_VM_GROWSDOWN)
+		s->stack += pages;
+	else if ((f & (VMEMU_VM_WRITE | VMEMU_VM_SHARED)) == VMEMU_VM_WRITE)
+		s->data += pages;
+	else if ((f & (VMEMU_VM_EXEC | VMEMU_VM_WRITE)) == VMEMU_VM_EXEC)
+		s->exec += pages;
+	if (f & VMEMU_VM_LOCKED)
+		s->locked += pages;
+	if (f & VMEMU_VM_ACCOUNT)
+		s->account += pages;
+	if (f & (VMEMU_VM_DONTCOPY | VMEMU_VM_WIPEONFORK | VMEMU_VM_LOCKED))
+		s->special += by;
+	s->nvmas += by;
+}
+
+/* ---- blocks ---- */
+
+static struct vma_block *block_new(struct vma_env *env, uint32_t count)
+{
+	uint32_t capacity = 4;
+	struct vma_block *b;
+
+	while (capacity < count)
+		capacity *= 2;
+	b = host_alloc(env->host, block_size(capacity));
+	if (b) {
+		b->refs = 1;
+		b->count = 0;
+		b->capacity = (uint16_t)capacity;
+	}
+	return b;
+}
+
+static void block_put(struct vma_env *env, struct vma_block *b)
+{
+	if (--b->refs)
+		return;
+	use_all(env, b->v, b->count, -1);
+	host_free(env->host, b, block_size(b->capacity));
+}
+
+static void block_fill(struct vma_env *env, struct vma_block *b, const vma_t *v, uint32_t n)
+{
+	VM_ASSERT(b->count + n <= b->capacity);
+	memcpy(&b->v[b->count], v, n * sizeof(*v));
+	b->count = (uint16_t)(b->count + n);
+	use_all(env, v, n, 1);
+}
+
+/* Each anonymous VMA of a child has an identity of its own, and one that came through fork (anon_vma_fork()). */
+static void refresh_anon(struct vma_env *env, struct vma_block *b)
+{
+	for (uint32_t i = 0; i < b->count; i++)
+		if (b->v[i].anon)
+			b->v[i].anon = env_new_anon(env) | ANON_FORKED;
+}
+
+static int own_block(struct vma_env *env, struct vma_slot *slot)
+{
+	struct vma_block *b = slot->block, *copy;
+
+	if (b->refs > 1) {
+		copy = block_new(env, b->count);
+		if (!copy)
+			return -ENOMEM;
+		block_fill(env, copy, b->v, b->count);
+		block_put(env, b);
+		slot->block = copy;
+	}
+	if (slot->inherited) {
+		refresh_anon(env, slot->block);
+		slot->inherited = 0;
+	}
+	return 0;
+}
+
+/* ---- index ---- */
+
+/* The index as this space's own, with room for `extra` more entries. */
+static int own_index(struct vma_env *env, struct vmas *s, uint32_t extra)
+{
+	struct vma_index *ix = s->index, *copy;
+	uint32_t count = ix ? ix->count : 0, capacity = ix ? ix->capacity : 1;
+
+	if (ix && ix->refs == 1 && count + extra <= capacity) {
+		copy = ix;
+	} else {
+		while (capacity < count + extra)
+			capacity *= 2;
+		copy = host_alloc(env->host, index_size(capacity));
+		if (!copy)
+			return -ENOMEM;
+		copy->refs = 1;
+		copy->count = count;
+		copy->capacity = capacity;
+		if (ix) {
+			memcpy(copy->slot, ix->slot, count * sizeof(*ix->slot));
+			if (ix->refs > 1) {
+				ix->refs--;
+				for (uint32_t k = 0; k < count; k++)
+					copy->slot[k].block->refs++;
+			} else {
+				host_free(env->host, ix, index_size(ix->capacity));
+			}
+		}
+		s->index = copy;
+	}
+	if (s->inherited) {
+		for (uint32_t k = 0; k < copy->count; k++)
+			copy->slot[k].inherited = 1;
+		s->inherited = 0;
+	}
+	return 0;
+}
+
+/* Block that holds the first VMA ending above va; index->count if none. */
+static uint32_t find_block(const struct vma_index *ix, uint64_t va)
+{
+	uint32_t lo = 0, hi = ix ? ix->count : 0;
+
+	while (lo < hi) { /* last block that starts at or below va */
+		uint32_t mid = (lo + hi) / 2;
+
+		if (ix->slot[mid].start <= va)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo) {
+		const struct vma_block *b = ix->slot[lo - 1].block;
+
+		if (b->v[b->count - 1].end > va)
+			return lo - 1;
+	}
+	return lo;
+}
+
+const vma_t *vmas_at(const struct vmas *s, struct vma_pos pos)
+{
+	if (!s->index || pos.block >= s->index->count)
+		return NULL;
+	return &s->index->slot[pos.block].block->v[pos.i];
+}
+
+const vma_t *vmas_find(const struct vmas *s, uint64_t va, struct vma_pos *pos)
+{
+	uint32_t lo = 0, hi;
+	const struct vma_block *b;
+
+	pos->i = 0;
+	pos->block = find_block(s->index, va);
+	if (!s->index || pos->block == s->index->count)
+		return NULL;
+	b = s->index->slot[pos->block].block;
+	hi = b->count;
+	while (lo < hi) {
+		uint32_t mid = (lo + hi) / 2;
+
+		if (b->v[mid].end > va)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	pos->i = lo;
+	return &b->v[lo];
+}
+
+const vma_t *vmas_next(const struct vmas *s, struct vma_pos *pos)
+{
+	if (!s->index || pos->block >= s->index->count)
+		return NULL;
+	if (++pos->i >= s->index->slot[pos->block].block->count) {
+		pos->block++;
+		pos->i = 0;
+	}
+	return vmas_at(s, *pos);
+}
+
+const vma_t *vmas_prev(const struct vmas *s, struct vma_pos *pos)
+{
+	if (!s->index)
+		return NULL;
+	if (pos->i) {
+		pos->i--;
+	} else {
+		if (!pos->block)
+			return NULL;
+		pos->block--;
+		pos->i = s->index->slot[pos->block].block->count - 1u;
+	}
+	return vmas_at(s, *pos);
+}
+
+/* ---- holes ---- */
+
+/* A stack keeps a gap below itself (vm_start_gap()). */
+static uint64_t hole_end(const vma_t *v)
+{
+	if (!(v->flags & VMEMU_VM_GROWSDOWN))
+		return v->start;
+	return v->start > STACK_GUARD ? v->start - STACK_GUARD : 0;
+}
+
+static uint64_t hole_before(const vma_t *v, uint64_t prev_end)
+{
+	uint64_t end = hole_end(v);
+
+	return end > prev_end ? end - prev_end : 0;
+}
+
+static void update_slot(struct vma_index *ix, uint32_t k)
+{
+	struct vma_slot *slot = &ix->slot[k];
+	const struct vma_block *b = slot->block;
+	const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
+	uint64_t prev_end = before ? before->v[before->count - 1].end : 0;
+
+	slot->start = b->v[0].start;
+	slot->hole = 0;
+	for (uint32_t i = 0; i < b->count; i++) {
+		slot->hole = max_u64(slot->hole, hole_before(&b->v[i], prev_end));
+		prev_end = b->v[i].end;
+	}
+}
+
+/* Tries the hole [from, to) cut to [low, high). */
+static int fits(uint64_t from, uint64_t to, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
+		uint64_t *out)
+{
+	uint64_t at;
+
+	from = max_u64(from, low);
+	to = min_u64(to, high);
+	if (to < from || to - from < length)
+		return 0;
+	at = top ? (to - length) / align * align : (from + align - 1) / align * align;
+	if (at < from || at > to - length)
+		return 0;
+	*out = at;
+	return 1;
+}
+
+int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top, uint64_t *out)
+{
+	const struct vma_index *ix = s->index;
+	uint32_t n = ix ? ix->count : 0;
+	const vma_t *last = n ? &ix->slot[n - 1].block->v[ix->slot[n - 1].block->count - 1] : NULL;
+
+	if (top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
+		return 0;
+	for (uint32_t step = 0; step < n; step++) {
+		uint32_t k = top ? n - 1 - step : step;
+		const struct vma_block *b = ix->slot[k].block;
+		const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
+
+		if (ix->slot[k].hole < length)
+			continue;
+		for (uint32_t j = 0; j < b->count; j++) {
+			uint32_t i = top ? b->count - 1u - j : j;
+			uint64_t from = i ? b->v[i - 1].end : before ? before->v[before->count - 1].end : 0;
+
+			if (fits(from, hole_end(&b->v[i]), low, high, length, align, top, out))
+				return 0;
+		}
+	}
+	if (!top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
+		return 0;
+	return -ENOMEM;
+}
+
+/* ---- changes ---- */
+
+int vmas_own(struct vma_env *env, struct vmas *s, uint64_t start, uint64_t end)
+{
+	uint32_t k, last;
+	int rc;
+
+	if (!s->index)
+		return 0;
+	rc = own_index(env, s, 0);
+	if (rc)
+		return rc;
+	k = find_block(s->index, start ? start - 1 : 0);
+	last = find_block(s->index, end);
+	for (; k <= last && k < s->index->count; k++) {
+		rc = own_block(env, &s->index->slot[k]);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Writes head[0..nh) + with[0..n) + tail[0..nt) into one or two fresh blocks. Returns how many blocks, 0 without memory. */
+static uint32_t build(struct vma_env *env, const vma_t *head, uint32_t nh, const vma_t *with, uint32_t n,
+		      const vma_t *tail, uint32_t nt, struct vma_block *out[3])
+{
+	const vma_t *part[3] = { head, with, tail };
+	uint32_t left[3] = { nh, n, nt }, total = nh + n + nt, nblocks, p = 0;
+
+	nblocks = (total + VMA_BLOCK - 1) / VMA_BLOCK;
+	VM_ASSERT(nblocks <= 3);
+	for (uint32_t k = 0; k < nblocks; k++) {
+		out[k] = block_new(env, (total + nblocks - 1) / nblocks);
+		if (!out[k]) {
+			while (k--)
+				block_put(env, out[k]);
+			return 0;
+		}
+	}
+	for (uint32_t k = 0; k < nblocks; k++) {
+		uint32_t want = (total + nblocks - 1 - k) / nblocks;
+
+		while (want) {
+			uint32_t take = left[p] < want ? left[p] : want;
+
+			block_fill(env, out[k], part[p], take);
+			part[p] += take;
+			left[p] -= take;
+			want -= take;
+			if (!left[p] && p < 2)
+				p++;
+		}
+	}
+	return nblocks;
+}
+
+/* Just behind the ndel VMAs that begin at pos, in the block of the last of them. */
+static struct vma_pos behind(const struct vma_index *ix, struct vma_pos pos, uint32_t ndel)
+{
+	for (;;) {
+		uint32_t here = ix->slot[pos.block].block->count - pos.i;
+
+		if (here >= ndel) {
+			pos.i += ndel;
+			return pos;
+		}
+		ndel -= here;
+		pos.block++;
+		pos.i = 0;
+		VM_ASSERT(pos.block < ix->count);
+	}
+}
+
+/* Replaces the slots [from, to) by the blocks; the old ones are let go. */
+static void replace_blocks(struct vma_env *env, struct vma_index *ix, uint32_t from, uint32_t to,
+			   struct vma_block *const *blocks, uint32_t n)
+{
+	for (uint32_t k = from; k < to; k++)
+		block_put(env, ix->slot[k].block);
+	VM_ASSERT(ix->count - (to - from) + n <= ix->capacity);
+	memmove(&ix->slot[from + n], &ix->slot[to], (ix->count - to) * sizeof(*ix->slot));
+	ix->count = ix->count - (to - from) + n;
+	for (uint32_t k = 0; k < n; k++)
+		ix->slot[from + k] = (struct vma_slot){ .block = blocks[k] };
+	/* the hole before the first VMA of the next block changed as well */
+	for (uint32_t k = from; k <= from + n && k < ix->count; k++)
+		update_slot(ix, k);
+}
+
+int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n)
+{
+	struct vma_block *fresh[3] = { NULL, NULL, NULL }, *first = NULL, *last = NULL;
+	uint64_t charged = s->sums.account;
+	uint32_t nfresh = 0, nt = 0, from = 0, to = 0;
+	struct vma_pos stop = pos, at = pos;
+	struct vma_index *ix;
+	int rc = own_index(env, s, 3);
+
+	if (rc)
+		return rc;
+	ix = s->index;
+	if (ix->count) {
+		if (pos.block == ix->count) { /* the end: behind the last VMA */
+			pos.block--;
+			pos.i = ix->slot[pos.block].block->count;
+		}
+		stop = behind(ix, pos, ndel);
+		from = pos.block;
+		to = stop.block + 1;
+		first = ix->slot[from].block;
+		last = ix->slot[stop.block].block;
+		nt = last->count - stop.i;
+	} else {
+		pos.i = 0;
+	}
+	if (!first || first != last || first->refs > 1 || pos.i + n + nt > first->capacity || pos.i + n + nt == 0) {
+		if (pos.i + n + nt) {
+			nfresh = build(env, first ? first->v : NULL, pos.i, with, n, last ? &last->v[stop.i] : NULL, nt,
+				       fresh);
+			if (!nfresh)
+				return -ENOMEM;
+		}
+		at = pos;
+		for (uint32_t left = ndel; left; left--, (void)vmas_next(s, &at))
+			sums_add(&s->sums, vmas_at(s, at), (uint64_t)-1);
+		replace_blocks(env, ix, from, to, fresh, nfresh);
+	} else { /* in place */
+		for (uint32_t i = pos.i; i < stop.i; i++)
+			sums_add(&s->sums, &first->v[i], (uint64_t)-1);
+		use_all(env, with, n, 1);
+		use_all(env, &first->v[pos.i], ndel, -1);
+		memmove(&first->v[pos.i + n], &first->v[stop.i], nt * sizeof(vma_t));
+		memcpy(&first->v[pos.i], with, n * sizeof(vma_t));
+		first->count = (uint16_t)(pos.i + n + nt);
+		update_slot(ix, from);
+		if (from + 1 < ix->count)
+			update_slot(ix, from + 1);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		sums_add(&s->sums, &with[i], 1);
+	env->account += s->sums.account - charged;
+	return 0;
+}
+
+void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(s, va, &pos);
+	struct vma_block *b;
+
+	VM_ASSERT(v && v->start <= va);
+	b = s->index->slot[pos.block].block;
+	VM_ASSERT(s->index->refs == 1 && b->refs == 1);
+	b->v[pos.i].anon = anon;
+}
+
+int vmas_append(struct vma_env *env, struct vmas *s, const vma_t *v)
+{
+	struct vma_pos end = { s->index ? s->index->count : 0, 0 };
+
+	return vmas_splice(env, s, end, 0, v, 1);
+}
+
+void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *child)
+{
+	*child = *parent;
+	env->account += child->sums.account;
+	if (child->index) {
+		child->index->refs++;
+		child->inherited = 1;
+	}
+}
+
+void vmas_destroy(struct vma_env *env, struct vmas *s)
+{
+	env->account -= s->sums.account;
+	if (s->index && --s->index->refs == 0) {
+		for (uint32_t k = 0; k < s->index->count; k++)
+			block_put(env, s->index->slot[k].block);
+		host_free(env->host, s->index, index_size(s->index->capacity));
+	}
+	memset(s, 0, sizeof(*s));
+}
+
+int vma_mergeable(const vma_t *l, const vma_t *r)
+{
+	if (l->end != r->start || l->flags != r->flags || l->object != r->object || l->tag != r->tag ||
+	    vma_index_of(l, l->end) != r->pgoff)
+		return 0;
+	if (l->anon == r->anon)
+		return 1;
+	/* an identity may spread to a neighbour without one, unless it came through fork */
+	return (!l->anon && !(r->anon & ANON_FORKED)) || (!r->anon && !(l->anon & ANON_FORKED));
+}
+
+uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v)
+{
+	if (n && vma_mergeable(&list[n - 1], v)) {
+		list[n - 1].end = v->end;
+		if (!list[n - 1].anon)
+			list[n - 1].anon = v->anon;
+		return n;
+	}
+	list[n] = *v;
+	return n + 1;
+}

@@ -1,0 +1,278 @@
+/* The border between Python and C, declared once: this file is compiled with the core and read verbatim by cffi.
+ *
+ * Only declarations that cffi parses: no includes, no conditionals, no attributes.
+ *
+ * Conventions, for every function here:
+ *   - `m` is a machine made by vmemu_machine_new and not yet freed; every call takes the machine's lock.
+ *   - spaces and objects are named by small positive integers; an unknown one is -EBADF.
+ *   - returns 0 (or a non-negative result where said) or -errno; out-parameters are untouched on failure.
+ *   - addresses and lengths are bytes; `pfn` is the index of a 4 KiB frame; counts of pages say so.
+ *   - nothing here calls back. An access that needs a decision stops with a positive VMEMU_TRAP_* and says in
+ *     `struct vmemu_trap` where; the caller acts and calls again for the rest.
+ */
+
+#define VMEMU_NKINDS 14
+#define VMEMU_NWORDS 12
+
+/* What one access led to; the values are FaultKind's of vmemu/types.py. */
+enum vmemu_kind {
+	VMEMU_NONE = 0,
+	VMEMU_SPURIOUS = 1,
+	VMEMU_ZERO_MAP = 2,
+	VMEMU_ZERO_FILL = 3,
+	VMEMU_FILE_MINOR = 4,
+	VMEMU_FILE_MAJOR = 5,
+	VMEMU_SHM_FILL = 6,
+	VMEMU_COW_COPY = 7,
+	VMEMU_COW_REUSE = 8,
+	VMEMU_SWAP_IN = 9,
+	VMEMU_SEGV_MAPERR = 10,
+	VMEMU_SEGV_ACCERR = 11,
+	VMEMU_BUS_ADRERR = 12,
+	VMEMU_OOM = 13
+};
+
+enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2 };
+
+/* Why an access stopped before its end. */
+enum vmemu_trap_reason {
+	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
+	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
+	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
+	VMEMU_TRAP_PAUSE = 4  /* time slice used up: call again */
+};
+
+struct vmemu_trap {
+	uint64_t address; /* first byte that was not accessed */
+	uint64_t done;    /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
+	uint64_t index;   /* TRAP_PAGE: page index in the object */
+	uint32_t object;  /* TRAP_PAGE */
+	uint32_t kind;    /* TRAP_FAULT: enum vmemu_kind */
+};
+
+enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
+
+/* Options of a machine: what a mechanism buys can be measured by leaving it out. */
+enum vmemu_option {
+	VMEMU_OPT_ZERO_PAGE = 1, /* anonymous reads map one shared frame of zeros */
+	VMEMU_OPT_REUSE = 2,     /* the last owner of a frame writes it in place */
+	VMEMU_OPT_CONTENTS = 4   /* data pages hold bytes */
+};
+
+/* VMA flags, at Linux's bit positions (include/linux/mm.h). */
+#define VMEMU_VM_READ 0x1
+#define VMEMU_VM_WRITE 0x2
+#define VMEMU_VM_EXEC 0x4
+#define VMEMU_VM_SHARED 0x8
+#define VMEMU_VM_MAYREAD 0x10
+#define VMEMU_VM_MAYWRITE 0x20
+#define VMEMU_VM_MAYEXEC 0x40
+#define VMEMU_VM_MAYSHARE 0x80
+#define VMEMU_VM_GROWSDOWN 0x100
+#define VMEMU_VM_LOCKED 0x2000
+#define VMEMU_VM_SEQ_READ 0x8000
+#define VMEMU_VM_RAND_READ 0x10000
+#define VMEMU_VM_DONTCOPY 0x20000
+#define VMEMU_VM_DONTEXPAND 0x40000
+#define VMEMU_VM_LOCKONFAULT 0x80000
+#define VMEMU_VM_ACCOUNT 0x100000
+#define VMEMU_VM_NORESERVE 0x200000
+#define VMEMU_VM_WIPEONFORK 0x2000000
+#define VMEMU_VM_DONTDUMP 0x4000000
+#define VMEMU_VM_HUGEPAGE 0x20000000
+#define VMEMU_VM_NOHUGEPAGE 0x40000000
+#define VMEMU_VM_MERGEABLE 0x80000000
+#define VMEMU_VM_SEALED 0x100000000
+
+/* One mapping [start, end). */
+struct vmemu_vma {
+	uint64_t start;
+	uint64_t end;
+	uint64_t pgoff;  /* page index in the object; for private anonymous memory the page number at creation */
+	uint64_t flags;  /* VMEMU_VM_* */
+	uint64_t anon;   /* identity shared by mergeable anonymous memory, 0 before the first anonymous frame */
+	uint32_t object; /* 0: private anonymous */
+	uint32_t tag;    /* the caller's word (an open file, say); mappings with different tags do not merge */
+};
+
+/* Sums over the mappings of a space, in pages, as the kernel keeps them in mm_struct. */
+struct vmemu_sums {
+	uint64_t total;   /* total_vm */
+	uint64_t data;    /* data_vm: private, writable, not a stack */
+	uint64_t exec;    /* exec_vm: executable, not writable, not a stack */
+	uint64_t stack;   /* stack_vm */
+	uint64_t locked;  /* locked_vm */
+	uint64_t account; /* charged to Committed_AS */
+	uint64_t nvmas;   /* mappings */
+	uint64_t special; /* mappings that fork treats specially: DONTCOPY, WIPEONFORK, LOCKED */
+};
+
+struct vmemu_space_info {
+	struct vmemu_sums sums;
+	uint64_t anon; /* resident pages by kind */
+	uint64_t file;
+	uint64_t shmem;
+	uint64_t tables; /* table frames in reach, the root included; shared ones count in full */
+	uint64_t shared_tables;
+};
+
+struct vmemu_machine_info {
+	uint64_t nframes;
+	uint64_t free;
+	uint64_t tables;        /* frames that hold page tables */
+	uint64_t anon;          /* frames of anonymous memory */
+	uint64_t file;          /* frames of page cache */
+	uint64_t shmem;         /* frames of shared memory and in-memory files */
+	uint64_t zero;          /* 1 if there is a zero page */
+	uint64_t copied;        /* frames copied since boot, by copy-on-write and by eager fork */
+	uint64_t shared_tables; /* references to tables beyond the first of each */
+	uint64_t account;       /* pages charged by the mappings of all spaces */
+	uint64_t nspaces;
+	uint64_t nobjects;
+	uint64_t generation; /* changes whenever anything mapped changes */
+	uint64_t host_bytes; /* host memory for bookkeeping that was asked for, RAM itself aside */
+};
+
+/* What smaps sums over a range; bytes, pss in bytes << 12. */
+struct vmemu_usage {
+	uint64_t rss;
+	uint64_t pss;
+	uint64_t pss_dirty;
+	uint64_t pss_anon;
+	uint64_t pss_file;
+	uint64_t pss_shmem;
+	uint64_t shared_clean;
+	uint64_t shared_dirty;
+	uint64_t private_clean;
+	uint64_t private_dirty;
+	uint64_t referenced;
+	uint64_t anonymous;
+	uint64_t lazyfree;
+};
+
+struct vmemu_translation {
+	uint64_t pfn;
+	uint32_t level; /* of the leaf entry: 1 for 4 KiB */
+	uint32_t prot;  /* what the tables allow now: 1 read, 2 write, 4 execute */
+	uint32_t accessed;
+	uint32_t dirty;
+	uint32_t exclusive; /* anonymous, known to be this space's alone */
+	uint32_t table;     /* frame of the leaf table */
+};
+
+enum vmemu_object_kind {
+	VMEMU_OBJ_SHMEM = 1,      /* a hole is filled with a zeroed frame; counts as shared memory */
+	VMEMU_OBJ_FILE = 2,       /* a missing page traps */
+	VMEMU_OBJ_WRITENOTIFY = 4 /* the first write through a shared mapping faults (page_mkwrite) */
+};
+
+struct vmemu_object_info {
+	uint64_t size;    /* bytes */
+	uint64_t nframes; /* resident in the page cache */
+	uint32_t kind;
+	uint32_t nvmas; /* mappings, a shared VMA block counted once */
+};
+
+typedef struct vmemu_machine vmemu_machine;
+
+/* ---- machine ---- */
+
+/* A machine of `nframes` frames. Returns NULL if the host has no memory. `around` is fault_around in pages. */
+vmemu_machine *vmemu_machine_new(uint64_t nframes, uint32_t options, uint32_t around);
+void vmemu_machine_free(vmemu_machine *m);
+int vmemu_machine_info(vmemu_machine *m, struct vmemu_machine_info *out);
+/* Faults of all processes since boot, by kind, into out[VMEMU_NKINDS]. */
+int vmemu_machine_faults(vmemu_machine *m, uint64_t *out);
+/* Takes a frame for the zero page (with VMEMU_OPT_ZERO_PAGE; else -EINVAL). */
+int vmemu_machine_zero_page(vmemu_machine *m, uint64_t *pfn);
+/* The nth allocation from now (1 is the next), of a frame or of host memory, fails once; 0 switches that off. */
+int vmemu_machine_fail(vmemu_machine *m, uint64_t nth);
+/* Proves the machine consistent: 0, or -EUCLEAN with what is wrong in msg. */
+int vmemu_machine_check(vmemu_machine *m, char *msg, size_t size);
+/* Number of page-table paths to each of the frames [first, first + n). */
+int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out);
+/* Flags of frames in the layout of /proc/kpageflags. */
+int vmemu_machine_frame_flags(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out);
+/* Frames mapped at all, and more than once (exact, whole machine). */
+int vmemu_machine_sharing(vmemu_machine *m, uint64_t *mapped, uint64_t *shared);
+/* The emulated RAM itself: nframes * 4096 bytes at the returned address. */
+void *vmemu_machine_ram(vmemu_machine *m);
+
+/* ---- spaces ---- */
+
+int vmemu_space_new(vmemu_machine *m, uint32_t *space);
+int vmemu_space_free(vmemu_machine *m, uint32_t space);
+/* `n` children, their ids into out; all or none. */
+int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
+int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
+int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
+int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
+int vmemu_space_set_faults(vmemu_machine *m, uint32_t space, const uint64_t *in);
+/* The caller's words of a space: kept, and copied by fork; VMEMU_NWORDS of them. */
+int vmemu_space_words(vmemu_machine *m, uint32_t space, uint64_t *out);
+int vmemu_space_set_words(vmemu_machine *m, uint32_t space, const uint64_t *in);
+
+/* First mapping that ends above `address`; -ENOENT if there is none. */
+int vmemu_space_find(vmemu_machine *m, uint32_t space, uint64_t address, struct vmemu_vma *out);
+/* Last mapping that ends at or below `address`; -ENOENT if there is none. */
+int vmemu_space_find_before(vmemu_machine *m, uint32_t space, uint64_t address, struct vmemu_vma *out);
+/* Mappings from `address` up, at most `cap`; returns how many. */
+int vmemu_space_vmas(vmemu_machine *m, uint32_t space, uint64_t address, struct vmemu_vma *out, uint32_t cap);
+/* A hole of `length` in [low, high), its start a multiple of `align`: the highest (top != 0) or lowest. -ENOMEM: none. */
+int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t high, uint64_t length, uint64_t align,
+		     int top, uint64_t *out);
+/* Maps [vma->start, vma->end), replacing what is there. vma->anon is ignored. */
+int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma);
+int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. */
+int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
+/* Drops the pages of [start, end) and leaves the mappings. */
+int vmemu_space_zap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.
+ * keep != 0: the old mapping stays, empty. */
+int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t to, uint64_t length,
+		     int keep);
+/* Extends the mapping that ends (down == 0) or starts (down != 0) at `edge` to `to`, into a hole. */
+int vmemu_space_extend(vmemu_machine *m, uint32_t space, uint64_t edge, uint64_t to, int down);
+
+/* ---- accesses ---- */
+
+/* Each returns 0 when all is done, or a VMEMU_TRAP_* with `trap` filled in. */
+int vmemu_space_read(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint64_t length, int access,
+		     struct vmemu_trap *trap);
+int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer, uint64_t length,
+		      struct vmemu_trap *trap);
+/* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */
+int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access, uint64_t *counts,
+		      struct vmemu_trap *trap);
+/* n accesses; writes == NULL: all are of kind `access`, else writes[i] != 0 is a write. Fatal ones go on. */
+int vmemu_space_access(vmemu_machine *m, uint32_t space, const uint64_t *addresses, const uint8_t *writes, int access,
+		       uint64_t n, uint8_t *kinds, struct vmemu_trap *trap);
+
+/* ---- looking ---- */
+
+/* npages entries in the layout of /proc/PID/pagemap. */
+int vmemu_space_pagemap(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t npages, uint64_t *out);
+/* -ENOENT: no entry. */
+int vmemu_space_translate(vmemu_machine *m, uint32_t space, uint64_t address, struct vmemu_translation *out);
+int vmemu_space_usage(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_usage *out);
+/* mincore(2): out[i] = 1 if page i is in memory; the range must be mapped (-ENOMEM). */
+int vmemu_space_mincore(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint8_t *out);
+
+/* ---- objects ---- */
+
+int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object);
+/* Lets go of the caller's hold; the object dies with its last mapping. */
+int vmemu_object_release(vmemu_machine *m, uint32_t object);
+int vmemu_object_info(vmemu_machine *m, uint32_t object, struct vmemu_object_info *out);
+/* Puts npages pages into the page cache from index on; `length` bytes of data, the rest zeros. Pages already there stay.
+ * The page `major` is marked: the fault that maps it first counts as major (UINT64_MAX: none). */
+int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_t npages, const void *data,
+		      uint64_t length, uint64_t major);
+/* pread and pwrite on the page cache. Stops before the first page of a file that is not in memory; returns the bytes done. */
+int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, void *buffer, uint64_t length);
+int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, const void *buffer, uint64_t length);
+/* Sets the size; pages beyond it leave every mapping, copies included, and the cache. */
+int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size);
+/* Drops cached pages [first, first + npages) and unmaps them (MADV_REMOVE); private copies stay. */
+int vmemu_object_punch(vmemu_machine *m, uint32_t object, uint64_t first, uint64_t npages);
