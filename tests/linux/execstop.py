@@ -1,0 +1,328 @@
+"""Run a program on the host's kernel, stopped at its first instruction, and compare it with `vmemu.loader.plan`.
+
+    python tests/linux/execstop.py --all            # every ELF program in /usr/bin: prints N of M equal
+    python tests/linux/execstop.py /bin/ls          # this one; prints what differs
+
+Needs x86-64 Linux, and ptrace to be allowed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from vmemu import loader
+from vmemu.errors import SyscallError
+from vmemu.types import Prot
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+_PTRACE_TRACEME, _PTRACE_GETREGS = 0, 12
+_ADDR_NO_RANDOMIZE = 0x0040000
+_RIP, _RSP = 16, 19
+"""Indices into struct user_regs_struct."""
+KERNELS_OWN = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
+STAT_FIELDS = {
+    "start_code": 26,
+    "end_code": 27,
+    "start_stack": 28,
+    "start_data": 45,
+    "end_data": 46,
+    "start_brk": 47,
+    "arg_start": 48,
+    "arg_end": 49,
+    "env_start": 50,
+    "env_end": 51,
+}
+"""Of /proc/PID/stat, proc_pid_stat(5), counted from 1."""
+
+Map = tuple[int, int, str, int, str]
+"""start, end, permissions, offset, name"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A process that has just been exec'ed, as the kernel shows it."""
+
+    maps: tuple[Map, ...]
+    rip: int
+    rsp: int
+    auxv: tuple[tuple[int, int], ...]
+    stack: bytes
+    """From rsp to the end of the stack."""
+    mm: dict[str, int]
+    comm: bytes
+    zeroed: tuple[int, ...]
+    """Pages of private file mappings that are copies already."""
+
+
+class ExecFailed(Exception):
+    """execve returned: `.errno`; or killed the process past the point of no return: `.errno` is None."""
+
+    def __init__(self, number: int | None) -> None:
+        super().__init__(errno.errorcode.get(number, str(number)) if number is not None else "killed")
+        self.errno = number
+
+
+def usable() -> str | None:
+    """Why this cannot run here; None if it can."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        return "needs x86-64 Linux"
+    if os.geteuid() != 0:
+        return "needs root"
+    try:
+        record("/proc/self/exe", [b"x"], [])
+    except (OSError, RuntimeError) as error:
+        return f"ptrace refused: {error}"
+    except ExecFailed:
+        pass
+    return None
+
+
+def record(
+    program: str | bytes,
+    argv: Sequence[bytes],
+    envp: Sequence[bytes],
+    *,
+    stack_limit: int = 8 << 20,
+    randomize: bool = False,
+    cwd: str | None = None,
+) -> Stopped:
+    """execve in a child that stops at its first instruction; *stack_limit* in bytes, -1 for infinity.
+
+    Raises ExecFailed if the kernel refuses, OSError or RuntimeError if the child cannot be traced.
+    """
+    path = ctypes.c_char_p(os.fsencode(program))
+    args = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
+    env = (ctypes.c_char_p * (len(envp) + 1))(*envp, None)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fcntl.fcntl(writer, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            if cwd is not None:
+                os.chdir(cwd)
+            resource.setrlimit(resource.RLIMIT_STACK, (stack_limit, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+            _libc.personality(ctypes.c_ulong(0 if randomize else _ADDR_NO_RANDOMIZE))
+            if _libc.ptrace(_PTRACE_TRACEME, 0, None, None) != 0:
+                os.write(writer, struct.pack("<ci", b"p", ctypes.get_errno()))
+                os._exit(1)
+            _libc.execve(path, args, env)
+            os.write(writer, struct.pack("<ci", b"e", ctypes.get_errno()))
+        finally:
+            os._exit(1)
+    os.close(writer)
+    alive = True
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            _, status = os.waitpid(pid, 0)
+            alive = os.WIFSTOPPED(status)
+            if alive and os.WSTOPSIG(status) == signal.SIGTRAP:
+                return _inspect(pid)
+            if alive or os.WIFSIGNALED(status):
+                raise ExecFailed(None)
+            message = pipe.read()
+        if len(message) != 5:
+            raise RuntimeError("the child failed before execve")
+        kind, number = struct.unpack("<ci", message)
+        if kind == b"p":
+            raise OSError(number, os.strerror(number))
+        raise ExecFailed(number)
+    finally:
+        if alive:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _inspect(pid: int) -> Stopped:
+    registers = (ctypes.c_ulonglong * 27)()
+    if _libc.ptrace(_PTRACE_GETREGS, pid, None, ctypes.byref(registers)) != 0:
+        raise OSError(ctypes.get_errno(), "PTRACE_GETREGS")
+    proc = Path(f"/proc/{pid}")
+    maps = parse_maps((proc / "maps").read_bytes())
+    words = struct.iter_unpack("<QQ", (proc / "auxv").read_bytes())
+    auxv = []
+    for key, value in words:
+        if key == 0:
+            break
+        auxv.append((key, value))
+    rsp = registers[_RSP]
+    top = next(end for start, end, *_ in maps if start <= rsp < end)
+    with open(proc / "mem", "rb", buffering=0) as memory:
+        memory.seek(rsp)
+        stack = memory.read(top - rsp)
+    fields = (proc / "stat").read_text().rsplit(") ", 1)[1].split()
+    zeroed = []
+    with open(proc / "pagemap", "rb", buffering=0) as pagemap:
+        for start, end, _perms, _offset, name in maps:
+            if name.startswith("/") and end - start < 256 << 20:
+                pagemap.seek(start // 4096 * 8)
+                entries = struct.iter_unpack("<Q", pagemap.read((end - start) // 4096 * 8))
+                for index, (entry,) in enumerate(entries):
+                    if entry >> 63 and not entry >> 61 & 1:
+                        zeroed.append(start + index * 4096)
+    return Stopped(
+        maps=maps,
+        rip=registers[_RIP],
+        rsp=rsp,
+        auxv=tuple(auxv),
+        stack=stack,
+        mm={name: int(fields[number - 3]) for name, number in STAT_FIELDS.items()},
+        comm=(proc / "comm").read_bytes().rstrip(b"\n"),
+        zeroed=tuple(zeroed),
+    )
+
+
+def parse_maps(text: bytes) -> tuple[Map, ...]:
+    """/proc/PID/maps as tuples, without what the kernel maps for itself."""
+    found = []
+    for line in os.fsdecode(text).splitlines():
+        parts = line.split(maxsplit=5)
+        name = parts[5] if len(parts) > 5 else ""
+        if name in KERNELS_OWN:
+            continue
+        start, end = (int(part, 16) for part in parts[0].split("-"))
+        found.append((start, end, parts[1], int(parts[2], 16), name))
+    return tuple(found)
+
+
+def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
+    """The segments of *plan* as /proc/PID/maps would show them: sorted, neighbours merged, named."""
+    merged: list[Map] = []
+    for segment in sorted(plan.segments, key=lambda segment: segment.start):
+        perms = "".join(c if segment.prot & bit else "-" for c, bit in zip("rwx", Prot, strict=False)) + "p"
+        name = segment.path or ""
+        if segment.start <= plan.start_stack < segment.end:
+            name = "[stack]"
+        if merged:
+            start, end, *old, offset, old_name = merged[-1]
+            contiguous = not name or offset + end - start == segment.offset
+            if end == segment.start and (*old, old_name) == (perms, name) and contiguous and name != "[stack]":
+                merged[-1] = (start, segment.end, perms, offset, name)
+                continue
+        merged.append((segment.start, segment.end, perms, segment.offset, name))
+    return tuple(merged)
+
+
+def layout_of(real: Stopped, **more: object) -> loader.Layout:
+    """A Layout with what only the host knows, taken from a real process: hardware, vdso, kernel features."""
+    auxv = dict(real.auxv)
+    values: dict[str, object] = {
+        "vdso": auxv.get(loader.AT_SYSINFO_EHDR),
+        "minsigstksz": auxv[loader.AT_MINSIGSTKSZ],
+        "hwcap": auxv[loader.AT_HWCAP],
+        "hwcap2": auxv[loader.AT_HWCAP2],
+        "rseq_feature_size": auxv[loader.AT_RSEQ_FEATURE_SIZE],
+        "rseq_align": auxv[loader.AT_RSEQ_ALIGN],
+        "uid": os.getuid(),
+        "euid": os.geteuid(),
+        "gid": os.getgid(),
+        "egid": os.getegid(),
+    }
+    return loader.Layout(**{**values, **more})  # type: ignore[arg-type]
+
+
+def differences(real: Stopped, plan: loader.ExecPlan) -> list[str]:
+    """What *plan* says otherwise than the kernel did; empty if they are equal. AT_RANDOM's bytes are left out."""
+    found: list[str] = []
+
+    def compare(what: str, kernel: object, planned: object) -> None:
+        if kernel != planned:
+            show = [hex(v) if isinstance(v, int) else repr(v) for v in (kernel, planned)]
+            found.append(f"{what}: kernel {show[0]}, plan {show[1]}")
+
+    ours = planned_maps(plan)
+    for line in sorted(set(real.maps) ^ set(ours)):
+        side = "kernel" if line in real.maps else "plan  "
+        found.append(f"maps, only {side}: {line[0]:x}-{line[1]:x} {line[2]} {line[3]:08x} {line[4]}")
+    compare("rip", real.rip, plan.entry_point)
+    compare("rsp", real.rsp, plan.stack_pointer)
+    compare("auxv keys", [key for key, _ in real.auxv], [key for key, _ in plan.auxv])
+    planned = dict(plan.auxv)
+    for key, value in real.auxv:
+        compare(f"auxv[{key}]", value, planned.get(key))
+    for name, value in real.mm.items():
+        compare(name, value, getattr(plan, name))
+    compare("comm", real.comm, plan.comm)
+    pages = sorted({start & -4096 for start, _ in plan.zero})
+    compare("pages zeroed", [hex(page) for page in real.zeroed], [hex(page) for page in pages])
+    at = dict(real.auxv)[loader.AT_RANDOM] - real.rsp
+    if len(real.stack) >= at + 16:
+        blank = [data[:at] + data[at + 16 :] for data in (real.stack, plan.stack_data)]
+        if blank[0] != blank[1]:
+            place = next((i for i, (a, b) in enumerate(zip(*blank, strict=False)) if a != b), min(map(len, blank)))
+            found.append(
+                f"stack bytes: lengths {len(blank[0])} and {len(blank[1])}, first difference at rsp+{place:#x}"
+            )
+    return found
+
+
+def check(
+    program: str, argv: Sequence[bytes], envp: Sequence[bytes], *, stack_limit: int = 8 << 20, cwd: str | None = None
+) -> list[str]:
+    """Run *program* for real and on paper; what differs, error against error included."""
+    try:
+        real = record(program, argv, envp, stack_limit=stack_limit, cwd=cwd)
+    except ExecFailed as failure:
+        try:
+            loader.plan(program, argv, envp, layout=loader.Layout(stack_limit=stack_limit), cwd=cwd)
+        except SyscallError as error:
+            if failure.errno is None and "SIGSEGV" in str(error):
+                return []
+            if failure.errno == error.errno and "SIGSEGV" not in str(error):
+                return []
+            return [f"kernel: {failure}, plan: {error}"]
+        return [f"kernel: {failure}, plan: works"]
+    try:
+        plan = loader.plan(program, argv, envp, layout=layout_of(real, stack_limit=stack_limit), cwd=cwd)
+    except SyscallError as error:
+        return [f"kernel: works, plan: {error}"]
+    return differences(real, plan)
+
+
+def elf_programs(directory: str = "/usr/bin") -> list[str]:
+    """Executable x86-64 ELF files of *directory*, symbolic links included."""
+    found = []
+    for entry in sorted(Path(directory).iterdir()):
+        try:
+            if entry.is_file() and os.access(entry, os.X_OK):
+                with entry.open("rb") as file:
+                    if file.read(5) == b"\x7fELF\x02":
+                        found.append(str(entry))
+        except OSError:
+            continue
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare the programs named, or all of /usr/bin with --all; exit status 1 if one differs."""
+    why = usable()
+    if why is not None:
+        print(why)
+        return 2
+    programs = elf_programs() if list(arguments) == ["--all"] else list(arguments)
+    equal = 0
+    for program in programs:
+        wrong = check(program, [os.fsencode(program), b"argument"], [b"PATH=/usr/bin:/bin", b"HOME=/root"])
+        equal += not wrong
+        for line in wrong:
+            print(f"{program}: {line}")
+    print(f"{equal} of {len(programs)} equal")
+    return int(equal != len(programs))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
