@@ -1,0 +1,162 @@
+"""The fork bomb and the comparison, from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from vmemu import ForkMode, SyscallError, bomb, compare
+from vmemu.report import BombReport, Generation, Stopped, to_json
+from vmemu.types import PAGE_SIZE
+
+
+def explode(**options: object) -> BombReport:
+    return bomb.run("/bin/sh", **{"memory": "32MiB", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ForkMode)
+def test_memory_is_an_outcome(mode: ForkMode) -> None:
+    report = explode(fork=mode, memory="16MiB")
+    assert report.stopped is Stopped.MEMORY
+    assert report.processes == report.forks + 1 > 10
+    assert report.memory == 16 << 20
+    assert report.used_bytes > 0.99 * report.memory
+
+
+def test_generations_double() -> None:
+    report = explode(generations=6)
+    assert report.stopped is Stopped.GENERATIONS
+    assert report.processes == 64
+    assert [(state.number, state.processes) for state in report.history] == [(n, 2**n) for n in range(7)]
+
+
+def test_max_processes() -> None:
+    report = explode(max_processes=21)
+    assert report.stopped is Stopped.MAX_PROCESSES
+    assert report.processes == 21
+    assert report.generations == 4
+
+
+def test_no_generations_is_the_program_alone() -> None:
+    report = explode(generations=0)
+    assert (report.processes, report.forks, report.frames_copied) == (1, 0, 0)
+
+
+def test_program_that_does_not_fit() -> None:
+    report = explode(memory="512KiB")
+    assert report.stopped is Stopped.MEMORY
+    assert report.processes == 0
+
+
+def test_stop_is_asked_for() -> None:
+    asked: list[Generation] = []
+    report = explode(progress=asked.append, stop=lambda: len(asked) > 3)
+    assert report.stopped is Stopped.INTERRUPTED
+    assert report.generations == 4
+
+
+@pytest.mark.parametrize("dirty", [0, 1, 7, 300])
+def test_each_new_process_copies_what_it_writes(dirty: int) -> None:
+    """Every page is resident before the first fork, so that a write in a child either copies a frame or, if parent and
+    siblings have copied theirs, reuses it. 300 is more than sh has: the heap grows."""
+    report = explode(generations=5, dirty=dirty, memory="128MiB")
+    writes = report.faults.cow_copy + report.faults.cow_reuse
+    assert report.faults.cow_copy == report.frames_copied
+    assert 0 <= 31 * dirty - writes <= 31 * 2 * dirty // 7  # pages of the stack that nobody touched are not copied
+
+
+def test_eager_copies_all_and_takes_what_was_predicted() -> None:
+    lazy = explode(generations=5, fork=ForkMode.COW)
+    eager = explode(generations=5, fork=ForkMode.EAGER)
+    assert eager.faults.cow_copy == 0
+    assert eager.frames_copied > 10 * lazy.frames_copied
+    # Equal but for the zero page, the machine's own tables and the few stack pages that eager fork need not write.
+    assert eager.eager_bytes == pytest.approx(eager.used_bytes, abs=64 * PAGE_SIZE)
+    assert lazy.used_bytes < lazy.eager_bytes
+    assert lazy.eager_bytes == pytest.approx(eager.used_bytes, rel=0.05)
+
+
+def test_on_demand_takes_less_for_tables() -> None:
+    tables = {mode: explode(generations=6, fork=mode).page_table_bytes for mode in ForkMode}
+    assert tables[ForkMode.ON_DEMAND] < tables[ForkMode.COW] <= tables[ForkMode.EAGER]
+
+
+def deterministic(report: object) -> object:
+    """The report without what depends on the host's clock or memory."""
+    match report:
+        case dict():
+            clock = ("seconds", "_ns", "per_s", "host")
+            return {
+                key: deterministic(value) for key, value in report.items() if not any(word in key for word in clock)
+            }
+        case list():
+            return [deterministic(item) for item in report]
+    return report
+
+
+@pytest.mark.parametrize("mode", ForkMode)
+def test_same_seed_same_report(mode: ForkMode) -> None:
+    first, second = (deterministic(to_json(explode(fork=mode, seed=7, dirty=3))) for _ in range(2))
+    assert first == second
+
+
+def test_other_seed_other_pages() -> None:
+    one, two = (explode(seed=seed, dirty=3, generations=6) for seed in (1, 2))
+    assert one.processes == two.processes
+    assert deterministic(to_json(one)) != deterministic(to_json(two))
+
+
+def test_json_has_the_promised_keys() -> None:
+    out = to_json(explode(generations=2))
+    keys = {"processes", "seconds", "forks_per_s", "faults", "frames_shared", "frames_copied", "page_table_bytes"}
+    assert keys | {"eager_bytes", "stopped"} <= set(out)
+    assert out["faults"]["cow_copy"] == out["frames_copied"]
+    assert out["stopped"] == "generations"
+    assert out["fork"] == "cow"
+
+
+@pytest.mark.parametrize(
+    "options", [{"generations": -1}, {"max_processes": 0}, {"dirty": -1}, {"memory": "many"}, {"memory": 0}]
+)
+def test_senseless_numbers(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        explode(**options)
+
+
+def test_missing_program() -> None:
+    with pytest.raises(SyscallError):
+        bomb.run("/no/such/program")
+
+
+def test_compare() -> None:
+    report = compare.run("/bin/sh", processes=20, dirty=3, repeat=2)
+    costs = {cost.how: cost for cost in report.costs}
+    assert list(costs) == ["eager", "cow", "on-demand", "vfork"]
+    assert {cost.processes for cost in report.costs} == {20}
+    assert {cost.stopped for cost in report.costs} == {Stopped.DONE}
+    assert costs["eager"].faults.cow_copy == 0
+    assert costs["eager"].frames_copied > costs["cow"].frames_copied
+    assert costs["cow"].faults.cow_copy == costs["cow"].frames_copied > 0
+    assert costs["on-demand"].frames_copied == costs["cow"].frames_copied
+    assert costs["on-demand"].page_table_bytes < costs["cow"].page_table_bytes
+    assert costs["vfork"].frames_used == costs["vfork"].frames_copied == costs["vfork"].faults.total == 0
+
+
+def test_compare_is_deterministic() -> None:
+    first, second = (deterministic(to_json(compare.run("/bin/sh", processes=10, repeat=1, seed=3))) for _ in range(2))
+    assert first == second
+
+
+def test_compare_when_memory_ends() -> None:
+    report = compare.run("/bin/sh", processes=200, memory="8MiB", repeat=1)
+    costs = {cost.how: cost for cost in report.costs}
+    assert costs["eager"].stopped is Stopped.MEMORY
+    assert 0 < costs["eager"].processes < costs["on-demand"].processes
+    assert costs["vfork"].stopped is Stopped.DONE
+
+
+def test_reports_are_immutable() -> None:
+    report = explode(generations=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.processes = 2  # type: ignore[misc]

@@ -1,0 +1,222 @@
+"""The fork bomb: a real program in an emulated machine, forked until a limit or memory ends it.
+
+Each living process forks once a generation, so their number doubles, and each new child writes some pages of its
+private memory, which the seed chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from vmemu.errors import OutOfMemory
+from vmemu.machine import Machine
+from vmemu.process import Process
+from vmemu.report import BombReport, Generation, Stopped
+from vmemu.types import PAGE_SIZE, ForkMode, Prot
+
+__all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "find_program", "run", "start", "writable_pages"]
+
+MAX_PROCESSES = 32768
+"""Linux's default pid_max."""
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+"""Fixed, so that the stack is the same whoever runs the command."""
+
+_PROGRESS_EVERY = 64
+"""Forks between two calls of a progress function."""
+
+
+def default_program() -> str:
+    """``/bin/sh``, or the running Python where there is none."""
+    return "/bin/sh" if os.access("/bin/sh", os.X_OK) else sys.executable
+
+
+def find_program(name: str) -> str:
+    """The path that a shell would give to execve: searched in PATH if *name* has no slash.
+
+    A name that is not found comes back as it is, and execve says what is wrong with it.
+    """
+    return name if "/" in name else shutil.which(name) or name
+
+
+def start(machine: Machine, program: str, argv: Sequence[str], dirty: int) -> tuple[Process, list[int]]:
+    """Exec *program*, linked as ld.so would, and let it touch its memory as a program does that has been running.
+
+    It reads each page of its files and writes each page of its private writable memory except the stack's, where
+    execve has written already. If that is less than *dirty* pages, the heap is grown (brk) by what lacks.
+    Returns the process and the addresses of the pages that its children can write. Raises as spawn() does.
+    """
+    process = machine.spawn(program, argv, ENVIRONMENT, link=True)
+    lacking = dirty - len(writable_pages(process))
+    if lacking > 0:
+        process.brk(process.brk(0) + lacking * PAGE_SIZE)
+    for mapping in process.maps():
+        if mapping.name == "[stack]" or not mapping.prot & Prot.READ:
+            continue
+        write = bool(mapping.prot & Prot.WRITE) and not mapping.shared
+        process.touch(mapping.start, mapping.size, write=write)
+    return process, writable_pages(process)
+
+
+def writable_pages(process: Process) -> list[int]:
+    """Addresses of the pages of private writable memory: data, bss, heap and stack."""
+    return [
+        address
+        for mapping in process.maps()
+        if mapping.prot & Prot.WRITE and not mapping.shared
+        for address in range(mapping.start, mapping.end, PAGE_SIZE)
+    ]
+
+
+def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
+    """RAM in bytes that *processes* would take if nothing were shared by copy-on-write.
+
+    Each process's resident anonymous pages and its page tables, plus the page cache and shared memory once.
+    """
+    info = machine.meminfo()
+    return info.file + info.shmem + sum(p.rss_by_kind.anon + p.page_tables for p in processes)
+
+
+def run(
+    program: str | None = None,
+    argv: Sequence[str] | None = None,
+    *,
+    memory: int | str = "256MiB",
+    fork: ForkMode = ForkMode.COW,
+    generations: int | None = None,
+    max_processes: int = MAX_PROCESSES,
+    dirty: int = 1,
+    seed: int = 0,
+    progress: Callable[[Generation], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> BombReport:
+    """Run a fork bomb and report it.
+
+    *memory* is the machine's RAM (bytes or a text such as "256MiB"), *dirty* the number of distinct pages that each
+    new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
+    is true. Running out of memory is an outcome (`stopped`), even while the program is loaded (then `processes` is 0).
+    Afterwards all processes have exited and the machine was verified.
+
+    Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
+    the machine is found inconsistent.
+    """
+    for name, value, least in (
+        ("max_processes", max_processes, 1),
+        ("dirty", dirty, 0),
+        ("generations", generations, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value} is less than {least}")
+    path = find_program(program or default_program())
+    arguments = list(argv) if argv is not None else [program or path]
+    clock = time.perf_counter
+    began = clock()
+    with Machine(memory=memory, fork_mode=fork, seed=seed) as machine:
+        bomb = _Bomb(machine, dirty, random.Random(seed), stop)
+        total = machine.meminfo().total
+        with contextlib.suppress(OutOfMemory):
+            bomb.light(path, arguments)
+        started = clock()
+
+        def state(number: int) -> Generation:
+            return Generation(number, len(bomb.alive), bomb.forks, total - machine.meminfo().free, clock() - started)
+
+        history = [state(0)]
+        for _ in bomb.explode(generations, max_processes):
+            if bomb.complete == history[-1].number + 1:
+                history.append(state(bomb.complete))
+            if progress:
+                progress(state(bomb.complete))
+        ended = clock()
+        info = machine.meminfo()
+        frames = machine.frame_stats()
+        found = {
+            "faults": machine.faults,
+            "frames_shared": frames.shared,
+            "frames_copied": frames.copied,
+            "page_table_bytes": info.page_tables,
+            "anon_bytes": info.anon,
+            "file_bytes": info.file,
+            "used_bytes": info.total - info.free,
+            "eager_bytes": eager_bytes(machine, bomb.alive),
+        }
+        measured = clock()
+        for process in bomb.alive:
+            process.exit(0)
+        exited = clock()
+        machine.verify()
+        verified = clock()
+    return BombReport(
+        program=path,
+        argv=arguments,
+        fork=fork,
+        memory=total,
+        seed=seed,
+        dirty=dirty,
+        stopped=bomb.stopped,
+        generations=bomb.complete,
+        processes=len(bomb.alive),
+        forks=bomb.forks,
+        history=history,
+        seconds=ended - started,
+        start_seconds=started - began,
+        exit_seconds=exited - measured,
+        verify_seconds=verified - exited,
+        **found,
+    )
+
+
+class _Bomb:
+    """The processes of one run; `explode()` makes them."""
+
+    def __init__(self, machine: Machine, dirty: int, rng: random.Random, stop: Callable[[], bool]) -> None:
+        self.machine = machine
+        self.dirty = dirty
+        self.rng = rng
+        self.stop = stop
+        self.alive: list[Process] = []
+        self.pages: list[int] = []
+        self.forks = 0
+        self.complete = 0
+        self.stopped = Stopped.MEMORY
+
+    def light(self, program: str, argv: Sequence[str]) -> None:
+        """Start the first process."""
+        process, self.pages = start(self.machine, program, argv, self.dirty)
+        self.alive.append(process)
+
+    def explode(self, generations: int | None, max_processes: int) -> Iterator[None]:
+        """Fork until something ends it, and say in `stopped` what; yields now and then."""
+        try:
+            while self.alive:
+                if self.complete == generations:
+                    self.stopped = Stopped.GENERATIONS
+                    return
+                for parent in self.alive[:]:
+                    if len(self.alive) >= max_processes:
+                        self.stopped = Stopped.MAX_PROCESSES
+                        return
+                    if self.stop():
+                        self.stopped = Stopped.INTERRUPTED
+                        return
+                    self._fork(parent)
+                    if self.forks % _PROGRESS_EVERY == 0:
+                        yield
+                self.complete += 1
+                yield
+        except OutOfMemory:
+            self.stopped = Stopped.MEMORY
+
+    def _fork(self, parent: Process) -> None:
+        child = parent.fork()
+        self.forks += 1
+        self.alive.append(child)
+        mark = child.pid.to_bytes(8, "little")
+        for address in self.rng.sample(self.pages, self.dirty):
+            child.write(address, mark)

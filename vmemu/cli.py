@@ -1,0 +1,330 @@
+"""The command `vmemu`: reads the command line, calls what does the work, prints what it found.
+
+Exit status: 0, 2 for a usage error (one line on stderr says which), 130 if it was interrupted.
+Everything heavy is imported by the command that needs it, so that --help is fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from vmemu.report import BombReport, CompareReport, ExecReport
+
+__all__ = ["main"]
+
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+_INTERRUPTED = 128 + signal.SIGINT
+
+_COMMAND_HELP = "everything after the first word that is not an option belongs to the program (or after --)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line *argv* (default: the process's own). Returns the exit status; usage errors exit with 2."""
+    parser, commands = _parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        status: int = options.run(options, commands[options.command])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; leave nothing for the interpreter to flush into the closed pipe.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="vmemu",
+        description="Emulates the virtual memory of a Unix machine.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands: dict[str, _Parser] = {}
+
+    def command(name: str, run: Callable[..., int], summary: str, description: str) -> _Parser:
+        sub: _Parser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=description,
+            allow_abbrev=False,
+            usage=f"vmemu {name} [OPTIONS] [--] {'PROGRAM [ARGS...]' if name == 'exec' else '[PROGRAM [ARGS...]]'}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        commands[name] = sub
+        return sub
+
+    bomb = command("bomb", _bomb, "fork a real program until a limit or memory ends it", _BOMB)
+    _memory(bomb)
+    bomb.add_argument(
+        "--fork",
+        choices=("cow", "on-demand", "eager"),
+        default="cow",
+        help="what fork copies: page tables (cow, as Linux does), nothing until it is needed (on-demand), everything "
+        "(eager); default cow",
+    )
+    bomb.add_argument("--generations", type=_number(0), metavar="N", help="stop after N generations; default: no limit")
+    bomb.add_argument(
+        "--max-processes",
+        type=_number(1),
+        default=32768,
+        metavar="N",
+        help="stop at N processes; default 32768, Linux's pid_max",
+    )
+    bomb.add_argument(
+        "--dirty", type=_number(0), default=1, metavar="N", help="pages each new process writes; default 1"
+    )
+    _seed(bomb, "chooses the pages to write; default 0")
+    _json(bomb)
+    _program(bomb, "the program; default /bin/sh")
+
+    exe = command("exec", _exec, "load a program as execve does and show its memory", _EXEC)
+    exe.add_argument("--link", action="store_true", help="map the libraries that it needs too, as ld.so would")
+    exe.add_argument("--aslr", action="store_true", help="choose addresses at random (by --seed)")
+    _memory(exe)
+    _seed(exe, "of the random addresses and of AT_RANDOM; default 0")
+    _json(exe)
+    _program(exe, "the program")
+
+    compare = command("compare", _compare, "one workload under each fork mode, side by side", _COMPARE)
+    _memory(compare)
+    compare.add_argument("--processes", type=_number(1), default=200, metavar="N", help="children; default 200")
+    compare.add_argument(
+        "--dirty", type=_number(0), default=4, metavar="N", help="pages that each child writes; default 4"
+    )
+    compare.add_argument(
+        "--repeat", type=_number(1), default=3, metavar="N", help="runs of each mode, the fastest counts; default 3"
+    )
+    _seed(compare, "chooses the pages to write; default 0")
+    _json(compare)
+    _program(compare, "the program; default /bin/sh")
+    return parser, commands
+
+
+_BOMB = """\
+Boots an emulated machine, loads a program of this host with its libraries, lets it read all of its files and write
+all of its data once, then forks it: each generation every living process forks once, and each new process writes some
+pages of its private memory (data, heap, stack) that the seed chooses. It ends when memory is gone or at a limit.
+
+"without copy-on-write" (JSON: eager_bytes) is what the same processes would take if nothing were shared by
+copy-on-write: the resident anonymous pages and the page tables of each, plus the page cache once."""
+
+_EXEC = """\
+Loads an ELF program or a #! script of this host into an emulated machine as execve does, and prints its mappings as
+/proc/PID/maps would show them at its first instruction, then its resident memory by kind and the auxiliary vector.
+The program gets this command's environment."""
+
+_COMPARE = """\
+A program makes children one after the other, each child writes some pages, then all exit: under eager, copy-on-write
+and on-demand fork. Under vfork the child borrows its parent's memory and only exits. Times are of one child;
+counts are of all children while they are alive."""
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"vmemu {version('vmemu')}")
+        parser.exit()
+
+
+def _memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        type=_size,
+        default=256 << 20,
+        metavar="SIZE",
+        help="RAM of the machine: bytes, or a number with KiB, MiB or GiB; default 256MiB",
+    )
+
+
+def _seed(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=_number(0), default=0, metavar="N", help=what)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _program(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "program", nargs=argparse.REMAINDER, metavar="PROGRAM [ARGS...]", help=f"{what}; {_COMMAND_HELP}"
+    )
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
+
+
+def _size(text: str) -> int:
+    from vmemu.types import parse_size
+
+    try:
+        value = parse_size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB"
+        ) from None
+    if value < 1:
+        raise argparse.ArgumentTypeError("a machine needs some memory")
+    return value
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """PROGRAM and ARGS; the first -- only ends the options."""
+    words: list[str] = options.program
+    return words[1:] if words[:1] == ["--"] else words
+
+
+@contextlib.contextmanager
+def _usage(parser: _Parser, program: str) -> Iterator[None]:
+    """A program that can't be executed and a machine that can't be made are usage errors."""
+    from vmemu.errors import OutOfMemory, SyscallError
+
+    try:
+        yield
+    except OutOfMemory:
+        parser.error(f"{program}: does not fit into the machine's memory")
+    except SyscallError as error:
+        parser.error(f"{program}: {error.strerror}")
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
+    from vmemu import bomb
+    from vmemu.report import Generation, Stopped
+    from vmemu.types import ForkMode
+
+    words = _words(options)
+    program = words[0] if words else bomb.default_program()
+
+    def explode(progress: Callable[[Generation], None] | None, stop: Callable[[], bool]) -> BombReport:
+        return bomb.run(
+            program,
+            words or None,
+            memory=options.memory,
+            fork=ForkMode[options.fork.upper().replace("-", "_")],
+            generations=options.generations,
+            max_processes=options.max_processes,
+            dirty=options.dirty,
+            seed=options.seed,
+            progress=progress,
+            stop=stop,
+        )
+
+    with _usage(parser, program), _interrupt() as stop:
+        if sys.stderr.isatty():
+            from vmemu.tables import BombProgress
+
+            with BombProgress(options.memory) as progress:
+                report = explode(progress, stop)
+        else:
+            report = explode(None, stop)
+    _print(report, options.json)
+    return _INTERRUPTED if report.stopped is Stopped.INTERRUPTED else 0
+
+
+def _exec(options: argparse.Namespace, parser: _Parser) -> int:
+    words = _words(options)
+    if not words:
+        parser.error("PROGRAM is missing")
+    from vmemu import startup
+
+    with _usage(parser, words[0]):
+        report = startup.run(
+            words[0], words, memory=options.memory, link=options.link, aslr=options.aslr, seed=options.seed
+        )
+    _print(report, options.json)
+    return 0
+
+
+def _compare(options: argparse.Namespace, parser: _Parser) -> int:
+    from vmemu import bomb, compare
+
+    words = _words(options)
+    program = words[0] if words else bomb.default_program()
+    with _usage(parser, program):
+        report = compare.run(
+            program,
+            words or None,
+            memory=options.memory,
+            processes=options.processes,
+            dirty=options.dirty,
+            seed=options.seed,
+            repeat=options.repeat,
+            progress=_say if sys.stderr.isatty() else None,
+        )
+    _print(report, options.json)
+    return 0
+
+
+def _say(way: str) -> None:
+    print(f"\r\033[Krunning {way} ...", end="", file=sys.stderr, flush=True)
+
+
+def _print(report: BombReport | ExecReport | CompareReport, as_json: bool) -> None:
+    from vmemu import report as reports
+
+    if as_json:
+        print(json.dumps(reports.to_json(report), indent=2))
+        return
+    from vmemu import tables
+
+    if isinstance(report, reports.BombReport):
+        tables.print_bomb(report)
+    elif isinstance(report, reports.ExecReport):
+        tables.print_exec(report)
+    else:
+        tables.print_compare(report)
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C asks to stop (the function given says so), the second raises KeyboardInterrupt."""
+    asked = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
