@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from vmemu import elf
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["Credentials", "Program", "collect", "find_interpreter"]
+__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter"]
 
 ARG_MAX = 131072
 """Bytes that argv and envp may always have together, whatever the stack limit."""
@@ -27,6 +28,7 @@ STRINGS_MAX = 6 << 20
 """Bytes of argv and envp together at most (three quarters of _STK_LIM)."""
 SCRIPTS_MAX = 5
 """Interpreters that may follow each other."""
+RLIM_INFINITY = 0xFFFF_FFFF_FFFF_FFFF
 BUFFER_SIZE = 256
 """Bytes of a file that execve looks at; a ``#!`` line must end within them."""
 
@@ -42,6 +44,45 @@ class Credentials:
     euid: int = 0
     gid: int = 0
     egid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What execve depends on besides the program: limits, randomisation, user, machine. Sizes in bytes."""
+
+    stack_limit: float = 8 << 20
+    """RLIMIT_STACK; `math.inf` for no limit, which is what -1 and 2^64 - 1 become."""
+    rng: random.Random | None = None
+    """Source of address randomisation (randomize_va_space=2), drawn from anew at each exec; None switches it off."""
+    uid: int = 0
+    euid: int = 0
+    gid: int = 0
+    egid: int = 0
+    hwcap: int = 0x178BFBFF
+    """AT_HWCAP: cpuid 1, edx."""
+    hwcap2: int = 2
+    """AT_HWCAP2: bit 1, rdfsbase and wrfsbase may be used."""
+    minsigstksz: int = 1776
+    rseq_feature_size: int = 28
+    rseq_align: int = 32
+    clktck: int = 100
+    platform: bytes = b"x86_64"
+    huge_align: bool = True
+    """Files are mapped so that huge pages fit, as on ext4, XFS and Btrfs; on tmpfs they are not."""
+    vdso: int | None = None
+    """Address for AT_SYSINFO_EHDR, for comparisons with a real process. Without it the entry is left out, and its
+    room stays free so that the stack pointer is the same."""
+    vdso_size: int = 0
+    """Bytes to leave free below the interpreter, where Linux maps vvar and vdso (32 KiB in 6.18)."""
+
+    def __post_init__(self) -> None:
+        if self.stack_limit < 0 or self.stack_limit >= RLIM_INFINITY:
+            object.__setattr__(self, "stack_limit", math.inf)
+
+    @property
+    def credentials(self) -> Credentials:
+        """The ids before execve."""
+        return Credentials(self.uid, self.euid, self.gid, self.egid)
 
 
 @dataclass(slots=True)
@@ -83,22 +124,20 @@ def collect(
     program: str | bytes | os.PathLike[str],
     argv: Strings,
     envp: Environment,
-    *,
-    stack_limit: float,
-    credentials: Credentials,
+    layout: Layout,
     cwd: str | None = None,
 ) -> Program:
     """Find the ELF file that execve would load and the strings it would be given.
 
-    *stack_limit* is RLIMIT_STACK in bytes (or infinity). A relative *program* starts at *cwd*, by default the
-    caller's working directory. Raises SyscallError with the errno of execve(2).
+    A relative *program* starts at *cwd*, by default the caller's working directory. Raises SyscallError with the
+    errno of execve(2).
     """
-    filename = os.fsencode(program)
+    filename, credentials = os.fsencode(program), layout.credentials
     if b"\0" in filename:
         raise syscall_error("execve", errno.ENOENT, "the path has a NUL byte in it", os.fsdecode(filename))
     file = _open(filename, cwd, credentials)
     try:
-        strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), stack_limit)
+        strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), layout.stack_limit)
         interp = filename
         for depth in range(SCRIPTS_MAX + 2):
             if depth > SCRIPTS_MAX:
@@ -287,8 +326,3 @@ def _encode(strings: Strings, what: str) -> list[bytes]:
         if b"\0" in text:
             raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")
     return encoded
-
-
-def normal_limit(limit: float) -> float:
-    """RLIMIT_STACK in bytes, infinity for every way of writing it (-1 as the resource module does, 2^64 - 1)."""
-    return math.inf if limit < 0 or limit >= 0xFFFF_FFFF_FFFF_FFFF else limit

@@ -15,6 +15,7 @@ import fcntl
 import os
 import resource
 import signal
+import stat
 import struct
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vmemu import loader
+from vmemu import initstack, loader
 from vmemu.errors import SyscallError
 from vmemu.types import Prot
 
@@ -32,8 +33,10 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 _PTRACE_TRACEME, _PTRACE_GETREGS = 0, 12
 _ADDR_NO_RANDOMIZE = 0x0040000
+_PR_SET_NO_NEW_PRIVS = 38
 _RIP, _RSP = 16, 19
 """Indices into struct user_regs_struct."""
+_IDS = (initstack.AT_UID, initstack.AT_EUID, initstack.AT_GID, initstack.AT_EGID, initstack.AT_SECURE)
 KERNELS_OWN = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
 STAT_FIELDS = {
     "start_code": 26,
@@ -99,10 +102,12 @@ def record(
     *,
     stack_limit: int = 8 << 20,
     randomize: bool = False,
+    nosuid: bool = False,
     cwd: str | None = None,
 ) -> Stopped:
     """execve in a child that stops at its first instruction; *stack_limit* in bytes, -1 for infinity.
 
+    Linux switches randomisation on again for set-ID programs; with *nosuid* it takes them for ordinary ones.
     Raises ExecFailed if the kernel refuses, OSError or RuntimeError if the child cannot be traced.
     """
     path = ctypes.c_char_p(os.fsencode(program))
@@ -117,6 +122,8 @@ def record(
                 os.chdir(cwd)
             resource.setrlimit(resource.RLIMIT_STACK, (stack_limit, resource.getrlimit(resource.RLIMIT_STACK)[1]))
             _libc.personality(ctypes.c_ulong(0 if randomize else _ADDR_NO_RANDOMIZE))
+            if nosuid:
+                _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             if _libc.ptrace(_PTRACE_TRACEME, 0, None, None) != 0:
                 os.write(writer, struct.pack("<ci", b"p", ctypes.get_errno()))
                 os._exit(1)
@@ -218,15 +225,15 @@ def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
 
 
 def layout_of(real: Stopped, **more: object) -> loader.Layout:
-    """A Layout with what only the host knows, taken from a real process: hardware, vdso, kernel features."""
+    """A Layout with what only the host knows, taken from a real process: hardware, kernel features, vdso."""
     auxv = dict(real.auxv)
     values: dict[str, object] = {
-        "vdso": auxv.get(loader.AT_SYSINFO_EHDR),
-        "minsigstksz": auxv[loader.AT_MINSIGSTKSZ],
-        "hwcap": auxv[loader.AT_HWCAP],
-        "hwcap2": auxv[loader.AT_HWCAP2],
-        "rseq_feature_size": auxv[loader.AT_RSEQ_FEATURE_SIZE],
-        "rseq_align": auxv[loader.AT_RSEQ_ALIGN],
+        "vdso": auxv.get(initstack.AT_SYSINFO_EHDR),
+        "minsigstksz": auxv[initstack.AT_MINSIGSTKSZ],
+        "hwcap": auxv[initstack.AT_HWCAP],
+        "hwcap2": auxv[initstack.AT_HWCAP2],
+        "rseq_feature_size": auxv[initstack.AT_RSEQ_FEATURE_SIZE],
+        "rseq_align": auxv[initstack.AT_RSEQ_ALIGN],
         "uid": os.getuid(),
         "euid": os.geteuid(),
         "gid": os.getgid(),
@@ -235,8 +242,11 @@ def layout_of(real: Stopped, **more: object) -> loader.Layout:
     return loader.Layout(**{**values, **more})  # type: ignore[arg-type]
 
 
-def differences(real: Stopped, plan: loader.ExecPlan) -> list[str]:
-    """What *plan* says otherwise than the kernel did; empty if they are equal. AT_RANDOM's bytes are left out."""
+def differences(real: Stopped, plan: loader.ExecPlan, skip: Sequence[int] = ()) -> list[str]:
+    """What *plan* says otherwise than the kernel did; empty if they are equal.
+
+    AT_RANDOM's bytes are left out, and the values of the auxiliary vector's entries *skip*.
+    """
     found: list[str] = []
 
     def compare(what: str, kernel: object, planned: object) -> None:
@@ -253,21 +263,31 @@ def differences(real: Stopped, plan: loader.ExecPlan) -> list[str]:
     compare("auxv keys", [key for key, _ in real.auxv], [key for key, _ in plan.auxv])
     planned = dict(plan.auxv)
     for key, value in real.auxv:
-        compare(f"auxv[{key}]", value, planned.get(key))
+        if key not in skip:
+            compare(f"auxv[{key}]", value, planned.get(key))
     for name, value in real.mm.items():
         compare(name, value, getattr(plan, name))
     compare("comm", real.comm, plan.comm)
     pages = sorted({start & -4096 for start, _ in plan.zero})
     compare("pages zeroed", [hex(page) for page in real.zeroed], [hex(page) for page in pages])
-    at = dict(real.auxv)[loader.AT_RANDOM] - real.rsp
-    if len(real.stack) >= at + 16:
-        blank = [data[:at] + data[at + 16 :] for data in (real.stack, plan.stack_data)]
-        if blank[0] != blank[1]:
-            place = next((i for i, (a, b) in enumerate(zip(*blank, strict=False)) if a != b), min(map(len, blank)))
-            found.append(
-                f"stack bytes: lengths {len(blank[0])} and {len(blank[1])}, first difference at rsp+{place:#x}"
-            )
+    rows = [_words(real.rsp, real.stack, real.auxv, skip), _words(plan.stack_pointer, plan.stack_data, plan.auxv, skip)]
+    if rows[0] != rows[1]:
+        place = next((i for i, (a, b) in enumerate(zip(*rows, strict=False)) if a != b), min(map(len, rows)))
+        found.append(f"stack bytes: lengths {len(rows[0])} and {len(rows[1])}, first difference at rsp+{place:#x}")
     return found
+
+
+def _words(rsp: int, stack: bytes, auxv: Sequence[tuple[int, int]], skip: Sequence[int]) -> bytes:
+    """The stack's bytes with zeros for what is not to be compared."""
+    blank = bytearray(stack)
+    at = dict(auxv)[initstack.AT_RANDOM] - rsp
+    blank[at : at + 16] = bytes(16)
+    vector = struct.pack("<QQ", *auxv[0]) + struct.pack("<QQ", *auxv[1])
+    at = stack.index(vector)
+    for index, (key, _) in enumerate(auxv):
+        if key in skip:
+            blank[at + index * 16 + 8 : at + index * 16 + 16] = bytes(8)
+    return bytes(blank)
 
 
 def check(
@@ -280,9 +300,8 @@ def check(
         try:
             loader.plan(program, argv, envp, layout=loader.Layout(stack_limit=stack_limit), cwd=cwd)
         except SyscallError as error:
-            if failure.errno is None and "SIGSEGV" in str(error):
-                return []
-            if failure.errno == error.errno and "SIGSEGV" not in str(error):
+            killed = "SIGSEGV" in str(error)
+            if killed if failure.errno is None else failure.errno == error.errno and not killed:
                 return []
             return [f"kernel: {failure}, plan: {error}"]
         return [f"kernel: {failure}, plan: works"]
@@ -290,7 +309,15 @@ def check(
         plan = loader.plan(program, argv, envp, layout=layout_of(real, stack_limit=stack_limit), cwd=cwd)
     except SyscallError as error:
         return [f"kernel: works, plan: {error}"]
-    return differences(real, plan)
+    if not os.stat(plan.path).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return differences(real, plan)
+    found, planned = [], dict(plan.auxv)
+    for key, value in real.auxv:
+        if key in _IDS and value != planned[key]:
+            found.append(f"auxv[{key}]: kernel {value}, plan {planned[key]}")
+    real = record(program, argv, envp, stack_limit=stack_limit, nosuid=True, cwd=cwd)
+    plan = loader.plan(program, argv, envp, layout=layout_of(real, stack_limit=stack_limit), cwd=cwd)
+    return found + differences(real, plan, skip=_IDS)
 
 
 def elf_programs(directory: str = "/usr/bin") -> list[str]:
