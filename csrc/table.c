@@ -50,6 +50,19 @@ void table_get(struct tables *t, pfn_t table)
 	t->generation++;
 }
 
+/* An entry lets go of its frame; what was written through it is the page cache's to keep (folio_mark_dirty() at zap). */
+static void release(struct tables *t, pte_t e)
+{
+	struct frame *fr;
+
+	if (!pte_mapped(e))
+		return;
+	fr = frame_of(t->frames, pte_pfn(e));
+	if (e & PTE_D && fr->flags & FRAME_OBJECT)
+		fr->flags |= FRAME_DIRTY;
+	frame_put(t->frames, pte_pfn(e));
+}
+
 void table_put(struct tables *t, pfn_t table)
 {
 	struct table_info *info = table_info(t, table);
@@ -66,8 +79,8 @@ void table_put(struct tables *t, pfn_t table)
 			continue;
 		if (info->level > 1)
 			table_put(t, pte_pfn(e[i]));
-		else if (pte_mapped(e[i]))
-			frame_put(t->frames, pte_pfn(e[i]));
+		else
+			release(t, e[i]);
 		info->used--;
 	}
 	frame_of(t->frames, table)->refs = 0;
@@ -294,8 +307,7 @@ void table_set(struct tables *t, const struct leaf *leaf, pte_t e)
 	pte_t old = *leaf->pte;
 
 	table_exchange(t, leaf, e);
-	if (pte_mapped(old))
-		frame_put(t->frames, pte_pfn(old));
+	release(t, old);
 }
 
 static void zap(struct tables *t, pfn_t table, int level, uint64_t base, uint64_t start, uint64_t end, int drop)

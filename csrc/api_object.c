@@ -1,0 +1,176 @@
+/* Door: memory objects. See api.h. */
+#include "api.h"
+#include "space.h"
+
+/* Takes the lock and finds the object; without one the lock is given back and NULL returned. */
+static struct object *enter_object(vmemu_machine *m, uint32_t id)
+{
+	struct object *obj;
+
+	enter(m);
+	obj = object_get(&m->vm.objects, id);
+	if (!obj)
+		(void)leave(m, 0);
+	return obj;
+}
+
+int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object)
+{
+	const uint32_t base = kind & (VMEMU_OBJ_SHMEM | VMEMU_OBJ_FILE);
+
+	enter(m);
+	if ((base != VMEMU_OBJ_SHMEM && base != VMEMU_OBJ_FILE) || size > INT64_MAX)
+		return leave(m, -EINVAL);
+	return leave(m, object_new(&m->vm.objects, kind, size, object));
+}
+
+int vmemu_object_release(vmemu_machine *m, uint32_t object)
+{
+	if (!enter_object(m, object))
+		return -EBADF;
+	object_release(&m->vm.objects, object);
+	return leave(m, 0);
+}
+
+int vmemu_object_info(vmemu_machine *m, uint32_t object, struct vmemu_object_info *out)
+{
+	const struct object *obj = enter_object(m, object);
+
+	if (!obj)
+		return -EBADF;
+	out->size = obj->size;
+	out->nframes = obj->nframes;
+	out->kind = obj->kind;
+	out->nvmas = m->vm.env.users.of[object].count;
+	return leave(m, 0);
+}
+
+/* The bytes of page `index` from data that begins with page `first`. */
+static int fill_page(struct vm *vm, struct object *obj, uint64_t index, uint64_t first, const uint8_t *data,
+		     uint64_t length, uint32_t flags)
+{
+	uint64_t at = (index - first) << PAGE_SHIFT, n = at < length ? min_u64(PAGE_BYTES, length - at) : 0;
+	pfn_t pfn;
+	int rc;
+
+	if (object_lookup(obj, index) != NO_PFN)
+		return 0;
+	rc = object_add(&vm->objects, obj, index, &pfn);
+	if (rc)
+		return rc;
+	if (n && vm->frames.contents)
+		memcpy(frame_bytes(&vm->frames, pfn), data + at, n);
+	frame_of(&vm->frames, pfn)->flags |= (uint16_t)flags;
+	return 0;
+}
+
+int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_t npages, const void *data,
+		      uint64_t length, uint64_t major)
+{
+	struct object *obj = enter_object(m, object);
+	uint64_t end;
+	int rc = 0;
+
+	if (!obj)
+		return -EBADF;
+	if (index >> 52 || npages >> 52)
+		return leave(m, -EINVAL);
+	end = min_u64(index + npages, object_pages(obj));
+	if (major >= index && major < end) /* the page that is needed before those that may help */
+		rc = fill_page(&m->vm, obj, major, index, data, length, FRAME_MAJOR);
+	if (rc)
+		return leave(m, rc);
+	for (uint64_t i = index; i < end && !rc; i++)
+		rc = fill_page(&m->vm, obj, i, index, data, length, 0);
+	return leave(m, major == UINT64_MAX ? rc : 0);
+}
+
+int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, void *buffer, uint64_t length)
+{
+	const struct object *obj = enter_object(m, object);
+	uint8_t *to = buffer;
+	uint64_t done = 0, n;
+
+	if (!obj)
+		return -EBADF;
+	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
+	for (; done < length; done += n) {
+		pfn_t pfn = object_lookup(obj, (offset + done) >> PAGE_SHIFT);
+		uint64_t in = (offset + done) & PAGE_MASK;
+
+		n = min_u64(PAGE_BYTES - in, length - done);
+		if (pfn == NO_PFN && obj->kind & VMEMU_OBJ_FILE)
+			break;
+		if (pfn == NO_PFN || !m->vm.frames.contents)
+			memset(to + done, 0, n);
+		else
+			memcpy(to + done, frame_bytes(&m->vm.frames, pfn) + in, n);
+	}
+	(void)leave(m, 0);
+	return (int64_t)done;
+}
+
+int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, const void *buffer, uint64_t length)
+{
+	struct object *obj = enter_object(m, object);
+	const uint8_t *from = buffer;
+	uint64_t done = 0, n;
+	int rc = 0;
+
+	if (!obj)
+		return -EBADF;
+	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
+	for (; done < length; done += n) {
+		uint64_t index = (offset + done) >> PAGE_SHIFT, in = (offset + done) & PAGE_MASK;
+		pfn_t pfn = object_lookup(obj, index);
+
+		n = min_u64(PAGE_BYTES - in, length - done);
+		if (pfn == NO_PFN) {
+			if (obj->kind & VMEMU_OBJ_FILE)
+				break;
+			rc = object_add(&m->vm.objects, obj, index, &pfn);
+			if (rc)
+				break;
+		}
+		if (m->vm.frames.contents)
+			memcpy(frame_bytes(&m->vm.frames, pfn) + in, from + done, n);
+		frame_of(&m->vm.frames, pfn)->flags |= FRAME_DIRTY;
+	}
+	(void)leave(m, 0);
+	return rc && !done ? rc : (int64_t)done;
+}
+
+int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
+{
+	struct object *obj = enter_object(m, object);
+	uint64_t old;
+	pfn_t pfn;
+
+	if (!obj)
+		return -EBADF;
+	if (size > INT64_MAX)
+		return leave(m, -EINVAL);
+	old = obj->size;
+	obj->size = size;
+	if (size < old) { /* truncate_pagecache(): mappings, copies included, then the cache */
+		space_unmap_object(&m->vm, object, object_pages(obj), UINT64_MAX, 1);
+		object_drop(&m->vm.objects, obj, object_pages(obj), UINT64_MAX);
+		pfn = size & PAGE_MASK ? object_lookup(obj, size >> PAGE_SHIFT) : NO_PFN;
+		if (pfn != NO_PFN && m->vm.frames.contents)
+			memset(frame_bytes(&m->vm.frames, pfn) + (size & PAGE_MASK), 0, PAGE_BYTES - (size & PAGE_MASK));
+	}
+	return leave(m, 0);
+}
+
+int vmemu_object_punch(vmemu_machine *m, uint32_t object, uint64_t first, uint64_t npages)
+{
+	struct object *obj = enter_object(m, object);
+
+	if (!obj)
+		return -EBADF;
+	if (first >> 52 || npages >> 52)
+		return leave(m, -EINVAL);
+	space_unmap_object(&m->vm, object, first, first + npages, 0);
+	object_drop(&m->vm.objects, obj, first, first + npages);
+	return leave(m, 0);
+}

@@ -1,0 +1,185 @@
+/* Fork in its three depths. See fork.h. */
+#include "fork.h"
+
+#include "space.h"
+
+/* vma_needs_copy(): without an anonymous frame every page can be found again by a fault. */
+static int needs_copy(const vma_t *v)
+{
+	return v->anon != 0;
+}
+
+struct copier {
+	struct vm *vm;
+	struct space *child;
+	int eager;
+};
+
+/* One entry of the parent for the child; *copy has a reference to its frame. */
+static int copy_entry(struct copier *c, pte_t *e, pte_t *copy)
+{
+	struct frames *frames = &c->vm->frames;
+	struct frame *fr;
+	pfn_t pfn;
+
+	*copy = *e;
+	if (!pte_mapped(*e))
+		return 0;
+	pfn = pte_pfn(*e);
+	fr = frame_of(frames, pfn);
+	*copy &= ~PTE_A;
+	if (fr->flags & FRAME_ZERO)
+		return 0;
+	if (!(fr->flags & FRAME_ANON)) {
+		fr->refs++;
+		return 0;
+	}
+	if (c->eager) {
+		if (frame_alloc_copy(frames, FRAME_ANON | FRAME_EXCLUSIVE, pfn, &pfn))
+			return -ENOMEM;
+		*copy = (*copy & ~PTE_FRAME) | ((uint64_t)pfn << PAGE_SHIFT);
+		return 0;
+	}
+	fr->refs++;
+	fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
+	*e &= ~PTE_W;
+	*copy &= ~PTE_W;
+	return 0;
+}
+
+/* In eager mode the child's frame is its own: writable at once where the mapping is. */
+static pte_t settle(const struct copier *c, const vma_t *v, pte_t e)
+{
+	if (c->eager && pte_mapped(e) && e & PTE_P && v->flags & VMEMU_VM_WRITE &&
+	    frame_of(&c->vm->frames, pte_pfn(e))->flags & FRAME_ANON)
+		e |= PTE_W;
+	return e;
+}
+
+struct copy_range {
+	struct copier *c;
+	const vma_t *vma;
+};
+
+static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct copy_range *r = ctx;
+	struct tables *tables = &r->c->vm->tables;
+	struct leaf leaf = { 0, 0, NULL };
+
+	if (!table_info(tables, table)->used)
+		return 0;
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf at;
+		pte_t copy;
+		int rc;
+
+		if (!e[i])
+			continue;
+		if (!leaf.pte) {
+			rc = table_own(tables, &r->c->child->root, va + (i - first) * PAGE_BYTES, &leaf);
+			if (rc)
+				return rc;
+		}
+		rc = copy_entry(r->c, &e[i], &copy);
+		if (rc)
+			return rc;
+		at = (struct leaf){ leaf.table, i, leaf.pte - leaf.index + i };
+		table_set(tables, &at, settle(r->c, r->vma, copy));
+	}
+	return 0;
+}
+
+/* The mapping as the child has it. */
+static vma_t child_vma(struct vm *vm, const vma_t *v)
+{
+	vma_t c = *v;
+
+	c.flags &= ~(uint64_t)(VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT);
+	if (c.flags & VMEMU_VM_WIPEONFORK)
+		c.anon = 0;
+	else if (c.anon)
+		c.anon = env_new_anon(&vm->env) | ANON_FORKED;
+	return c;
+}
+
+/* copy_page_range() over all mappings in address order. */
+static int copy_all(struct vm *vm, struct space *parent, struct space *child, int eager)
+{
+	struct copier c = { vm, child, eager };
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&parent->vmas, 0, &pos);
+	int rc;
+
+	for (; v; v = vmas_next(&parent->vmas, &pos)) {
+		struct copy_range range = { &c, v };
+		vma_t cv;
+
+		if (v->flags & VMEMU_VM_DONTCOPY)
+			continue;
+		cv = child_vma(vm, v);
+		rc = vmas_append(&vm->env, &child->vmas, &cv);
+		if (!rc && needs_copy(v) && !(v->flags & VMEMU_VM_WIPEONFORK))
+			rc = table_visit(&vm->tables, parent->root, v->start, v->end, copy_entries, &range);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Shares everything; what fork treats specially is then done to the child's own copy of that part. */
+static int share_all(struct vm *vm, struct space *parent, struct space *child)
+{
+	struct vma_pos pos;
+	const vma_t *v;
+	uint64_t at = 0;
+	int rc = 0;
+
+	vmas_share(&vm->env, &parent->vmas, &child->vmas);
+	if (parent->root != NO_PFN) {
+		child->root = parent->root;
+		table_get(&vm->tables, child->root);
+	}
+	if (!parent->vmas.sums.special)
+		return 0;
+	while (!rc && (v = vmas_find(&child->vmas, at, &pos)) != NULL) {
+		vma_t part = *v;
+
+		at = part.end;
+		if (part.flags & VMEMU_VM_DONTCOPY) {
+			rc = space_unmap(vm, child, part.start, part.end);
+			continue;
+		}
+		if (part.flags & VMEMU_VM_LOCKED)
+			rc = space_reflag(vm, child, part.start, part.end, child_vma(vm, &part).flags);
+		if (!rc && part.flags & VMEMU_VM_WIPEONFORK) {
+			rc = space_zap(vm, child, part.start, part.end);
+			if (!rc)
+				rc = vmas_own(&vm->env, &child->vmas, part.start, part.end);
+			if (!rc)
+				vmas_set_anon(&child->vmas, part.start, 0);
+		}
+	}
+	return rc;
+}
+
+int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out)
+{
+	struct space *child;
+	int rc = space_new(vm, &child);
+
+	if (rc)
+		return rc;
+	memcpy(child->words, parent->words, sizeof(child->words));
+	if (mode == VMEMU_FORK_ON_DEMAND)
+		rc = share_all(vm, parent, child);
+	else
+		rc = copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER);
+	vm->tables.generation++;
+	if (rc) {
+		space_free(vm, child);
+		return rc;
+	}
+	*out = child;
+	return 0;
+}

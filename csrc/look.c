@@ -1,0 +1,304 @@
+/* Looking without touching. See look.h. */
+#include "look.h"
+
+/* ---- mapcounts ---- */
+
+/* Adds each table's paths to what its entries point to. Tables of one level are done before those below them. */
+static void pass_level(struct vm *vm, int level)
+{
+	struct tables *t = &vm->tables;
+
+	for (uint64_t b = 0; b < vm->frames.nblocks; b++) {
+		if (!t->blocks[b])
+			continue;
+		for (uint32_t i = 0; i < BLOCK_FRAMES && b * BLOCK_FRAMES + i < vm->frames.nframes; i++) {
+			pfn_t pfn = (pfn_t)(b * BLOCK_FRAMES + i);
+			struct table_info *info = &t->blocks[b][i];
+			const pte_t *e;
+
+			if (!(vm->frames.of[pfn].flags & FRAME_TABLE) || info->level != (uint32_t)level)
+				continue;
+			if (level == LEVELS)
+				info->paths = vm->frames.of[pfn].refs;
+			e = table_entries(t, pfn);
+			for (unsigned int k = 0, left = info->used; left; k++) {
+				if (!e[k])
+					continue;
+				left--;
+				if (level > 1)
+					table_info(t, pte_pfn(e[k]))->paths += info->paths;
+				else if (pte_mapped(e[k]))
+					vm->mapcounts.of[pte_pfn(e[k])] += info->paths;
+			}
+		}
+	}
+}
+
+int look_mapcounts(struct vm *vm)
+{
+	struct mapcounts *mc = &vm->mapcounts;
+	uint64_t used = min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes);
+
+	if (!vm->tables.shared)
+		return 0;
+	if (mc->valid && mc->generation == vm->tables.generation)
+		return 0;
+	if (!mc->of) {
+		mc->of = host_zalloc(&vm->host, vm->frames.nframes * sizeof(*mc->of));
+		if (!mc->of)
+			return -ENOMEM;
+	}
+	memset(mc->of, 0, used * sizeof(*mc->of));
+	for (uint64_t b = 0; b < vm->frames.nblocks; b++)
+		for (uint32_t i = 0; vm->tables.blocks[b] && i < BLOCK_FRAMES; i++)
+			vm->tables.blocks[b][i].paths = 0;
+	for (int level = LEVELS; level >= 1; level--)
+		pass_level(vm, level);
+	mc->valid = 1;
+	mc->generation = vm->tables.generation;
+	return 0;
+}
+
+void look_mapcounts_free(struct vm *vm)
+{
+	host_free(&vm->host, vm->mapcounts.of, vm->frames.nframes * sizeof(*vm->mapcounts.of));
+	vm->mapcounts.of = NULL;
+	vm->mapcounts.valid = 0;
+}
+
+uint64_t look_mapcount(const struct vm *vm, pfn_t pfn)
+{
+	const struct frame *fr = frame_of(&vm->frames, pfn);
+
+	if (!(fr->flags & FRAME_USED) || fr->flags & (FRAME_TABLE | FRAME_ZERO))
+		return 0;
+	if (vm->tables.shared)
+		return vm->mapcounts.of[pfn];
+	return fr->refs - (fr->flags & FRAME_OBJECT ? 1u : 0u);
+}
+
+void look_sharing(const struct vm *vm, uint64_t *mapped, uint64_t *shared)
+{
+	uint64_t used = min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes);
+
+	*mapped = *shared = 0;
+	for (uint64_t pfn = 0; pfn < used; pfn++) {
+		uint64_t n = look_mapcount(vm, (pfn_t)pfn);
+
+		*mapped += n > 0;
+		*shared += n > 1;
+	}
+}
+
+/* Bits of /proc/kpageflags (include/uapi/linux/kernel-page-flags.h). */
+enum kpf {
+	KPF_UPTODATE = 3,
+	KPF_DIRTY = 4,
+	KPF_LRU = 5,
+	KPF_BUDDY = 10,
+	KPF_MMAP = 11,
+	KPF_ANON = 12,
+	KPF_SWAPBACKED = 14,
+	KPF_ZERO_PAGE = 24,
+	KPF_PGTABLE = 26,
+};
+
+uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
+{
+	uint32_t f = frame_of(&vm->frames, pfn)->flags;
+	uint64_t out = UINT64_C(1) << KPF_UPTODATE | UINT64_C(1) << KPF_LRU;
+
+	if (!(f & FRAME_USED))
+		return UINT64_C(1) << KPF_BUDDY;
+	if (f & FRAME_TABLE)
+		return UINT64_C(1) << KPF_PGTABLE;
+	if (f & FRAME_ZERO)
+		return UINT64_C(1) << KPF_ZERO_PAGE;
+	if (look_mapcount(vm, pfn))
+		out |= UINT64_C(1) << KPF_MMAP;
+	if (f & FRAME_ANON)
+		out |= UINT64_C(1) << KPF_ANON | UINT64_C(1) << KPF_SWAPBACKED;
+	if (f & FRAME_SHMEM)
+		out |= UINT64_C(1) << KPF_SWAPBACKED;
+	if (f & FRAME_DIRTY)
+		out |= UINT64_C(1) << KPF_DIRTY;
+	return out;
+}
+
+/* ---- one space ---- */
+
+/* Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). */
+#define PM_EXCLUSIVE (UINT64_C(1) << 56)
+#define PM_FILE (UINT64_C(1) << 61)
+#define PM_PRESENT (UINT64_C(1) << 63)
+
+struct pagemap_ctx {
+	const struct vm *vm;
+	uint64_t va;
+	uint64_t *out;
+};
+
+static int pagemap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct pagemap_ctx *c = ctx;
+
+	(void)table;
+	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
+		const struct frame *fr;
+		uint64_t bits;
+
+		if (!pte_mapped(e[i]))
+			continue;
+		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
+		bits = PM_PRESENT | pte_pfn(e[i]);
+		if (fr->flags & FRAME_OBJECT)
+			bits |= PM_FILE;
+		if (look_mapcount(c->vm, pte_pfn(e[i])) == 1)
+			bits |= PM_EXCLUSIVE;
+		c->out[(va - c->va) >> PAGE_SHIFT] = bits;
+	}
+	return 0;
+}
+
+void look_pagemap(const struct vm *vm, const struct space *s, uint64_t va, uint64_t npages, uint64_t *out)
+{
+	struct pagemap_ctx c = { vm, va & ~PAGE_MASK, out };
+
+	memset(out, 0, npages * sizeof(*out));
+	(void)table_visit(&vm->tables, s->root, c.va, c.va + npages * PAGE_BYTES, pagemap_entries, &c);
+}
+
+struct usage_ctx {
+	const struct vm *vm;
+	struct vmemu_usage *out;
+};
+
+/* smaps_account() */
+static int usage_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct usage_ctx *c = ctx;
+	struct vmemu_usage *u = c->out;
+
+	(void)table;
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		const struct frame *fr;
+		uint64_t n, pss;
+		int dirty;
+
+		if (!pte_mapped(e[i]))
+			continue;
+		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
+		if (fr->flags & FRAME_ZERO)
+			continue;
+		n = look_mapcount(c->vm, pte_pfn(e[i]));
+		VM_ASSERT(n);
+		pss = (PAGE_BYTES << 12) / n;
+		dirty = e[i] & PTE_D || fr->flags & FRAME_DIRTY;
+		u->rss += PAGE_BYTES;
+		u->pss += pss;
+		if (dirty)
+			u->pss_dirty += pss;
+		*(n > 1 ? dirty ? &u->shared_dirty : &u->shared_clean : dirty ? &u->private_dirty : &u->private_clean) +=
+			PAGE_BYTES;
+		if (e[i] & PTE_A)
+			u->referenced += PAGE_BYTES;
+		if (fr->flags & FRAME_ANON) {
+			u->anonymous += PAGE_BYTES;
+			u->pss_anon += pss;
+		} else {
+			*(fr->flags & FRAME_SHMEM ? &u->pss_shmem : &u->pss_file) += pss;
+		}
+	}
+	return 0;
+}
+
+void look_usage(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, struct vmemu_usage *out)
+{
+	struct usage_ctx c = { vm, out };
+
+	memset(out, 0, sizeof(*out));
+	(void)table_visit(&vm->tables, s->root, start, end, usage_entries, &c);
+}
+
+int look_translate(const struct vm *vm, const struct space *s, uint64_t va, struct vmemu_translation *out)
+{
+	int writable = 0;
+	const pte_t *e = va < TASK_SIZE ? table_walk(&vm->tables, s->root, va, &writable) : NULL;
+	const struct frame *fr;
+
+	if (!e || !pte_mapped(*e))
+		return -ENOENT;
+	fr = frame_of(&vm->frames, pte_pfn(*e));
+	memset(out, 0, sizeof(*out));
+	out->pfn = pte_pfn(*e);
+	out->level = 1;
+	if (*e & PTE_P)
+		out->prot = 1u | (*e & PTE_W && writable ? 2u : 0u) | (*e & PTE_NX ? 0u : 4u);
+	out->accessed = (*e & PTE_A) != 0;
+	out->dirty = (*e & PTE_D) != 0;
+	out->exclusive = fr->flags & FRAME_EXCLUSIVE && writable;
+	out->table = (uint32_t)((uint64_t)((const uint8_t *)e - vm->frames.ram) >> PAGE_SHIFT);
+	return 0;
+}
+
+int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, uint8_t *out)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, start, &pos);
+
+	for (uint64_t va = start; va < end; v = vmas_next(&s->vmas, &pos)) {
+		if (!v || v->start > va)
+			return -ENOMEM;
+		va = min_u64(v->end, end);
+	}
+	v = vmas_find(&s->vmas, start, &pos);
+	for (uint64_t va = start; va < end; va += PAGE_BYTES) {
+		const struct object *obj;
+		const pte_t *e;
+		int writable;
+
+		while (v->end <= va)
+			v = vmas_next(&s->vmas, &pos);
+		obj = v->object ? object_get(&vm->objects, v->object) : NULL;
+		e = table_walk(&vm->tables, s->root, va, &writable);
+		out[(va - start) >> PAGE_SHIFT] = (e && pte_mapped(*e)) ||
+						  (obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
+	}
+	return 0;
+}
+
+void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_info *out)
+{
+	struct table_sum sum = { { 0 }, 0, 0 };
+
+	table_sum(&vm->tables, s->root, &sum);
+	out->sums = s->vmas.sums;
+	out->anon = sum.resident[RESIDENT_ANON];
+	out->file = sum.resident[RESIDENT_FILE];
+	out->shmem = sum.resident[RESIDENT_SHMEM];
+	out->tables = sum.tables;
+	out->shared_tables = sum.shared;
+}
+
+void look_machine(const struct vm *vm, struct vmemu_machine_info *out)
+{
+	const struct frames *f = &vm->frames;
+
+	*out = (struct vmemu_machine_info){
+		.nframes = f->nframes,
+		.free = f->free,
+		.tables = f->tables,
+		.anon = f->anon,
+		.file = f->file,
+		.shmem = f->shmem,
+		.zero = f->zero != NO_PFN,
+		.copied = f->copied,
+		.shared_tables = vm->tables.shared,
+		.account = vm->env.account,
+		.nspaces = vm->nspaces,
+		.nobjects = vm->objects.count,
+		.generation = vm->tables.generation,
+		.host_bytes = vm->host.bytes,
+	};
+}

@@ -1,0 +1,434 @@
+/* Spaces: changes of VMAs and tables together. See space.h. */
+#include "space.h"
+
+/* Room for the VMAs that one change makes of those it touches: what is left on both sides, two neighbours, the new one. */
+#define MAX_PIECES 6
+
+int space_new(struct vm *vm, struct space **out)
+{
+	uint32_t id = vm->hint ? vm->hint : 1;
+	struct space *s;
+
+	while (id < vm->capacity && vm->spaces[id])
+		id++;
+	if (id >= vm->capacity) {
+		uint32_t grown = vm->capacity ? vm->capacity * 2 : 64;
+		struct space **table = host_zalloc(&vm->host, grown * sizeof(*table));
+
+		if (!table)
+			return -ENOMEM;
+		if (vm->spaces)
+			memcpy(table, vm->spaces, vm->capacity * sizeof(*table));
+		host_free(&vm->host, vm->spaces, vm->capacity * sizeof(*table));
+		vm->spaces = table;
+		vm->capacity = grown;
+	}
+	s = host_zalloc(&vm->host, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->id = id;
+	s->root = NO_PFN;
+	vm->spaces[id] = s;
+	vm->hint = id + 1;
+	vm->nspaces++;
+	*out = s;
+	return 0;
+}
+
+void space_free(struct vm *vm, struct space *s)
+{
+	if (s->root != NO_PFN)
+		table_put(&vm->tables, s->root);
+	vmas_destroy(&vm->env, &s->vmas);
+	vm->spaces[s->id] = NULL;
+	if (s->id < vm->hint)
+		vm->hint = s->id;
+	vm->nspaces--;
+	vm->tables.generation++;
+	host_free(&vm->host, s, sizeof(*s));
+}
+
+/* ---- changes of VMAs ---- */
+
+/* What stands in for the VMAs that [start, end) touches once `middle` (NULL: nothing) takes its place. Neighbours that touch
+ * the range are included, so that they can merge. Returns the number of pieces, where they go and how many go away. */
+static uint32_t replan(const struct vmas *vmas, uint64_t start, uint64_t end, const vma_t *middle, vma_t *pieces,
+		       struct vma_pos *at, uint32_t *ndel)
+{
+	const vma_t *v = vmas_find(vmas, start, at), *before;
+	struct vma_pos pos = *at, prev = *at;
+	vma_t left, right;
+	uint32_t n = 0, deleted = 0;
+	int has_left = 0, has_right = 0;
+
+	before = vmas_prev(vmas, &prev);
+	if (before && before->end == start) {
+		left = *before;
+		has_left = 1;
+		*at = prev;
+		deleted++;
+	}
+	for (; v && v->start < end; v = vmas_next(vmas, &pos)) {
+		if (v->start < start) {
+			left = vma_part(v, v->start, start);
+			has_left = 1;
+		}
+		if (v->end > end) {
+			right = vma_part(v, end, v->end);
+			has_right = 1;
+		}
+		deleted++;
+	}
+	if (!has_right && v && v->start == end) {
+		right = *v;
+		has_right = 1;
+		deleted++;
+	}
+	if (has_left)
+		pieces[n++] = left;
+	if (middle)
+		n = vma_append_merged(pieces, n, middle);
+	if (has_right)
+		n = middle ? vma_append_merged(pieces, n, &right) : (pieces[n] = right, n + 1);
+	*ndel = deleted;
+	return n;
+}
+
+static int replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, const vma_t *middle)
+{
+	vma_t pieces[MAX_PIECES];
+	struct vma_pos at;
+	uint32_t n, ndel;
+	int rc = vmas_own(&vm->env, &s->vmas, start, end);
+
+	if (rc)
+		return rc;
+	n = replan(&s->vmas, start, end, middle, pieces, &at, &ndel);
+	return vmas_splice(&vm->env, &s->vmas, at, ndel, pieces, n);
+}
+
+/* The range around [start, end) in which nothing else is mapped: tables wholly inside it are of no more use
+ * (free_pgtables()). */
+static void room_around(const struct space *s, uint64_t start, uint64_t end, uint64_t *floor, uint64_t *ceiling)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, end, &pos);
+
+	*ceiling = v ? max_u64(v->start, end) : UINT64_C(1) << LEVEL_SHIFT(LEVELS + 1);
+	v = vmas_find(&s->vmas, start, &pos);
+	if (v && v->start < start) {
+		*floor = start;
+		return;
+	}
+	v = vmas_prev(&s->vmas, &pos);
+	*floor = v ? v->end : 0;
+}
+
+static int is_mapped(const struct space *s, uint64_t start, uint64_t end)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, start, &pos);
+
+	return v && v->start < end;
+}
+
+int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	uint64_t floor, ceiling;
+	int rc;
+
+	if (!is_mapped(s, start, end))
+		return 0;
+	room_around(s, start, end, &floor, &ceiling);
+	rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
+	if (!rc)
+		rc = replace(vm, s, start, end, NULL);
+	if (!rc)
+		table_zap(&vm->tables, &s->root, floor, ceiling);
+	return rc;
+}
+
+int space_map(struct vm *vm, struct space *s, const vma_t *v)
+{
+	vma_t new = *v;
+	uint64_t floor, ceiling;
+	int rc, old = is_mapped(s, v->start, v->end);
+
+	if (old) {
+		room_around(s, v->start, v->end, &floor, &ceiling);
+		rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
+		if (rc)
+			return rc;
+	}
+	new.anon = 0;
+	rc = replace(vm, s, v->start, v->end, &new);
+	if (!rc && old)
+		table_zap(&vm->tables, &s->root, floor, ceiling);
+	return rc;
+}
+
+/* ---- changes of entries ---- */
+
+struct reflag {
+	struct vm *vm;
+	uint64_t flags;
+};
+
+/* Entries follow their mapping's flags. W comes back at once only where a write needs no decision (can_change_pte_writable()):
+ * to an anonymous frame known to be exclusive, to a page of a shared mapping already dirty or that nobody wants to hear of. */
+static int reflag_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct reflag *r = ctx;
+
+	(void)table;
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		const struct frame *fr;
+		pte_t new;
+
+		if (!pte_mapped(e[i]))
+			continue;
+		fr = frame_of(&r->vm->frames, pte_pfn(e[i]));
+		new = pte_reflag(e[i], r->flags);
+		if (r->flags & VMEMU_VM_WRITE) {
+			int may = r->flags & VMEMU_VM_SHARED
+					  ? e[i] & PTE_D || fr->flags & FRAME_SHMEM
+					  : (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE)) == (FRAME_ANON | FRAME_EXCLUSIVE);
+
+			if (may || e[i] & PTE_W)
+				new |= PTE_W;
+		}
+		e[i] = new;
+	}
+	return 0;
+}
+
+int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t flags)
+{
+	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC | VMEMU_VM_SHARED;
+	struct reflag ctx = { vm, flags };
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, start, &pos);
+	int rc = 0, entries;
+	vma_t middle;
+
+	if (!v || v->start > start || v->end < end || start >= end)
+		return -EINVAL;
+	if (v->flags == flags)
+		return 0;
+	entries = ((v->flags ^ flags) & access) != 0;
+	rc = vmas_own(&vm->env, &s->vmas, start, end);
+	if (!rc && entries)
+		rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, start, &pos);
+	middle = vma_part(v, start, end);
+	middle.flags = flags;
+	rc = replace(vm, s, start, end, &middle);
+	if (!rc && entries) {
+		(void)table_visit(&vm->tables, s->root, start, end, reflag_entries, &ctx);
+		vm->tables.generation++;
+	}
+	return rc;
+}
+
+int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	int rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+
+	if (!rc)
+		table_clear(&vm->tables, s->root, start, end);
+	return rc;
+}
+
+int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int down)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, down ? edge : edge - 1, &pos);
+	uint64_t start = down ? to : edge, end = down ? edge : to;
+	vma_t grown;
+	int rc;
+
+	if (start >= end || !v || (down ? v->start != edge : v->end != edge))
+		return -EINVAL;
+	if (down && v->pgoff < (edge - to) >> PAGE_SHIFT)
+		return -ENOMEM;
+	if (is_mapped(s, start, end))
+		return -EEXIST;
+	rc = vmas_own(&vm->env, &s->vmas, start, end);
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, down ? edge : edge - 1, &pos);
+	grown = *v;
+	if (down) {
+		grown.pgoff -= (edge - to) >> PAGE_SHIFT;
+		grown.start = to;
+	} else {
+		grown.end = to;
+	}
+	return replace(vm, s, grown.start, grown.end, &grown);
+}
+
+/* ---- mremap ---- */
+
+struct mover {
+	struct vm *vm;
+	struct space *to_space;
+	uint64_t delta; /* new address - old address, modulo 2^64 */
+	int rc;
+};
+
+/* Makes the leaf tables that the entries of one old leaf will need. */
+static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct mover *mv = ctx;
+
+	(void)table;
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf leaf;
+		int rc;
+
+		if (!e[i])
+			continue;
+		rc = table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &leaf);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Entries go over as they are: frame, W, A, D; nothing is counted or copied. */
+static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct mover *mv = ctx;
+
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf from = { table, i, &e[i] }, to;
+		pte_t entry = e[i];
+
+		if (!entry)
+			continue;
+		if (table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &to))
+			VM_ASSERT(!"the tables were made before");
+		table_exchange(&mv->vm->tables, &from, 0);
+		table_exchange(&mv->vm->tables, &to, entry);
+	}
+	return 0;
+}
+
+/* The old range of a move that took everything along. What cannot be freed for want of memory stays: it is empty. */
+static void drop_tables(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	uint64_t floor, ceiling;
+
+	room_around(s, start, end, &floor, &ceiling);
+	if (!table_own_range(&vm->tables, &s->root, floor, ceiling, 0))
+		table_zap(&vm->tables, &s->root, floor, ceiling);
+}
+
+/* MREMAP_DONTUNMAP: the old mapping stays as if never touched, and unlocked (dontunmap_complete()). Requires its blocks owned. */
+static int leave_behind(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	const uint64_t locked = VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT;
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, start, &pos);
+	int rc = v->flags & locked ? space_reflag(vm, s, start, end, v->flags & ~locked) : 0;
+
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, start, &pos);
+	if (v->start == start && v->end == end) /* else others of its pages still have the identity (unlink_anon_vmas()) */
+		vmas_set_anon(&s->vmas, start, 0);
+	return 0;
+}
+
+int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t to, uint64_t length, int keep)
+{
+	struct mover mv = { .vm = vm, .to_space = s, .delta = to - start };
+	struct vma_pos pos;
+	const vma_t *v;
+	vma_t new;
+	int rc = vmas_own(&vm->env, &s->vmas, start, end);
+
+	if (!rc)
+		rc = vmas_own(&vm->env, &s->vmas, to, to + length);
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, start, &pos);
+	if (!v || v->start > start || v->end < end || start >= end)
+		return -EINVAL;
+	if (is_mapped(s, to, to + length))
+		return -EEXIST;
+	new = vma_part(v, start, end);
+	new.start = to;
+	new.end = to + length;
+	if (!v->object && !v->anon) /* nothing anonymous yet: it may as well have been made there (copy_vma()) */
+		new.pgoff = to >> PAGE_SHIFT;
+	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	if (!rc)
+		rc = table_visit(&vm->tables, s->root, start, end, make_room, &mv);
+	if (!rc)
+		rc = replace(vm, s, to, to + length, &new);
+	if (rc)
+		return rc;
+	rc = keep ? leave_behind(vm, s, start, end) : replace(vm, s, start, end, NULL);
+	if (rc) {
+		(void)replace(vm, s, to, to + length, NULL);
+		return rc;
+	}
+	(void)table_visit(&vm->tables, s->root, start, end, move_entries, &mv);
+	if (!keep)
+		drop_tables(vm, s, start, end);
+	return 0;
+}
+
+/* ---- objects ---- */
+
+struct object_zap {
+	struct vm *vm;
+	int copies;
+};
+
+/* In place, in shared tables too: the page is gone for everybody who maps it there. */
+static int zap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct object_zap *z = ctx;
+
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf leaf = { table, i, &e[i] };
+
+		if (pte_mapped(e[i]) &&
+		    (z->copies || frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT))
+			table_set(&z->vm->tables, &leaf, 0);
+	}
+	return 0;
+}
+
+void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t last, int copies)
+{
+	struct object_zap z = { vm, copies };
+
+	if (!vm->env.users.of[object].count)
+		return;
+	for (uint32_t id = 1; id < vm->capacity; id++) {
+		struct space *s = vm->spaces[id];
+		struct vma_pos pos;
+		const vma_t *v = s ? vmas_find(&s->vmas, 0, &pos) : NULL;
+
+		for (; v; v = vmas_next(&s->vmas, &pos)) {
+			uint64_t from, to;
+
+			if (v->object != object)
+				continue;
+			from = max_u64(first, v->pgoff);
+			to = min_u64(last, v->pgoff + vma_pages(v));
+			if (from >= to)
+				continue;
+			from = v->start + ((from - v->pgoff) << PAGE_SHIFT);
+			to = v->start + ((to - v->pgoff) << PAGE_SHIFT);
+			(void)table_visit(&vm->tables, s->root, from, to, zap_entries, &z);
+		}
+	}
+}

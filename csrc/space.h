@@ -1,0 +1,31 @@
+/* Spaces: one address space is its VMAs and its page tables, changed together.
+ *
+ * Each change first takes what it needs (tables and VMA blocks of its own, memory) and then cannot fail: -ENOMEM leaves
+ * everything as it was. Ranges are page aligned and inside the user half; the door has checked.
+ * Callers: api, fork.
+ */
+#ifndef VMEMU_SPACE_H
+#define VMEMU_SPACE_H
+
+#include "mm.h"
+
+/* An empty space, numbered. -ENOMEM. */
+int space_new(struct vm *vm, struct space **out);
+void space_free(struct vm *vm, struct space *s);
+
+/* Maps v, replacing what is there; v->anon is ignored. */
+int space_map(struct vm *vm, struct space *s, const vma_t *v);
+int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
+/* New flags for [start, end). -EINVAL unless it lies in one mapping. */
+int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t flags);
+/* Drops the pages of [start, end). */
+int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
+/* Moves [start, end), in one mapping, to `to`; the mapping there is `length` bytes. -EINVAL, -EEXIST if not a hole. */
+int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t to, uint64_t length, int keep);
+/* Extends the mapping that ends (or starts: down) at edge into a hole, up (down) to `to`. -EINVAL, -EEXIST. */
+int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int down);
+
+/* Takes pages [first, last) of an object out of every space: the page-cache pages, with `copies` the private copies too. */
+void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t last, int copies);
+
+#endif
