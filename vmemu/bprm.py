@@ -99,6 +99,8 @@ class Program:
     envp: list[bytes]
     credentials: Credentials
     """After set-user-ID and set-group-ID bits."""
+    stale: bytes = b""
+    """What a script's longer argv[0] left in memory right below the strings."""
 
     @property
     def strings_size(self) -> int:
@@ -161,6 +163,7 @@ def collect(
             argv=strings.argv,
             envp=strings.envp,
             credentials=_set_ids(file, credentials),
+            stale=strings.stale,
         )
     finally:
         file.close()
@@ -282,6 +285,7 @@ class _Strings:
         limit = max(STRINGS_MAX if math.isinf(stack_limit) else min(STRINGS_MAX, int(stack_limit) // 4), ARG_MAX)
         pointers = (max(len(argv), 1) + len(envp)) * 8
         self._used = 0
+        self.stale = b""
         if limit <= pointers:
             raise self._fail(f"{len(argv)} arguments and {len(envp)} environment strings: the pointers alone fill it")
         self._limit = limit - pointers
@@ -291,9 +295,11 @@ class _Strings:
         self.argv = argv or [b""]
 
     def replace_first(self, new: list[bytes]) -> None:
-        """Put *new* in place of argv[0]."""
+        """Put *new* in place of argv[0], growing downwards over it; what is not overwritten stays in memory."""
+        below = self.stale + self.argv[0] + b"\0"
         self._used -= len(self.argv[0]) + 1
         self._copy(new)
+        self.stale = below[: max(0, len(below) - sum(len(text) + 1 for text in new))]
         self.argv = new + self.argv[1:]
 
     def _copy(self, texts: list[bytes]) -> None:

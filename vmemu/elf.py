@@ -42,6 +42,7 @@ PAGE_SIZE = 4096
 
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 14, 15, 29
 _DT_FLAGS_1, _DF_1_NODEFLIB = 0x6FFFFFFB, 0x800
+_IDENT = b"\x02\x01\x01".ljust(12, b"\0")
 _DYN_MAX = 4096
 """Dynamic entries read at most; real files have under 100."""
 
@@ -230,7 +231,8 @@ def _parse(fd: int, size: int, filename: str, interpreter: bool) -> ElfImage:
     head = head.ljust(EHDR_SIZE, b"\0")  # execve works on a zero-padded buffer
     if head[:4] != b"\x7fELF":
         raise fail("not an ELF file" if any(head[:4]) else "neither an ELF file nor a script")
-    ehdr = _structs().Elf_Ehdr.parse_stream(io.BytesIO(head))
+    # What else e_ident says does not count, and pyelftools stumbles over unknown classes.
+    ehdr = _structs().Elf_Ehdr.parse_stream(io.BytesIO(head[:4] + _IDENT + head[16:]))
     machine = _number(ehdr.e_machine, "ENUM_E_MACHINE")
     if machine != EM_X86_64:
         kind = "32-bit ELF, machine" if head[4] == 1 else "ELF machine"

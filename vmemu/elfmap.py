@@ -67,13 +67,11 @@ def _map_load(
             start = sketch.map(start, length, prot, path, offset, role, fixed=fixed, replace=replace)
             if span:
                 sketch.unmap(start + size, start + length)
-        if start >= TASK_SIZE:
-            raise MapError(errno.EINVAL, f"address {start:#x} is outside the address space")
         zero_start = start + inside + header.filesz
     else:
-        zero_start = start + inside
+        zero_start = start
     if header.memsz <= header.filesz:
-        return start
+        return _user(start)
     zero_end = start + inside + header.memsz
     if header.filesz and zero_start % PAGE_SIZE and header.flags & elf.PF_W:
         if page_down(header.offset + header.filesz) >= image.file_size:
@@ -83,7 +81,13 @@ def _map_load(
     if last > first:
         bss = Prot.READ | Prot.WRITE | (prot & Prot.EXEC)
         sketch.map(first, last - first, bss, None, 0, "bss", fixed=True)
-    return start
+    return _user(start)
+
+
+def _user(address: int) -> int:
+    if address >= TASK_SIZE:
+        raise MapError(errno.EINVAL, f"address {address:#x} is outside the address space")
+    return address
 
 
 def map_program(

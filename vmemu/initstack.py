@@ -81,7 +81,7 @@ class InitialStack:
     def map(self, sketch: Sketch) -> None:
         """setup_arg_pages: the pages of the strings and 128 KiB more, within RLIMIT_STACK."""
         limit = self._layout.stack_limit
-        start = page_down(self.arg_start)
+        start = page_down(self.arg_start - len(self._program.stale))
         size = self.top - start + STACK_EXPAND
         if not math.isinf(limit):
             size = min(size, page_down(int(limit)))
@@ -153,6 +153,7 @@ class InitialStack:
         def put(address: int, piece: bytes) -> None:
             data[address - pointer : address - pointer + len(piece)] = piece
 
+        put(max(pointer, self.arg_start - len(program.stale)), program.stale[-(self.arg_start - pointer) :])
         put(pointer, struct.pack(f"<{len(words)}Q", *words))
         put(self.random, self._random_bytes)
         put(self.platform, self._layout.platform + b"\0")

@@ -209,18 +209,22 @@ def parse_maps(text: bytes) -> tuple[Map, ...]:
 def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
     """The segments of *plan* as /proc/PID/maps would show them: sorted, neighbours merged, named."""
     merged: list[Map] = []
-    for segment in sorted(plan.segments, key=lambda segment: segment.start):
+    last = -1
+    for when, segment in sorted(enumerate(plan.segments), key=lambda item: item[1].start):
         perms = "".join(c if segment.prot & bit else "-" for c, bit in zip("rwx", Prot, strict=False)) + "p"
         name = segment.path or ""
         if segment.start <= plan.start_stack < segment.end:
             name = "[stack]"
-        if merged:
+        if merged and name != "[stack]":
             start, end, *old, offset, old_name = merged[-1]
-            contiguous = not name or offset + end - start == segment.offset
-            if end == segment.start and (*old, old_name) == (perms, name) and contiguous and name != "[stack]":
+            # Anonymous memory comes by vm_brk_flags, which joins what lies below and never what lies above.
+            joined = offset + end - start == segment.offset if name else last < when
+            if end == segment.start and (*old, old_name) == (perms, name) and joined:
                 merged[-1] = (start, segment.end, perms, offset, name)
+                last = when
                 continue
         merged.append((segment.start, segment.end, perms, segment.offset, name))
+        last = when
     return tuple(merged)
 
 
