@@ -41,7 +41,6 @@ def _prot(flags: int) -> Prot:
 
 def _map_load(
     sketch: Sketch,
-    zero: list[tuple[int, int]],
     path: str,
     image: elf.ElfImage,
     header: elf.Phdr,
@@ -76,7 +75,7 @@ def _map_load(
     if header.filesz and zero_start % PAGE_SIZE and header.flags & elf.PF_W:
         if page_down(header.offset + header.filesz) >= image.file_size:
             raise MapError(errno.EFAULT, "the file ends before the page where the bss begins")
-        zero.append((zero_start, page_up(zero_start)))
+        sketch.zero.append((zero_start, page_up(zero_start)))
     first, last = page_up(zero_start), page_up(zero_end)
     if last > first:
         bss = Prot.READ | Prot.WRITE | (prot & Prot.EXEC)
@@ -90,9 +89,7 @@ def _user(address: int) -> int:
     return address
 
 
-def map_program(
-    sketch: Sketch, zero: list[tuple[int, int]], path: str, image: elf.ElfImage, interp: bool, rng: random.Random | None
-) -> Loaded:
+def map_program(sketch: Sketch, path: str, image: elf.ElfImage, interp: bool, rng: random.Random | None) -> Loaded:
     """The PT_LOADs of the program, and what mm_struct keeps of them (relative to the bias)."""
     loaded = Loaded(bias=0)
     for index, header in enumerate(image.loads):
@@ -107,14 +104,12 @@ def map_program(
             elif image.align > PAGE_SIZE:
                 trial = Sketch(sketch.mmap_base, sketch.huge_align)
                 trial.segments = list(sketch.segments)
-                loaded.bias = _map_load(trial, [], path, image, header, 0, "program", span=span) & -image.align
+                loaded.bias = _map_load(trial, path, image, header, 0, "program", span=span) & -image.align
             else:
                 fixed = False
             loaded.bias = (loaded.bias - header.vaddr) & -PAGE_SIZE & _WRAP
         wanted = (loaded.bias + header.vaddr) & _WRAP
-        start = _map_load(
-            sketch, zero, path, image, header, wanted, "program", span=span, fixed=fixed, replace=replacing
-        )
+        start = _map_load(sketch, path, image, header, wanted, "program", span=span, fixed=fixed, replace=replacing)
         if index == 0 and image.type == elf.ET_DYN:
             loaded.bias = (loaded.bias + start - page_down(wanted)) & _WRAP
         if header.offset <= image.phoff < header.offset + header.filesz:
@@ -139,9 +134,7 @@ def _check_extent(header: elf.Phdr, address: int, number: int) -> None:
         raise MapError(number, f"a segment of {header.memsz:#x} bytes at {address:#x} leaves the address space")
 
 
-def map_interpreter(
-    sketch: Sketch, zero: list[tuple[int, int]], path: str, image: elf.ElfImage, program_bias: int
-) -> int:
+def map_interpreter(sketch: Sketch, path: str, image: elf.ElfImage, program_bias: int) -> int:
     """load_elf_interp: the PT_LOADs of the interpreter; returns its bias (AT_BASE)."""
     if image.type not in (elf.ET_EXEC, elf.ET_DYN):
         raise MapError(errno.EPERM, f"the interpreter's ELF type is {image.type}")
@@ -153,7 +146,7 @@ def map_interpreter(
         fixed = placed or image.type == elf.ET_EXEC
         if not fixed and program_bias:
             bias = -header.vaddr
-        start = _map_load(sketch, zero, path, image, header, bias + header.vaddr, "interpreter", span=span, fixed=fixed)
+        start = _map_load(sketch, path, image, header, bias + header.vaddr, "interpreter", span=span, fixed=fixed)
         span = 0
         if not placed and image.type == elf.ET_DYN:
             bias, placed = start - page_down(header.vaddr), True

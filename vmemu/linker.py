@@ -9,7 +9,6 @@ from vmemu.sketch import Sketch
 
 def link(
     sketch: Sketch,
-    zero: list[tuple[int, int]],
     program: Program,
     interpreter: tuple[str, elf.ElfImage] | None,
     bias: int,

@@ -119,14 +119,13 @@ def _load(
     """load_elf_binary from the point of no return on. Raises MapError."""
     image = prog.image
     sketch = Sketch(initstack.mmap_base(layout), layout.huge_align)
-    zero: list[tuple[int, int]] = []
     stack = initstack.InitialStack(prog, layout)
     stack.map(sketch)
-    loaded = elfmap.map_program(sketch, zero, prog.path, image, interpreter is not None, layout.rng)
+    loaded = elfmap.map_program(sketch, prog.path, image, interpreter is not None, layout.rng)
     entry = (image.entry + loaded.bias) & _WRAP
     base, start = 0, entry
     if interpreter is not None:
-        base = elfmap.map_interpreter(sketch, zero, *interpreter, loaded.bias)
+        base = elfmap.map_interpreter(sketch, *interpreter, loaded.bias)
         start = (base + interpreter[1].entry) & _WRAP
     if start >= TASK_SIZE:
         raise MapError(errno.EINVAL, f"entry point {start:#x} is outside the address space")
@@ -143,7 +142,7 @@ def _load(
     if layout.rng is not None:
         brk += (0 if moved else PAGE_SIZE) + initstack.random_pages(layout.rng, BRK_RND_BITS)
     if link:
-        linker.link(sketch, zero, prog, interpreter, loaded.bias, base, cwd)
+        linker.link(sketch, prog, interpreter, loaded.bias, base, cwd)
     segments = tuple(segment for segment in sketch.segments if segment.role != _VDSO)
     return ExecPlan(
         path=prog.path,
@@ -153,7 +152,7 @@ def _load(
         envp=tuple(prog.envp),
         comm=prog.filename.rsplit(b"/", 1)[-1][:15],
         segments=segments,
-        zero=_surviving(zero, segments),
+        zero=tuple(sketch.zero),
         stack_data=data,
         stack_pointer=pointer,
         entry_point=start,
@@ -171,9 +170,3 @@ def _load(
         auxv=tuple(auxv),
         credentials=prog.credentials,
     )
-
-
-def _surviving(zero: list[tuple[int, int]], segments: tuple[Segment, ...]) -> tuple[tuple[int, int], ...]:
-    """The ranges to zero that were not mapped over later."""
-    writable = [segment for segment in segments if segment.path is not None and segment.prot & Prot.WRITE]
-    return tuple((a, b) for a, b in zero if any(s.start <= a and b <= s.end for s in writable))

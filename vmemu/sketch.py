@@ -19,6 +19,8 @@ TASK_SIZE = 0x7FFF_FFFF_F000
 """End of user addresses: 2^47 less a guard page."""
 STACK_GUARD_GAP = 256 * PAGE_SIZE
 """Bytes kept free below a stack (stack_guard_gap)."""
+MMAP_MIN = 65536
+"""Below it no hint is taken (mmap_min_addr)."""
 HUGE_PAGE_SIZE = 2 << 20
 _BOTTOM = TASK_SIZE // 3 + PAGE_SIZE - 1 & -PAGE_SIZE
 _WRAP = 0xFFFF_FFFF_FFFF_FFFF
@@ -75,6 +77,8 @@ class Sketch:
         """*mmap_base*: upper end of the area for mappings without an address; *huge_align*: see `Layout`."""
         self.segments: list[Segment] = []
         """Disjoint, in the order of mapping."""
+        self.zero: list[tuple[int, int]] = []
+        """Bytes [start, end) that are zeroed by writing, and not mapped over later."""
         self.mmap_base = mmap_base
         self.huge_align = huge_align
 
@@ -86,6 +90,7 @@ class Sketch:
         """munmap: what overlaps [start, end) is cut away."""
         if start >= end or not self.overlaps(start, end):
             return
+        self.zero = [(first, last) for first, last in self.zero if last <= start or end <= first]
         left: list[Segment] = []
         for segment in self.segments:
             if segment.end <= start or end <= segment.start:
@@ -125,21 +130,27 @@ class Sketch:
         """
         if length > TASK_SIZE - PAGE_SIZE:
             raise MapError(errno.ENOMEM, f"{length:#x} bytes are more than the address space has")
+        hint = page_down(hint)
         if hint:
-            hint = page_down(hint)
-            if hint + length <= TASK_SIZE and not self._near(hint, hint + length):
-                return hint
+            hint = max(hint, MMAP_MIN)
         if file_offset is not None and self.huge_align:
             first = (file_offset + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE
             if file_offset + length - first >= HUGE_PAGE_SIZE:
-                found = self._hole(length + HUGE_PAGE_SIZE)
+                found = self._fit(hint, length + HUGE_PAGE_SIZE)
+                if found is not None and found == hint:
+                    return hint
                 if found is not None:
-                    shift = (file_offset - found) & (HUGE_PAGE_SIZE - 1)
-                    return found + (shift or HUGE_PAGE_SIZE)
-        found = self._hole(length)
+                    return found + ((file_offset - found) % HUGE_PAGE_SIZE or HUGE_PAGE_SIZE)
+        found = self._fit(hint, length)
         if found is None:
             raise MapError(errno.ENOMEM, f"no hole of {length:#x} bytes is left")
         return found
+
+    def _fit(self, hint: int, length: int) -> int | None:
+        """arch_get_unmapped_area_topdown: *hint* if *length* bytes are free there, else the highest hole."""
+        if hint and hint + length <= TASK_SIZE and not self._near(hint, hint + length):
+            return hint
+        return self._hole(length)
 
     def _near(self, start: int, end: int) -> bool:
         """Whether something is mapped in [start, end) or a stack begins within its guard gap above."""

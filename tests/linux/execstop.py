@@ -215,6 +215,8 @@ def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
         name = segment.path or ""
         if segment.start <= plan.start_stack < segment.end:
             name = "[stack]"
+        elif not name and segment.start < plan.brk and segment.end > plan.start_brk:
+            name = "[heap]"
         if merged and name != "[stack]":
             start, end, *old, offset, old_name = merged[-1]
             # Anonymous memory comes by vm_brk_flags, which joins what lies below and never what lies above.
