@@ -21,6 +21,12 @@ def pytest_configure() -> None:
         pytest.exit(f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much to compare with the kernel of this host (tests/linux/test_livediff.py)."""
+    parser.addoption("--linux-programs", type=int, default=20, metavar="N", help="programs to run on this kernel")
+    parser.addoption("--linux-seed", type=int, default=0, metavar="FIRST", help="seed of the first of them")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The top of the source tree."""

@@ -127,7 +127,8 @@ class Emulated:
             case "fwrite":
                 self.files[op.get("file", "F")].pwrite(bytes([op["val"]]), op["fpage"] * PAGE + op.get("off", 0))
             case "fread":
-                return {"val": self.files[op.get("file", "F")].pread(1, op["fpage"] * PAGE + op.get("off", 0))[0]}
+                data = self.files[op.get("file", "F")].pread(1, op["fpage"] * PAGE + op.get("off", 0))
+                return {"val": data[0] if data else "end of file"}
             case unknown:
                 raise ValueError(f"operation {unknown!r} is not in the language of scripts")
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -34,8 +35,6 @@ TIERS = {
 }
 """What is compared, from what a program can see to what only /proc shows."""
 
-LAGGING = {"LazyFree"}
-"""Sums that are not compared: the kernel counts them late (when a per-CPU batch is drained)."""
 _RESULT_KEYS = ("val", "vals", "ret_page", "ret", "vec", "err", "sig", "code", "si_addr", "skipped")
 _ABSENT = ["absent"]
 
@@ -75,7 +74,7 @@ def replay(
 
     *fork_mode* other than COW: use `RESULTS` only. Present pages and fault counts are vmemu's own then, so `mincore`
     is not compared under ON_DEMAND, contents are compared where both have the page, and at the end everywhere.
-    *verify*: `Machine.verify()` after each step. NotImplementedError passes through.
+    *verify*: `Machine.verify()` after each step. NotImplementedError passes through, any other exception is a mismatch.
     """
     return next(mismatches(recording, tiers, fork_mode, verify=verify), None)
 
@@ -95,9 +94,12 @@ def mismatches(
                 if verify:
                     run.machine.verify()
                 states = run.observe()
-            except Exception as error:
-                error.add_note(f"{recording['name']}: step {step.index}: {script.text(step.op)}")
+            except NotImplementedError:
                 raise
+            except Exception as error:
+                trace = "".join(traceback.format_exception(error)).rstrip().splitlines()
+                yield Mismatch(recording, step.index, RESULTS, ("vmemu raised:", *trace[-7:]), before)
+                return
             for tier in sorted(left):
                 if differences := tuple(_compare(tier, step, result, states, relaxed)):
                     yield Mismatch(recording, step.index, tier, differences, before)
@@ -134,7 +136,7 @@ def _compare(
             yield from _compare_pages(tier, f"p{slot}", mine["pages"], theirs["pages"])
         elif tier == SMAPS:
             for key, kilobytes in theirs["smaps"].items():
-                if key not in LAGGING and mine["smaps"][key] != kilobytes:
+                if key != script.LAGGING and mine["smaps"][key] != kilobytes:
                     yield f"p{slot} {key}: vmemu {mine['smaps'][key]} kB, kernel {kilobytes} kB"
         elif tier == VMAS and mine["vmas"] != theirs["vmas"]:
             for vma in mine["vmas"]:
@@ -215,9 +217,6 @@ def main() -> int:
         except NotImplementedError as error:
             missing[str(error)] += 1
             bad = set(tiers)
-        except Exception as error:
-            bad = set(tiers)
-            found.append("\n  ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
         agree.update(set(tiers) - bad)
     for text in found[: args.show]:
         print(text, end="\n\n")

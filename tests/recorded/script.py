@@ -59,6 +59,9 @@ SUMS = (
 )
 """The lines of smaps that are summed (kB) over a process's mappings in the arena."""
 
+LAGGING = "LazyFree"
+"""The one of them that is not compared: the kernel counts it late, when a per-CPU batch is drained."""
+
 
 def file_image() -> bytes:
     """The contents that files F and E start with."""

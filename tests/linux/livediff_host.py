@@ -1,0 +1,345 @@
+"""Records what the kernel of this host does with a program: a controller of agents (agent.c), observing through /proc.
+
+The result has the form of the recordings in tests/recorded, so that the same code replays it in vmemu.
+Needs root on x86-64 Linux (`why_not`), and a C compiler with a static C library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recorded import script
+from recorded.observer import PFN, Observer, Vma, offset
+from recorded.script import ARENA, ARENA_PAGES, LAGGING, PAGE, SUMS, Op, State
+
+SLOTS = 8
+CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT = range(8)  # agent.c
+SYSCALLS = {
+    "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "madvise": 28, "ftruncate": 77,
+    "mlock": 149, "munlock": 150, "mlock2": 325, "mseal": 462,
+}  # fmt: skip
+_CODES = {(signal.SIGSEGV, 1): "MAPERR", (signal.SIGSEGV, 2): "ACCERR", (signal.SIGBUS, 2): "ADRERR"}
+_REPLY = struct.Struct("=4qQ3q")  # struct reply
+_ZERO_CRC = 0xC71C0011  # of a page of zeros
+_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)")
+_ARENA_END = ARENA + ARENA_PAGES * PAGE
+_WRITENOTIFY = {"ext4", "xfs"}
+"""Filesystems whose first write through a shared mapping takes a fault of its own."""
+
+
+def why_not() -> str:
+    """Why this host cannot be compared with; empty if it can."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"needs Linux on x86-64, this is {platform.system()} on {platform.machine()}"
+    if os.geteuid() != 0:
+        return "needs root, to see frame numbers"
+    try:
+        with (
+            open("/proc/self/pagemap", "rb") as pagemap,
+            open("/proc/kpagecount", "rb"),
+            open("/proc/kpageflags", "rb"),
+        ):
+            pagemap.seek(ctypes.addressof(ctypes.create_string_buffer(1)) // PAGE * 8)
+            if not int.from_bytes(pagemap.read(8), "little") & PFN:
+                return "pagemap hides frame numbers (needs CAP_SYS_ADMIN)"
+    except OSError as error:
+        return f"needs {error.filename}: {error.strerror}"
+    if not shutil.which(os.environ.get("CC", "cc")):
+        return "needs a C compiler"
+    return ""
+
+
+def build_agent(directory: Path) -> Path:
+    """Compile agent.c into *directory*. Raises RuntimeError with the compiler's words."""
+    agent = directory / "agent"
+    command = [os.environ.get("CC", "cc"), "-std=c11", "-O1", "-static", "-no-pie", "-fno-stack-protector"]
+    command += ["-Wl,-z,norelro", "-o", str(agent), str(Path(__file__).with_name("agent.c"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"cannot build the agent: {done.stderr.strip()}")
+    return agent
+
+
+def filesystem(directory: Path) -> str:
+    """Type of the filesystem that *directory* is on, e.g. ``"ext4"``."""
+    device = directory.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == wanted:
+            return rest.split()[0]
+    return "unknown"
+
+
+class Host:
+    """Runs programs on this kernel, one at a time."""
+
+    def __init__(self, agent: Path, scratch: Path) -> None:
+        """*agent*: see `build_agent`. *scratch*: where file E is made, if that is on a filesystem with write faults."""
+        self.agent = agent
+        self.scratch = scratch
+        self.files = ("F", "E") if filesystem(scratch) in _WRITENOTIFY else ("F",)
+        self.cpu = max(os.sched_getaffinity(0))
+        self._kpagecount = os.open("/proc/kpagecount", os.O_RDONLY)
+        self._kpageflags = os.open("/proc/kpageflags", os.O_RDONLY)
+
+    def close(self) -> None:
+        os.close(self._kpagecount)
+        os.close(self._kpageflags)
+
+    def record(self, program: dict[str, Any]) -> dict[str, Any]:
+        """*program* (``name``, ``ops``, ...) with the ``steps`` that this kernel made of it."""
+        steps: list[dict[str, Any]] = []
+        states: dict[int, State] = {}
+        with contextlib.ExitStack() as stack:
+            run = _Run(self, stack)
+            for index, op in enumerate(program["ops"]):
+                before = states
+                result = script.skipped(op, run.agents)
+                if result is None:
+                    result = run.do(op)
+                    states = run.observe()
+                changed: dict[str, State | None] = {
+                    str(slot): state for slot, state in states.items() if before.get(slot) != state
+                }
+                changed |= {str(slot): None for slot in before.keys() - states.keys()}
+                steps.append({"i": index, "res": result, "procs": changed})
+        return {**program, "kernel": platform.release(), "steps": steps}
+
+    def frame(self, pfn: int) -> tuple[int, int]:
+        """(kpagecount, kpageflags) of a frame."""
+        count = int.from_bytes(os.pread(self._kpagecount, 8, pfn * 8), "little")
+        return count, int.from_bytes(os.pread(self._kpageflags, 8, pfn * 8), "little")
+
+
+class _Run:
+    """One run of one program: fresh files, an agent in slot 0, and what was last observed of all agents."""
+
+    def __init__(self, host: Host, stack: contextlib.ExitStack) -> None:
+        """Everything opened is closed, and every agent ended, when *stack* unwinds."""
+        self._stack = stack
+        self._files = {tag: _fresh_file(None if tag == "F" else host.scratch) for tag in host.files}
+        for descriptor in self._files.values():
+            stack.callback(os.close, descriptor)
+        ends = []
+        self._sockets = []
+        for _ in range(SLOTS):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.settimeout(20)
+            ends.append(theirs)
+            self._sockets.append(ours)
+        numbers = [end.fileno() for end in ends]
+        root = subprocess.Popen(
+            [host.agent, str(host.cpu), *map(str, numbers)], pass_fds=[*numbers, *self._files.values()]
+        )
+        stack.callback(root.wait)
+        for ours, theirs in zip(self._sockets, ends, strict=True):
+            stack.callback(ours.close)  # before root.wait(): without its socket an agent ends
+            theirs.close()
+        self._root = root
+        self.agents: dict[int, _Agent] = {}
+        self._hello(0)
+        inodes = {os.fstat(descriptor).st_ino: tag for tag, descriptor in self._files.items()}
+        self._observer = Observer(host.frame, inodes)
+
+    # ---- requests
+
+    def _ask(self, slot: int, what: int, *args: int) -> tuple[_Reply, Sequence[int]]:
+        words = [what, *(arg & (1 << 64) - 1 for arg in args)]
+        if what != CHECKSUM:
+            words += [0] * (8 - len(words))
+        self._sockets[slot].send(struct.pack(f"={len(words)}Q", *words))
+        return self._answer(slot)
+
+    def _answer(self, slot: int) -> tuple[_Reply, Sequence[int]]:
+        message = self._sockets[slot].recv(1 << 16)
+        if not message:
+            raise RuntimeError(f"the agent in slot {slot} died")
+        reply = _Reply(*_REPLY.unpack_from(message))
+        return reply, struct.unpack_from(f"={reply.count}I", message, _REPLY.size)
+
+    def _hello(self, slot: int) -> None:
+        self.agents[slot] = _Agent(self, slot, self._answer(slot)[0].result, self._stack)
+
+    def checksums(self, slot: int, pages: Sequence[int]) -> list[str]:
+        if not pages:
+            return []
+        addresses = [ARENA + page * PAGE for page in pages]
+        _, values = self._ask(slot, CHECKSUM, len(pages), 0, 0, 0, 0, 0, 0, *addresses)
+        return ["z" if value == _ZERO_CRC else f"{value:08x}" for value in values]
+
+    # ---- operations
+
+    def do(self, op: Op) -> dict[str, Any]:
+        """Perform one operation and give its result as a recording has it."""
+        self._observer.before(op)
+        slot = op["p"]
+        match op["op"]:
+            case "read" | "write" as access:
+                what, value = (LOAD, 0) if access == "read" else (STORE, op["val"] & 255)
+                reply, _ = self._ask(slot, what, script.byte_address(op), value)
+                if not reply.signal:
+                    return {"val": reply.result, "minflt": reply.minor} | (
+                        {"majflt": reply.major} if reply.major else {}
+                    )
+                result = {"sig": signal.Signals(reply.signal).name, "code": _code(reply.signal, reply.code)}
+                if reply.address != script.byte_address(op):
+                    result["si_addr"] = hex(reply.address)
+                return {**result, "minflt": reply.minor}
+            case "sweep":
+                _, values = self._ask(slot, SWEEP, script.address(op), op["n"])
+                return {"vals": [value if value < 256 else _signal(value) for value in values]}
+            case "mincore":
+                reply, values = self._ask(slot, MINCORE, script.address(op), script.length(op))
+                return {"err": errno.errorcode[reply.error]} if reply.error else {"vec": "".join(map(str, values))}
+            case "fork":
+                reply, _ = self._ask(slot, FORK, op["child"])
+                if reply.error:
+                    return {"err": errno.errorcode[reply.error]}
+                self._hello(op["child"])
+                return {}
+            case "exit" | "kill" as end:
+                self._end(slot, by_signal=end == "kill")
+                return {}
+            case "fwrite":
+                os.pwrite(self._files[op.get("file", "F")], bytes([op["val"]]), op["fpage"] * PAGE + op.get("off", 0))
+                return {}
+            case "fread":
+                data = os.pread(self._files[op.get("file", "F")], 1, op["fpage"] * PAGE + op.get("off", 0))
+                return {"val": data[0] if data else "end of file"}
+        return self._call(slot, op)
+
+    def _call(self, slot: int, op: Op) -> dict[str, Any]:
+        reply, _ = self._ask(slot, CALL, SYSCALLS[op["op"]], *self._arguments(op))
+        if reply.error:
+            return {"err": errno.errorcode[reply.error], "minflt": reply.minor}
+        if op["op"] not in ("mmap", "mremap"):
+            return {"minflt": reply.minor}
+        answer = script.returned(reply.result)
+        if "ret" in answer and op["op"] == "mmap":  # leave no strays
+            self._ask(slot, CALL, SYSCALLS["munmap"], reply.result, script.length(op))
+        return {**answer, "minflt": reply.minor}
+
+    def _arguments(self, op: Op) -> tuple[int, ...]:
+        address, length = script.address(op), script.length(op)
+        match op["op"]:
+            case "mmap":
+                tag = script.mmap_file(op)
+                descriptor = self._files[tag] if tag else -1
+                return address, length, script.prot(op), script.mmap_flags(op), descriptor, script.mmap_offset(op)
+            case "mprotect":
+                return address, length, script.prot(op)
+            case "madvise":
+                return address, length, script.advice(op)
+            case "mremap":
+                return address, length, op["n2"] * PAGE, script.mremap_flags(op), script.address(op, "to")
+            case "msync":
+                return address, length, op.get("msflags", 4)
+            case "mlock2":
+                return address, length, op.get("mlflags", 0)
+            case "ftruncate":
+                return self._files[op.get("file", "F")], op["size"]
+        return address, length, 0
+
+    def _end(self, slot: int, *, by_signal: bool) -> None:
+        agent = self.agents.pop(slot)
+        if by_signal:
+            signal.pidfd_send_signal(agent.pidfd, signal.SIGKILL)
+        else:
+            self._sockets[slot].send(struct.pack("=8Q", EXIT, *[0] * 7))
+        select.select([agent.pidfd], [], [], 20)  # readable once its memory is gone
+        if agent.pid == self._root.pid:
+            self._root.wait()
+
+    # ---- observation
+
+    def observe(self) -> dict[int, State]:
+        return self._observer.observe(self.agents)
+
+
+class _Agent:
+    """A live agent, and what /proc shows of it (as `observer.View`)."""
+
+    def __init__(self, run: _Run, slot: int, pid: int, stack: contextlib.ExitStack) -> None:
+        self._run, self._slot = run, slot
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, self.pidfd)
+        self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+        stack.callback(os.close, self._pagemap)
+
+    def mappings(self) -> list[Vma]:
+        vmas: list[Vma] = []
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            if header := _HEADER.match(line):
+                start, end, at = (int(header[i], 16) for i in (1, 2, 4))
+                inside = start >= ARENA and end <= _ARENA_END
+                if inside:
+                    vmas.append(Vma(offset(start), offset(end), header[3], int(header[5]), at // PAGE, (), {}))
+            elif inside:
+                key, _, value = line.partition(":")
+                if key in SUMS and key != LAGGING:
+                    vmas[-1].sums[key] = int(value.split()[0])
+                elif key == "VmFlags":
+                    vmas[-1] = vmas[-1]._replace(flags=value.split())
+        return vmas
+
+    def pagemap(self, npages: int) -> Sequence[int]:
+        return struct.unpack(f"={npages}Q", os.pread(self._pagemap, npages * 8, ARENA // PAGE * 8))
+
+    def checksums(self, pages: Sequence[int]) -> list[str]:
+        return self._run.checksums(self._slot, pages)
+
+
+class _Reply(NamedTuple):
+    """The head of agent.c's reply."""
+
+    result: int
+    error: int
+    signal: int
+    code: int
+    address: int
+    minor: int
+    major: int
+    count: int
+
+
+def _fresh_file(directory: Path | None) -> int:
+    """A file with the contents that scripts expect, in memory or in *directory*; the caller closes it.
+
+    It is written page by page, so that its frames are of one page on filesystems that would use larger ones.
+    """
+    if directory is None:
+        descriptor = os.memfd_create("F")
+    else:
+        descriptor, name = tempfile.mkstemp(dir=directory)
+        os.unlink(name)
+    image = script.file_image()
+    for start in range(0, len(image), PAGE):
+        os.pwrite(descriptor, image[start : start + PAGE], start)
+    os.fsync(descriptor)
+    return descriptor
+
+
+def _code(number: int, code: int) -> str:
+    return _CODES.get((number, code), str(code))
+
+
+def _signal(value: int) -> str:
+    """A signal in a sweep: number << 16 | code << 8."""
+    return f"{signal.Signals(value >> 16).name}:{_code(value >> 16, value >> 8 & 255)}"
