@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vmemu import elf
 from vmemu.initstack import MMAP_RND_BITS, random_pages
-from vmemu.sketch import TASK_SIZE, MapError, Sketch, page_down, page_up
+from vmemu.sketch import TASK_SIZE, MapError, Sketch, page_down, page_up, prot_of
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = ["ELF_ET_DYN_BASE", "Loaded", "map_interpreter", "map_program"]
@@ -31,14 +31,6 @@ class Loaded:
     end_data: int = 0
 
 
-def _prot(flags: int) -> Prot:
-    prot = Prot.NONE
-    for flag, bit in ((elf.PF_R, Prot.READ), (elf.PF_W, Prot.WRITE), (elf.PF_X, Prot.EXEC)):
-        if flags & flag:
-            prot |= bit
-    return prot
-
-
 def _map_load(
     sketch: Sketch,
     path: str,
@@ -56,7 +48,7 @@ def _map_load(
     *span* is given for the first one of a file whose whole extent has to be free. Raises MapError.
     """
     address &= _WRAP
-    prot, inside = _prot(header.flags), header.vaddr % PAGE_SIZE
+    prot, inside = prot_of(header.flags), header.vaddr % PAGE_SIZE
     start = page_down(address)
     if header.filesz:
         size = page_up((header.filesz + inside) & _WRAP)

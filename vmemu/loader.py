@@ -51,6 +51,9 @@ class ExecPlan:
     """Disjoint, in the order of mapping; the stack is first. Neighbours that Linux would merge are not merged."""
     zero: tuple[tuple[int, int], ...]
     """[start, end) that are zeroed by writing, which copies a page each: the tails of data segments before bss."""
+    protect: tuple[tuple[int, int, Prot], ...]
+    """(start, end, protection) to mprotect when all is mapped and zeroed: RELRO, with *link* only. It is not in the
+    segments' protection because memory that was writable stays accounted, and so does not merge with other."""
     stack_data: bytes
     """What the stack holds from stack_pointer to its upper end."""
     stack_pointer: int
@@ -101,9 +104,9 @@ def plan(
 ) -> ExecPlan:
     """What execve(*program*, *argv*, *envp*) maps and where; nothing is changed anywhere.
 
-    With *link* the libraries are mapped as well and RELRO is read-only, as after ld.so(8) has started the program
-    (see `linker`). A relative *program* starts at *cwd*. Raises SyscallError with Linux's errno and the reason; a
-    library that cannot be found gives ELIBACC.
+    With *link* the libraries are mapped as well and RELRO is to be made read-only, as after ld.so(8) has started the
+    program (see `linker`); a static program stays as it is. A relative *program* starts at *cwd*. Raises SyscallError
+    with Linux's errno and the reason; a library that cannot be found gives ELIBACC.
     """
     prog = bprm.collect(program, argv, envp, layout, cwd)
     interpreter = bprm.find_interpreter(prog, cwd)
@@ -141,8 +144,8 @@ def _load(
     brk = page_up(brk)
     if layout.rng is not None:
         brk += (0 if moved else PAGE_SIZE) + initstack.random_pages(layout.rng, BRK_RND_BITS)
-    if link:
-        linker.link(sketch, prog, interpreter, loaded.bias, base, cwd)
+    if link and interpreter is not None:
+        linker.link(sketch, prog, loaded.bias, interpreter, base, cwd)
     segments = tuple(segment for segment in sketch.segments if segment.role != _VDSO)
     return ExecPlan(
         path=prog.path,
@@ -153,6 +156,7 @@ def _load(
         comm=prog.filename.rsplit(b"/", 1)[-1][:15],
         segments=segments,
         zero=tuple(sketch.zero),
+        protect=tuple(sketch.protected),
         stack_data=data,
         stack_pointer=pointer,
         entry_point=start,

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["TASK_SIZE", "MapError", "Segment", "Sketch", "page_down", "page_up"]
+__all__ = [
+    "HUGE_PAGE_SIZE",
+    "STACK_GUARD_GAP",
+    "TASK_SIZE",
+    "MapError",
+    "Segment",
+    "Sketch",
+    "page_down",
+    "page_up",
+    "prot_of",
+]
 
 TASK_SIZE = 0x7FFF_FFFF_F000
 """End of user addresses: 2^47 less a guard page."""
@@ -34,6 +44,15 @@ def page_down(address: int) -> int:
 def page_up(address: int) -> int:
     """*address* rounded up to a page, modulo 2^64 as the kernel computes."""
     return (address + PAGE_SIZE - 1) & -PAGE_SIZE & _WRAP
+
+
+def prot_of(flags: int) -> Prot:
+    """The protection that a program header's p_flags ask for."""
+    prot = Prot.NONE
+    for flag, bit in ((4, Prot.READ), (2, Prot.WRITE), (1, Prot.EXEC)):
+        if flags & flag:
+            prot |= bit
+    return prot
 
 
 class MapError(Exception):
@@ -79,6 +98,8 @@ class Sketch:
         """Disjoint, in the order of mapping."""
         self.zero: list[tuple[int, int]] = []
         """Bytes [start, end) that are zeroed by writing, and not mapped over later."""
+        self.protected: list[tuple[int, int, Prot]] = []
+        """[start, end) and protection of what is to be mprotected when all is mapped and written."""
         self.mmap_base = mmap_base
         self.huge_align = huge_align
 

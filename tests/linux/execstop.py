@@ -8,6 +8,7 @@ Needs x86-64 Linux, and ptrace to be allowed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -18,6 +19,7 @@ import signal
 import stat
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +33,9 @@ from vmemu.types import Prot
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
-_PTRACE_TRACEME, _PTRACE_GETREGS = 0, 12
+_PTRACE_TRACEME, _PTRACE_CONT, _PTRACE_GETREGS = 0, 7, 12
+_BREAKPOINT = b"\xcc"
+_START_SECONDS = 10
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PR_SET_NO_NEW_PRIVS = 38
 _RIP, _RSP = 16, 19
@@ -103,11 +107,13 @@ def record(
     stack_limit: int = 8 << 20,
     randomize: bool = False,
     nosuid: bool = False,
+    started: bool = False,
     cwd: str | None = None,
 ) -> Stopped:
     """execve in a child that stops at its first instruction; *stack_limit* in bytes, -1 for infinity.
 
     Linux switches randomisation on again for set-ID programs; with *nosuid* it takes them for ordinary ones.
+    With *started* ld.so runs, and the child is stopped at the program's own entry point.
     Raises ExecFailed if the kernel refuses, OSError or RuntimeError if the child cannot be traced.
     """
     path = ctypes.c_char_p(os.fsencode(program))
@@ -138,6 +144,8 @@ def record(
             _, status = os.waitpid(pid, 0)
             alive = os.WIFSTOPPED(status)
             if alive and os.WSTOPSIG(status) == signal.SIGTRAP:
+                if started:
+                    _continue_to_entry(pid)
                 return _inspect(pid)
             if alive or os.WIFSIGNALED(status):
                 raise ExecFailed(None)
@@ -150,8 +158,27 @@ def record(
         raise ExecFailed(number)
     finally:
         if alive:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _continue_to_entry(pid: int) -> None:
+    vector = dict(struct.iter_unpack("<QQ", Path(f"/proc/{pid}/auxv").read_bytes()))
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(vector[initstack.AT_ENTRY])
+        memory.write(_BREAKPOINT)
+    deadline = time.monotonic() + _START_SECONDS
+    _libc.ptrace(_PTRACE_CONT, pid, None, None)
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done and os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP:
+            return
+        if done or time.monotonic() > deadline:
+            if done and not os.WIFSTOPPED(status):
+                raise ChildProcessError(f"ended with status {status} before its entry point")
+            raise TimeoutError("has not come to its entry point")
+        time.sleep(0.0005)
 
 
 def _inspect(pid: int) -> Stopped:
@@ -206,27 +233,47 @@ def parse_maps(text: bytes) -> tuple[Map, ...]:
     return tuple(found)
 
 
+def perms(prot: Prot) -> str:
+    """As /proc/PID/maps shows a private mapping."""
+    return "".join(c if prot & bit else "-" for c, bit in (("r", Prot.READ), ("w", Prot.WRITE), ("x", Prot.EXEC))) + "p"
+
+
+def _pieces(plan: loader.ExecPlan) -> list[tuple[int, int, loader.Segment]]:
+    """(order of mapping, order of mprotect, segment), in address order, with what is mprotected split off."""
+    found = []
+    for when, segment in enumerate(plan.segments):
+        rest = segment
+        for call, (start, end, prot) in enumerate(plan.protect):
+            if rest.start <= start and end <= rest.end:
+                if rest.start < start:
+                    found.append((when, -1, rest.part(rest.start, start)))
+                found.append((when, call, dataclasses.replace(rest.part(start, end), prot=prot)))
+                rest = rest.part(end, rest.end)
+        if rest.size:
+            found.append((when, -1, rest))
+    return sorted(found, key=lambda piece: piece[2].start)
+
+
 def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
     """The segments of *plan* as /proc/PID/maps would show them: sorted, neighbours merged, named."""
     merged: list[Map] = []
-    last = -1
-    for when, segment in sorted(enumerate(plan.segments), key=lambda item: item[1].start):
-        perms = "".join(c if segment.prot & bit else "-" for c, bit in zip("rwx", Prot, strict=False)) + "p"
+    last = (-1, -1)
+    for when, call, segment in _pieces(plan):
         name = segment.path or ""
         if segment.start <= plan.start_stack < segment.end:
             name = "[stack]"
         elif not name and segment.start < plan.brk and segment.end > plan.start_brk:
             name = "[heap]"
-        if merged and name != "[stack]":
-            start, end, *old, offset, old_name = merged[-1]
+        line = (segment.start, segment.end, perms(segment.prot), segment.offset, name)
+        if merged and name != "[stack]" and last[1] == call == -1:
+            start, end, old, offset, old_name = merged[-1]
             # Anonymous memory comes by vm_brk_flags, which joins what lies below and never what lies above.
-            joined = offset + end - start == segment.offset if name else last < when
-            if end == segment.start and (*old, old_name) == (perms, name) and joined:
-                merged[-1] = (start, segment.end, perms, offset, name)
-                last = when
-                continue
-        merged.append((segment.start, segment.end, perms, segment.offset, name))
-        last = when
+            joined = offset + end - start == segment.offset if name else last[0] < when
+            if end == segment.start and (old, old_name) == line[2:5:2] and joined:
+                line = (start, segment.end, old, offset, name)
+                merged.pop()
+        merged.append(line)
+        last = (when, call)
     return tuple(merged)
 
 
