@@ -28,20 +28,20 @@ enum { PAGE = 4096, MAX_SLOTS = 8, MAX_PAGES = 1024, STACK = 64 * 1024 };
 enum { CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT };
 
 struct request {
-    uint64_t what;
-    uint64_t args[7];
-    uint64_t pages[MAX_PAGES]; /* CHECKSUM: addresses */
+	uint64_t what;
+	uint64_t args[7];
+	uint64_t pages[MAX_PAGES]; /* CHECKSUM: addresses */
 };
 
 struct reply {
-    int64_t result; /* of a call; the byte of LOAD and STORE; a pid */
-    int64_t error;  /* errno, or 0 */
-    int64_t signal; /* SIGSEGV or SIGBUS, or 0 */
-    int64_t code;
-    uint64_t address; /* si_addr */
-    int64_t minor, major;
-    int64_t count; /* of values below */
-    uint32_t values[MAX_PAGES];
+	int64_t result; /* of a call; the byte of LOAD and STORE; a pid */
+	int64_t error;	/* errno, or 0 */
+	int64_t signal; /* SIGSEGV or SIGBUS, or 0 */
+	int64_t code;
+	uint64_t address; /* si_addr */
+	int64_t minor, major;
+	int64_t count; /* of values below */
+	uint32_t values[MAX_PAGES];
 };
 
 extern const Elf64_Ehdr __ehdr_start;
@@ -61,218 +61,222 @@ static volatile sig_atomic_t armed;
 
 static void on_fault(int number, siginfo_t *info, void *context)
 {
-    (void)context;
-    if (!armed)
-        _exit(99); /* a bug of ours */
-    armed = 0;
-    reply.signal = number;
-    reply.code = info->si_code;
-    reply.address = (uint64_t)info->si_addr;
-    siglongjmp(after_signal, 1);
+	(void)context;
+	if (!armed)
+		_exit(99); /* a bug of ours */
+	armed = 0;
+	reply.signal = number;
+	reply.code = info->si_code;
+	reply.address = (uint64_t)info->si_addr;
+	siglongjmp(after_signal, 1);
 }
 
-static void on_nothing(int number) { (void)number; }
+static void on_nothing(int number)
+{
+	(void)number;
+}
 
 /* A system call without errno, which lies in thread-local storage: -errno on failure. */
 static inline long raw_syscall(long number, const uint64_t *args)
 {
-    register uint64_t r10 __asm__("r10") = args[3];
-    register uint64_t r8 __asm__("r8") = args[4];
-    register uint64_t r9 __asm__("r9") = args[5];
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(args[0]), "S"(args[1]), "d"(args[2]), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
+	register uint64_t r10 __asm__("r10") = args[3];
+	register uint64_t r8 __asm__("r8") = args[4];
+	register uint64_t r9 __asm__("r9") = args[5];
+	long result;
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(number), "D"(args[0]), "S"(args[1]), "d"(args[2]), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
 }
 
 static inline unsigned char load(const unsigned char *at)
 {
-    unsigned char byte;
-    __asm__ volatile("movb (%1), %0" : "=q"(byte) : "r"(at) : "memory");
-    return byte;
+	unsigned char byte;
+	__asm__ volatile("movb (%1), %0" : "=q"(byte) : "r"(at) : "memory");
+	return byte;
 }
 
 static inline void store(unsigned char *at, unsigned char byte)
 {
-    __asm__ volatile("movb %1, (%0)" : : "r"(at), "q"(byte) : "memory");
+	__asm__ volatile("movb %1, (%0)" : : "r"(at), "q"(byte) : "memory");
 }
 
 /* Forget all translations. The kernel leaves a stale read-only one when it makes a page writable (POPULATE_WRITE, say),
  * and the store that meets it takes a fault more: or not, if it was evicted meanwhile. */
 static void flush_tlb(void)
 {
-    syscall(SYS_mprotect, wide, sizeof wide, PROT_READ); /* more than the pages that are flushed one by one (33) */
-    syscall(SYS_mprotect, wide, sizeof wide, PROT_READ | PROT_WRITE);
+	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ); /* more than the pages that are flushed one by one (33) */
+	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ | PROT_WRITE);
 }
 
 /* Every page of image and stack present, the writable ones written: they are shared copy-on-write after each fork. */
 static void __attribute__((noinline)) warm(void)
 {
-    const unsigned char *base = (const unsigned char *)&__ehdr_start;
-    const Elf64_Phdr *segment = (const Elf64_Phdr *)(base + __ehdr_start.e_phoff);
-    unsigned char below[STACK];
-    for (size_t i = 0; i < sizeof below; i += PAGE)
-        store(below + i, 0);
-    unsigned char *frame = __builtin_frame_address(0); /* the callers' frames lie just above */
-    store(frame + 256, load(frame + 256));
-    errno = 0; /* and thread-local storage */
-    for (int i = 0; i < __ehdr_start.e_phnum; i++) {
-        if (segment[i].p_type != PT_LOAD)
-            continue;
-        unsigned char *at = (unsigned char *)(segment[i].p_vaddr & ~(uint64_t)(PAGE - 1));
-        for (; at < (unsigned char *)(segment[i].p_vaddr + segment[i].p_memsz); at += PAGE) {
-            unsigned char byte = load(at);
-            if (segment[i].p_flags & PF_W)
-                store(at, byte);
-        }
-    }
+	const unsigned char *base = (const unsigned char *)&__ehdr_start;
+	const Elf64_Phdr *segment = (const Elf64_Phdr *)(base + __ehdr_start.e_phoff);
+	unsigned char below[STACK];
+	for (size_t i = 0; i < sizeof below; i += PAGE)
+		store(below + i, 0);
+	unsigned char *frame = __builtin_frame_address(0); /* the callers' frames lie just above */
+	store(frame + 256, load(frame + 256));
+	errno = 0; /* and thread-local storage */
+	for (int i = 0; i < __ehdr_start.e_phnum; i++) {
+		if (segment[i].p_type != PT_LOAD)
+			continue;
+		unsigned char *at = (unsigned char *)(segment[i].p_vaddr & ~(uint64_t)(PAGE - 1));
+		for (; at < (unsigned char *)(segment[i].p_vaddr + segment[i].p_memsz); at += PAGE) {
+			unsigned char byte = load(at);
+			if (segment[i].p_flags & PF_W)
+				store(at, byte);
+		}
+	}
 }
 
 static void count_faults(int64_t sign)
 {
-    syscall(SYS_getrusage, RUSAGE_SELF, &usage);
-    reply.minor += sign * usage.ru_minflt;
-    reply.major += sign * usage.ru_majflt;
+	syscall(SYS_getrusage, RUSAGE_SELF, &usage);
+	reply.minor += sign * usage.ru_minflt;
+	reply.major += sign * usage.ru_majflt;
 }
 
 /* One access; what it led to is in `reply`. */
 static void __attribute__((noinline)) access_byte(unsigned char *at, int write, unsigned char value)
 {
-    volatile unsigned char byte = value;
-    memset(&reply, 0, offsetof(struct reply, values));
-    count_faults(-1);
-    if (sigsetjmp(after_signal, 1) == 0) {
-        armed = 1;
-        if (write)
-            store(at, byte);
-        else
-            byte = load(at);
-        armed = 0;
-        reply.result = byte;
-    }
-    count_faults(1);
+	volatile unsigned char byte = value;
+	memset(&reply, 0, offsetof(struct reply, values));
+	count_faults(-1);
+	if (sigsetjmp(after_signal, 1) == 0) {
+		armed = 1;
+		if (write)
+			store(at, byte);
+		else
+			byte = load(at);
+		armed = 0;
+		reply.result = byte;
+	}
+	count_faults(1);
 }
 
 static void call(void)
 {
-    count_faults(-1);
-    long result = raw_syscall((long)request.args[0], request.args + 1);
-    count_faults(1);
-    if (result < 0 && result >= -4095)
-        reply.error = -result;
-    else
-        reply.result = result;
+	count_faults(-1);
+	long result = raw_syscall((long)request.args[0], request.args + 1);
+	count_faults(1);
+	if (result < 0 && result >= -4095)
+		reply.error = -result;
+	else
+		reply.result = result;
 }
 
 static uint32_t checksum(const unsigned char *page)
 {
-    uint32_t crc = ~0u;
-    for (size_t i = 0; i < PAGE; i++)
-        crc = crc_table[(crc ^ page[i]) & 255] ^ (crc >> 8);
-    return ~crc;
+	uint32_t crc = ~0u;
+	for (size_t i = 0; i < PAGE; i++)
+		crc = crc_table[(crc ^ page[i]) & 255] ^ (crc >> 8);
+	return ~crc;
 }
 
 static void sweep(unsigned char *at, uint64_t count)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        access_byte(at + i * PAGE, 0, 0);
-        reply.values[i] = reply.signal ? (uint32_t)(reply.signal << 16 | reply.code << 8) : (uint32_t)reply.result;
-    }
-    memset(&reply, 0, offsetof(struct reply, values));
-    reply.count = (int64_t)count;
+	for (uint64_t i = 0; i < count; i++) {
+		access_byte(at + i * PAGE, 0, 0);
+		reply.values[i] =
+			reply.signal ? (uint32_t)(reply.signal << 16 | reply.code << 8) : (uint32_t)reply.result;
+	}
+	memset(&reply, 0, offsetof(struct reply, values));
+	reply.count = (int64_t)count;
 }
 
 static void send_reply(void)
 {
-    size_t size = offsetof(struct reply, values) + (size_t)reply.count * sizeof reply.values[0];
-    if (syscall(SYS_sendto, sockets[slot], &reply, size, 0, 0, 0) != (long)size)
-        _exit(98);
+	size_t size = offsetof(struct reply, values) + (size_t)reply.count * sizeof reply.values[0];
+	if (syscall(SYS_sendto, sockets[slot], &reply, size, 0, 0, 0) != (long)size)
+		_exit(98);
 }
 
 static void fork_agent(int child)
 {
-    int64_t pid = syscall(SYS_fork);
-    if (pid == 0) {
-        slot = child;
-        pid = syscall(SYS_getpid);
-    } else if (pid < 0) {
-        reply.error = errno;
-    }
-    reply.result = pid;
+	int64_t pid = syscall(SYS_fork);
+	if (pid == 0) {
+		slot = child;
+		pid = syscall(SYS_getpid);
+	} else if (pid < 0) {
+		reply.error = errno;
+	}
+	reply.result = pid;
 }
 
 static void perform(void)
 {
-    memset(&reply, 0, offsetof(struct reply, values));
-    switch (request.what) {
-    case CALL:
-        call();
-        break;
-    case LOAD:
-    case STORE:
-        access_byte(own_page, 1, 0);
-        raise(SIGUSR1); /* the way through a handler is warm, too */
-        access_byte((unsigned char *)request.args[0], request.what == STORE, (unsigned char)request.args[1]);
-        break;
-    case SWEEP:
-        sweep((unsigned char *)request.args[0], request.args[1]);
-        break;
-    case CHECKSUM:
-        reply.count = (int64_t)request.args[0];
-        for (uint64_t i = 0; i < request.args[0]; i++)
-            reply.values[i] = checksum((const unsigned char *)request.pages[i]);
-        break;
-    case MINCORE:
-        if (syscall(SYS_mincore, request.args[0], request.args[1], residency) != 0) {
-            reply.error = errno;
-            break;
-        }
-        reply.count = (int64_t)((request.args[1] + PAGE - 1) / PAGE);
-        for (int64_t i = 0; i < reply.count; i++)
-            reply.values[i] = residency[i] & 1;
-        break;
-    case FORK:
-        fork_agent((int)request.args[0]);
-        break;
-    default:
-        _exit(request.what == EXIT ? 0 : 97);
-    }
+	memset(&reply, 0, offsetof(struct reply, values));
+	switch (request.what) {
+	case CALL:
+		call();
+		break;
+	case LOAD:
+	case STORE:
+		access_byte(own_page, 1, 0);
+		raise(SIGUSR1); /* the way through a handler is warm, too */
+		access_byte((unsigned char *)request.args[0], request.what == STORE, (unsigned char)request.args[1]);
+		break;
+	case SWEEP:
+		sweep((unsigned char *)request.args[0], request.args[1]);
+		break;
+	case CHECKSUM:
+		reply.count = (int64_t)request.args[0];
+		for (uint64_t i = 0; i < request.args[0]; i++)
+			reply.values[i] = checksum((const unsigned char *)request.pages[i]);
+		break;
+	case MINCORE:
+		if (syscall(SYS_mincore, request.args[0], request.args[1], residency) != 0) {
+			reply.error = errno;
+			break;
+		}
+		reply.count = (int64_t)((request.args[1] + PAGE - 1) / PAGE);
+		for (int64_t i = 0; i < reply.count; i++)
+			reply.values[i] = residency[i] & 1;
+		break;
+	case FORK:
+		fork_agent((int)request.args[0]);
+		break;
+	default:
+		_exit(request.what == EXIT ? 0 : 97);
+	}
 }
 
 int main(int argc, char **argv)
 {
-    for (int i = 2; i < argc && i - 2 < MAX_SLOTS; i++)
-        sockets[i - 2] = atoi(argv[i]);
-    for (uint32_t i = 0; i < 256; i++) {
-        crc_table[i] = i;
-        for (int bit = 0; bit < 8; bit++)
-            crc_table[i] = crc_table[i] >> 1 ^ (crc_table[i] & 1 ? 0xEDB88320u : 0);
-    }
-    cpu_set_t cpu;
-    CPU_ZERO(&cpu);
-    CPU_SET(argc > 1 ? atoi(argv[1]) : 0, &cpu);
-    sched_setaffinity(0, sizeof cpu, &cpu);
-    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    stack_t alternate = {.ss_sp = alternate_stack, .ss_size = sizeof alternate_stack};
-    sigaltstack(&alternate, NULL);
-    struct sigaction fault = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-    sigaction(SIGSEGV, &fault, NULL);
-    sigaction(SIGBUS, &fault, NULL);
-    struct sigaction nothing = {.sa_handler = on_nothing, .sa_flags = SA_ONSTACK};
-    sigaction(SIGUSR1, &nothing, NULL);
-    struct sigaction unwaited = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
-    sigaction(SIGCHLD, &unwaited, NULL);
+	for (int i = 2; i < argc && i - 2 < MAX_SLOTS; i++)
+		sockets[i - 2] = atoi(argv[i]);
+	for (uint32_t i = 0; i < 256; i++) {
+		crc_table[i] = i;
+		for (int bit = 0; bit < 8; bit++)
+			crc_table[i] = crc_table[i] >> 1 ^ (crc_table[i] & 1 ? 0xEDB88320u : 0);
+	}
+	cpu_set_t cpu;
+	CPU_ZERO(&cpu);
+	CPU_SET(argc > 1 ? atoi(argv[1]) : 0, &cpu);
+	sched_setaffinity(0, sizeof cpu, &cpu);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	stack_t alternate = { .ss_sp = alternate_stack, .ss_size = sizeof alternate_stack };
+	sigaltstack(&alternate, NULL);
+	struct sigaction fault = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	sigaction(SIGSEGV, &fault, NULL);
+	sigaction(SIGBUS, &fault, NULL);
+	struct sigaction nothing = { .sa_handler = on_nothing, .sa_flags = SA_ONSTACK };
+	sigaction(SIGUSR1, &nothing, NULL);
+	struct sigaction unwaited = { .sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT };
+	sigaction(SIGCHLD, &unwaited, NULL);
 
-    reply.result = getpid();
-    for (;;) {
-        warm(); /* before the reply: the agent's own frames have settled when the controller looks */
-        send_reply();
-        if (syscall(SYS_recvfrom, sockets[slot], &request, sizeof request, 0, 0, 0) <= 0)
-            return 0; /* the controller is gone */
-        warm();
-        flush_tlb();
-        perform();
-    }
+	reply.result = getpid();
+	for (;;) {
+		warm(); /* before the reply: the agent's own frames have settled when the controller looks */
+		send_reply();
+		if (syscall(SYS_recvfrom, sockets[slot], &request, sizeof request, 0, 0, 0) <= 0)
+			return 0; /* the controller is gone */
+		warm();
+		flush_tlb();
+		perform();
+	}
 }

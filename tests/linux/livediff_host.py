@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import os
 import platform
@@ -21,7 +22,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from recorded import script
 from recorded.observer import PFN, Observer, Vma, offset
@@ -33,7 +34,11 @@ SYSCALLS = {
     "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "madvise": 28, "ftruncate": 77,
     "mlock": 149, "munlock": 150, "mlock2": 325, "mseal": 462,
 }  # fmt: skip
-_CODES = {(signal.SIGSEGV, 1): "MAPERR", (signal.SIGSEGV, 2): "ACCERR", (signal.SIGBUS, 2): "ADRERR"}
+_CODES: dict[tuple[int, int], str] = {
+    (signal.SIGSEGV, 1): "MAPERR",
+    (signal.SIGSEGV, 2): "ACCERR",
+    (signal.SIGBUS, 2): "ADRERR",
+}
 _REPLY = struct.Struct("=4qQ3q")  # struct reply
 _ZERO_CRC = 0xC71C0011  # of a page of zeros
 _HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)")
@@ -290,11 +295,12 @@ class _Agent:
                 start, end, at = (int(header[i], 16) for i in (1, 2, 4))
                 inside = start >= ARENA and end <= _ARENA_END
                 if inside:
-                    vmas.append(Vma(offset(start), offset(end), header[3], int(header[5]), at // PAGE, (), {}))
+                    sums: dict[str, int] = {}
+                    vmas.append(Vma(offset(start), offset(end), header[3], int(header[5]), at // PAGE, (), sums))
             elif inside:
                 key, _, value = line.partition(":")
                 if key in SUMS and key != LAGGING:
-                    vmas[-1].sums[key] = int(value.split()[0])
+                    sums[key] = int(value.split()[0])
                 elif key == "VmFlags":
                     vmas[-1] = vmas[-1]._replace(flags=value.split())
         return vmas
@@ -306,7 +312,8 @@ class _Agent:
         return self._run.checksums(self._slot, pages)
 
 
-class _Reply(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Reply:
     """The head of agent.c's reply."""
 
     result: int

@@ -48,7 +48,7 @@ class _Author:
             self.store: 30, self.load: 20, self.mmap: 9, self.fork: 9, self.exit: 3, self.munmap: 4, self.mprotect: 8,
             self.dontneed: 4, self.fork_advice: 3, self.populate: 2, self.mremap: 6, self.mincore: 1, self.file_io: 3,
         }  # fmt: skip
-        for group, likely in (
+        groups: tuple[tuple[dict[Callable[[], Op | None], float], float], ...] = (
             ({self.truncate: 3}, 0.2),
             ({self.lock: 4, self.dontneed_locked: 1}, 0.2),
             ({self.guard: 4}, 0.2),
@@ -59,7 +59,8 @@ class _Author:
             ({self.remove: 2}, 0.15),
             ({self.duplicate: 2}, 0.15),
             ({self.mistake: 3}, 0.4),
-        ):
+        )
+        for group, likely in groups:
             if chance() < likely:
                 self.weights.update(group)
         self.truncates = self.truncate in self.weights
@@ -227,31 +228,30 @@ class _Author:
 
     def mistake(self) -> Op:
         page, n = self.page(), self.random.randint(1, 4)
-        name, fields = self.random.choice(
-            [
-                ("munmap", {"n": n, "misalign": 5}),
-                ("munmap", {"n": 0, "len": 0}),
-                ("mprotect", {"n": n, "misalign": 1, "prot": "r"}),
-                ("mprotect", {"n": 0, "len": 0, "prot": "r"}),
-                ("madvise", {"n": n, "advice": 99}),
-                ("madvise", {"n": 0, "len": 0, "advice": "DONTNEED"}),
-                ("madvise", {"n": n, "advice": "DONTNEED", "misalign": 8}),
-                ("madvise", {"n": n, "advice": self.random.choice(["DOFORK", "FREE", "REMOVE"]), "misalign": 8}),
-                ("mmap", {"n": n, "len": 0, "kind": "anon", "prot": "rw"}),
-                ("mmap", {"n": n, "kind": "anon", "prot": "rw", "misalign": 3}),
-                (
-                    "mmap",
-                    {"n": n, "kind": f"{self.file_kind()}_private", "prot": "rw", "foff": 1, "foff_misalign": 512},
-                ),
-                ("mremap", {"n": n, "n2": 0, "flags": []}),
-                ("mremap", {"n": n, "n2": n, "flags": ["FIXED"], "to": page}),
-                ("mremap", {"n": n, "n2": n, "flags": ["MAYMOVE", "FIXED"], "to": page}),
-                ("mremap", {"n": n, "n2": n, "flags": ["DONTUNMAP"], "to": page}),
-                ("mincore", {"n": n, "misalign": 1}),
-                ("mlock", {"n": n, "misalign": 100}),
-                ("mlock2", {"n": n, "mlflags": 2}),
-                ("msync", {"n": n, "msflags": 5}),
-                ("msync", {"n": n, "misalign": 9}),
-            ]
-        )
+        mistakes: list[tuple[str, dict[str, Any]]] = [
+            ("munmap", {"n": n, "misalign": 5}),
+            ("munmap", {"n": 0, "len": 0}),
+            ("mprotect", {"n": n, "misalign": 1, "prot": "r"}),
+            ("mprotect", {"n": 0, "len": 0, "prot": "r"}),
+            ("madvise", {"n": n, "advice": 99}),
+            ("madvise", {"n": 0, "len": 0, "advice": "DONTNEED"}),
+            ("madvise", {"n": n, "advice": "DONTNEED", "misalign": 8}),
+            ("madvise", {"n": n, "advice": self.random.choice(["DOFORK", "FREE", "REMOVE"]), "misalign": 8}),
+            ("mmap", {"n": n, "len": 0, "kind": "anon", "prot": "rw"}),
+            ("mmap", {"n": n, "kind": "anon", "prot": "rw", "misalign": 3}),
+            (
+                "mmap",
+                {"n": n, "kind": f"{self.file_kind()}_private", "prot": "rw", "foff": 1, "foff_misalign": 512},
+            ),
+            ("mremap", {"n": n, "n2": 0, "flags": []}),
+            ("mremap", {"n": n, "n2": n, "flags": ["FIXED"], "to": page}),
+            ("mremap", {"n": n, "n2": n, "flags": ["MAYMOVE", "FIXED"], "to": page}),
+            ("mremap", {"n": n, "n2": n, "flags": ["DONTUNMAP"], "to": page}),
+            ("mincore", {"n": n, "misalign": 1}),
+            ("mlock", {"n": n, "misalign": 100}),
+            ("mlock2", {"n": n, "mlflags": 2}),
+            ("msync", {"n": n, "msflags": 5}),
+            ("msync", {"n": n, "misalign": 9}),
+        ]
+        name, fields = self.random.choice(mistakes)
         return self.op(name, page=page, **fields)

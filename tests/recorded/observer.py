@@ -7,7 +7,7 @@ kpageflags, smaps) and checksums that the process computes itself. Imports nothi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from recorded.script import ARENA, PAGE, SUMS, VM_FLAGS, Op, State
@@ -78,7 +78,7 @@ class Observer:
             }
             self._labels = {pfn: name for pfn, name in self._labels.items() if name not in names}
 
-    def observe(self, views: dict[int, View]) -> dict[int, State]:
+    def observe(self, views: Mapping[int, View]) -> dict[int, State]:
         """The state of every live process; *views* by slot."""
         live: set[int] = set()
         self.states = {slot: self._state(views[slot], live) for slot in sorted(views)}

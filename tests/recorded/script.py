@@ -6,10 +6,11 @@ kernel. Everything is raw integers, because scripts make mistakes on purpose. Im
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 PAGE = 4096
 ARENA = 0x100_0000_0000
@@ -70,17 +71,17 @@ def file_image() -> bytes:
 
 def address(op: Op, key: str = "page") -> int:
     """The address an operation starts at; ``misalign`` bytes off where it is wrong on purpose."""
-    return ARENA + op.get(key, 0) * PAGE + (op.get("misalign", 0) if key == "page" else 0)
+    return ARENA + int(op.get(key, 0)) * PAGE + (int(op.get("misalign", 0)) if key == "page" else 0)
 
 
 def byte_address(op: Op) -> int:
     """The address a read or write touches."""
-    return ARENA + op["page"] * PAGE + op.get("off", 0)
+    return ARENA + int(op["page"]) * PAGE + int(op.get("off", 0))
 
 
 def length(op: Op) -> int:
     """Length in bytes: ``n`` pages, unless ``len`` says otherwise."""
-    return op["len"] if "len" in op else op.get("n", 0) * PAGE
+    return int(op["len"] if "len" in op else op.get("n", 0) * PAGE)
 
 
 def prot(op: Op) -> int:
@@ -103,7 +104,7 @@ def mmap_file(op: Op) -> str | None:
 
 def mmap_offset(op: Op) -> int:
     """Offset into the file, in bytes."""
-    return op.get("foff", 0) * PAGE + op.get("foff_misalign", 0)
+    return int(op.get("foff", 0)) * PAGE + int(op.get("foff_misalign", 0))
 
 
 def mremap_flags(op: Op) -> int:
@@ -113,7 +114,7 @@ def mremap_flags(op: Op) -> int:
 
 def advice(op: Op) -> int:
     """Advice of madvise, unknown numbers included."""
-    return ADVICE[op["advice"]] if isinstance(op["advice"], str) else op["advice"]
+    return ADVICE[op["advice"]] if isinstance(op["advice"], str) else int(op["advice"])
 
 
 def returned(result: int) -> dict[str, Any]:
@@ -141,7 +142,8 @@ def text(op: Op) -> str:
     return f"p{op['p']} {op['op']} {fields}".rstrip()
 
 
-class Expected(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Expected:
     """One recorded step: the operation, its result, and every live process afterwards (slot -> state)."""
 
     index: int
@@ -152,7 +154,8 @@ class Expected(NamedTuple):
 
 def expected(recording: dict[str, Any]) -> list[Expected]:
     """The steps of a recording with the differences of ``procs`` applied."""
-    steps, states = [], {}
+    steps: list[Expected] = []
+    states: dict[int, State] = {}
     for index, (op, step) in enumerate(zip(recording["ops"], recording["steps"], strict=True)):
         states = dict(states)
         for slot, state in step["procs"].items():
