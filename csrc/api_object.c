@@ -24,10 +24,24 @@ int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *o
 	return leave(m, object_new(&m->vm.objects, kind, size, object));
 }
 
+int vmemu_object_hold(vmemu_machine *m, uint32_t object)
+{
+	struct object *obj = enter_object(m, object);
+
+	if (!obj)
+		return -EBADF;
+	obj->held++;
+	return leave(m, 0);
+}
+
 int vmemu_object_release(vmemu_machine *m, uint32_t object)
 {
-	if (!enter_object(m, object))
+	const struct object *obj = enter_object(m, object);
+
+	if (!obj)
 		return -EBADF;
+	if (!obj->held)
+		return leave(m, -EINVAL);
 	object_release(&m->vm.objects, object);
 	return leave(m, 0);
 }
@@ -151,7 +165,9 @@ int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 	if (size > INT64_MAX)
 		return leave(m, -EINVAL);
 	old = obj->size;
+	m->vm.env.account -= object_charge(obj);
 	obj->size = size;
+	m->vm.env.account += object_charge(obj);
 	if (size < old) { /* truncate_pagecache(): mappings, copies included, then the cache */
 		space_unmap_object(&m->vm, object, object_pages(obj), UINT64_MAX, 1);
 		object_drop(&m->vm.objects, obj, object_pages(obj), UINT64_MAX);

@@ -63,6 +63,7 @@ int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id)
 	}
 	o->of[i] = (struct object){ .kind = kind, .held = 1, .size = size };
 	o->count++;
+	o->env->account += object_charge(&o->of[i]);
 	o->hint = i + 1;
 	*id = i;
 	return 0;
@@ -81,6 +82,7 @@ static void free_if_unused(struct objects *o, uint32_t id)
 		return;
 	object_drop(o, obj, 0, UINT64_MAX);
 	VM_ASSERT(!obj->root && !obj->nframes);
+	o->env->account -= object_charge(obj);
 	obj->kind = 0;
 	o->count--;
 	if (id < o->hint)
@@ -89,7 +91,7 @@ static void free_if_unused(struct objects *o, uint32_t id)
 
 void object_release(struct objects *o, uint32_t id)
 {
-	o->of[id].held = 0;
+	o->of[id].held--;
 	free_if_unused(o, id);
 }
 

@@ -14,7 +14,7 @@
 
 struct object {
 	uint32_t kind; /* enum vmemu_object_kind; 0: this id is not in use */
-	uint32_t held; /* by the creator */
+	uint32_t held; /* holds of the creator */
 	uint64_t size; /* bytes */
 	uint64_t nframes;
 	void *root;	 /* radix node, or a frame at height 0 */
@@ -34,6 +34,7 @@ struct objects {
 int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id);
 /* NULL if there is no such object. */
 struct object *object_get(const struct objects *o, uint32_t id);
+/* Requires a hold. */
 void object_release(struct objects *o, uint32_t id);
 /* Frees what lost its last user. Called by the door at the end of each call. */
 void objects_reap(struct objects *o);
@@ -43,6 +44,12 @@ void objects_destroy(struct objects *o);
 static inline uint64_t object_pages(const struct object *obj)
 {
 	return (obj->size + PAGE_BYTES - 1) >> PAGE_SHIFT;
+}
+
+/* Pages charged to Committed_AS for its size. */
+static inline uint64_t object_charge(const struct object *obj)
+{
+	return obj->kind & VMEMU_OBJ_ACCOUNT ? object_pages(obj) : 0;
 }
 
 /* Frame at a page index, or NO_PFN. */

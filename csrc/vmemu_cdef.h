@@ -126,7 +126,7 @@ struct vmemu_machine_info {
 	uint64_t zero;          /* 1 if there is a zero page */
 	uint64_t copied;        /* frames copied since boot, by copy-on-write and by eager fork */
 	uint64_t shared_tables; /* references to tables beyond the first of each */
-	uint64_t account;       /* pages charged by the mappings of all spaces */
+	uint64_t account;       /* pages charged by the mappings of all spaces and by shared memory */
 	uint64_t nspaces;
 	uint64_t nobjects;
 	uint64_t generation; /* changes whenever anything mapped changes */
@@ -163,7 +163,8 @@ struct vmemu_translation {
 enum vmemu_object_kind {
 	VMEMU_OBJ_SHMEM = 1,      /* a hole is filled with a zeroed frame; counts as shared memory */
 	VMEMU_OBJ_FILE = 2,       /* a missing page traps */
-	VMEMU_OBJ_WRITENOTIFY = 4 /* the first write through a shared mapping faults (page_mkwrite) */
+	VMEMU_OBJ_WRITENOTIFY = 4, /* the first write through a shared mapping faults (page_mkwrite) */
+	VMEMU_OBJ_ACCOUNT = 8	   /* its whole size is charged to Committed_AS (shared anonymous memory) */
 };
 
 struct vmemu_object_info {
@@ -262,7 +263,9 @@ int vmemu_space_mincore(vmemu_machine *m, uint32_t space, uint64_t start, uint64
 /* ---- objects ---- */
 
 int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object);
-/* Lets go of the caller's hold; the object dies with its last mapping. */
+/* One more hold of the caller's; a new object has one. */
+int vmemu_object_hold(vmemu_machine *m, uint32_t object);
+/* Lets go of one hold; the object dies with the last one and its last mapping. */
 int vmemu_object_release(vmemu_machine *m, uint32_t object);
 int vmemu_object_info(vmemu_machine *m, uint32_t object, struct vmemu_object_info *out);
 /* Puts npages pages into the page cache from index on; `length` bytes of data, the rest zeros. Pages already there stay.

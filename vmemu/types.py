@@ -17,11 +17,14 @@ __all__ = [
     "MREMAP_MAYMOVE",
     "PAGE_SIZE",
     "Advice",
+    "ByKind",
     "FaultCounts",
     "FaultKind",
     "ForkMode",
+    "FrameStats",
     "Map",
     "Mapping",
+    "MappingUsage",
     "MemInfo",
     "Overcommit",
     "Prot",
@@ -277,6 +280,49 @@ class Translation(NamedTuple):
     dirty: bool
     exclusive: bool
     """The frame is anonymous and known to belong to this space alone (Linux: PageAnonExclusive)."""
+
+
+class ByKind(NamedTuple):
+    """Bytes by what backs them."""
+
+    anon: int
+    """Anonymous memory, private copies of file pages included."""
+    file: int
+    """Page cache of files."""
+    shmem: int
+    """Shared anonymous memory and in-memory files."""
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.anon + self.file + self.shmem
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MappingUsage:
+    """What of one mapping is resident, in bytes, as /proc/PID/smaps counts it (proc_pid_smaps(5))."""
+
+    mapping: Mapping
+    rss: int
+    pss: int
+    pss_dirty: int
+    shared_clean: int
+    shared_dirty: int
+    private_clean: int
+    private_dirty: int
+    referenced: int
+    anonymous: int
+
+
+class FrameStats(NamedTuple):
+    """Frames by how they are used, the whole machine, page tables and the zero page aside."""
+
+    mapped: int
+    """Frames that some process maps."""
+    shared: int
+    """Frames mapped more than once."""
+    copied: int
+    """Frames copied since boot, by copy-on-write and by eager fork."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,316 @@
+"""Files and their page caches: host files read on demand, files in memory, and the inode behind shared anonymous memory.
+
+An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in RAM once.
+The cache lives as long as somebody has the file open or mapped; there is no reclaim yet that would make keeping it safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import weakref
+from contextlib import AbstractContextManager
+
+from vmemu._native import Core
+from vmemu._native import constants as c
+from vmemu.errors import VmemuError, syscall_error
+from vmemu.types import PAGE_SIZE
+
+__all__ = ["File", "FileTable", "Inode"]
+
+READ_AROUND = 32
+"""Pages read around a missing one: 128 KiB, Linux's default ra_pages (do_sync_mmap_readahead())."""
+MEMORY_DEVICE = (0, 26)
+"""Device number shown for files in memory, as a tmpfs has one."""
+ANON_DEVICE = (0, 1)
+"""Of shared anonymous memory (shm_mnt)."""
+_SIZE_MAX = (1 << 63) - 1
+
+
+class Inode:
+    """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
+
+    __slots__ = ("__weakref__", "custom_area", "device", "exec_tag", "fd", "key", "number", "object", "path", "tags")
+
+    def __init__(
+        self,
+        number: int,
+        device: tuple[int, int],
+        path: str,
+        *,
+        fd: int = -1,
+        key: tuple[int, ...] | None = None,
+        custom_area: bool = False,
+    ) -> None:
+        self.number = number
+        self.device = device
+        self.path = path
+        self.fd = fd
+        self.key = key
+        self.custom_area = custom_area
+        """The file system has a get_unmapped_area of its own (ext4 and others, not tmpfs): mremap minds."""
+        self.object = 0
+        self.tags: list[int] = []
+        """Of the open files on it: mappings made through different ones do not merge."""
+        self.exec_tag = 0
+        """Of mappings made by execve."""
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class File:
+    """An open file of one machine, made by `Machine.open_file` or `Machine.create_file`.
+
+    It can be mapped (``p.mmap(..., file=f)``). Files of the host are read-only; those in memory can be written and mapped
+    shared and writable. Closing it, or dropping the last reference, leaves mappings as they are.
+    """
+
+    def __init__(self, table: FileTable, inode: Inode, name: str, tag: int, writable: bool) -> None:
+        self._table = table
+        self._inode = inode
+        self._release = weakref.finalize(self, table.release, inode)
+        self._release.atexit = False
+        self.name = name
+        """Path, or the label it was created with."""
+        self.tag = tag
+        self.writable = writable
+
+    def __repr__(self) -> str:
+        return f"<vmemu.File {self.name!r} inode {self.inode}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a File belongs to its Machine and cannot be pickled")
+
+    @property
+    def inode(self) -> int:
+        """Inode number, as /proc/PID/maps shows it; unique in the machine."""
+        return self._inode.number
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        self._check("fstat")
+        info = self._table.core.object_info(self._inode.object)
+        assert info is not None  # noqa: S101 - the handle holds it
+        return int(info.size)
+
+    def close(self) -> None:
+        """Lets go of the file, close(2)."""
+        self._release()
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Up to *n* bytes from *offset*, fewer at the end of the file, pread(2). EINVAL for negative numbers."""
+        self._check("pread")
+        if n < 0 or offset < 0:
+            raise syscall_error("pread", errno.EINVAL, f"{n} bytes at offset {offset}")
+        length = max(0, min(n, self.size - offset))
+        buffer, done = bytearray(length), 0
+        with self._table.lock:
+            while done < length:
+                done += self._table.core.object_read(self._inode.object, offset + done, buffer, done)
+                if done < length:
+                    self._table.read_in(self._inode, (offset + done) // PAGE_SIZE, None, "pread")
+        return bytes(buffer)
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """Writes *data* at *offset*, extending the file, pwrite(2). Returns its length. EBADF if read-only, EINVAL, EFBIG.
+
+        Everything that maps the page sees it, except private copies. Without a free frame OutOfMemory is raised; the
+        bytes written until then stay.
+        """
+        self._check("pwrite", writing=True)
+        view = memoryview(data).cast("B")
+        if offset < 0:
+            raise syscall_error("pwrite", errno.EINVAL, f"offset {offset}")
+        if offset + len(view) > _SIZE_MAX:
+            raise syscall_error("pwrite", errno.EFBIG, f"offset {offset}")
+        with self._table.lock:
+            if view and offset + len(view) > self.size:
+                self._table.core.object_resize(self._inode.object, offset + len(view))
+            done = 0
+            while done < len(view):
+                done += self._table.core.object_write(self._inode.object, offset + done, view, done)
+                if done < len(view):
+                    self._table.read_in(self._inode, (offset + done) // PAGE_SIZE, None, "pwrite")
+        return len(view)
+
+    def truncate(self, size: int) -> None:
+        """Sets the size, ftruncate(2): pages beyond it leave every mapping, private copies included. EINVAL, EFBIG."""
+        self._check("ftruncate", writing=True)
+        if size < 0:
+            raise syscall_error("ftruncate", errno.EINVAL, f"size {size}")
+        if size > _SIZE_MAX:
+            raise syscall_error("ftruncate", errno.EFBIG, f"size {size}")
+        with self._table.lock:
+            self._table.core.object_resize(self._inode.object, size)
+
+    def _check(self, call: str, writing: bool = False) -> None:
+        if not self._release.alive:
+            raise syscall_error(call, errno.EBADF, f"{self.name} is closed")
+        if writing and not self.writable:
+            raise syscall_error(call, errno.EBADF if call == "pwrite" else errno.EINVAL, f"{self.name} is read-only")
+
+    def hold(self, table: FileTable, call: str) -> Inode:
+        """The inode, for mapping it in the machine of *table*. EBADF if closed or another machine's."""
+        if table is not self._table:
+            raise syscall_error(call, errno.EBADF, f"{self.name} belongs to another machine")
+        self._check(call)
+        return self._inode
+
+
+class FileTable:
+    """The machine's inodes by object and by host file, and the names of open files by tag."""
+
+    def __init__(self, core: Core, lock: AbstractContextManager[object]) -> None:
+        self.core = core
+        self.lock = lock
+        self._by_object: dict[int, Inode] = {}
+        self._by_key: dict[tuple[int, ...], Inode] = {}
+        self._names: dict[int, str] = {}
+        self._host_numbers: set[int] = set()
+        self._next_number = 1
+        self._next_tag = 1
+        self._sweep_at = 64
+
+    # ---- names ----
+
+    def inode_of(self, object_: int) -> Inode:
+        """The inode behind an object of the core."""
+        return self._by_object[object_]
+
+    def name(self, object_: int, tag: int) -> str:
+        """What /proc/PID/maps shows for a mapping."""
+        return self._names.get(tag) or self._by_object[object_].path
+
+    def _new_tag(self, inode: Inode, name: str) -> int:
+        tag = self._next_tag
+        self._next_tag += 1
+        self._names[tag] = name
+        inode.tags.append(tag)
+        return tag
+
+    def _number(self, host: int | None = None) -> int:
+        """An inode number never used before; the host's own where possible."""
+        if host is not None and host >= self._next_number and host not in self._host_numbers:
+            self._host_numbers.add(host)
+            return host
+        while self._next_number in self._host_numbers:
+            self._next_number += 1
+        self._next_number += 1
+        return self._next_number - 1
+
+    # ---- inodes ----
+
+    def _add(self, inode: Inode, kind: int, size: int) -> None:
+        if len(self._by_object) >= self._sweep_at:
+            self._sweep()
+        inode.object = self.core.object_new(kind, size)
+        stale = self._by_object.get(inode.object)
+        if stale is not None:
+            self._forget(stale)
+        self._by_object[inode.object] = inode
+
+    def _forget(self, inode: Inode) -> None:
+        """The inode's object is gone: with its last mapping, while nobody had it open."""
+        inode.object = 0
+        for tag in inode.tags:
+            del self._names[tag]
+        if inode.key is not None and self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+
+    def _sweep(self) -> None:
+        for object_, inode in list(self._by_object.items()):
+            if self.core.object_info(object_) is None:
+                self._forget(inode)
+                del self._by_object[object_]
+        self._sweep_at = max(64, 2 * len(self._by_object))
+
+    def release(self, inode: Inode) -> None:
+        """One handle less; called when a File is closed or dropped, at any time and in any thread."""
+        if inode.object:
+            with contextlib.suppress(VmemuError):  # the machine may be closed
+                self.core.object_release(inode.object)
+
+    def anonymous(self, size: int, account: bool) -> Inode:
+        """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
+        inode = Inode(self._number(), ANON_DEVICE, "/dev/zero (deleted)")
+        self._add(inode, c.OBJ_SHMEM | (c.OBJ_ACCOUNT if account else 0), size)
+        return inode
+
+    def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
+        """A file in memory."""
+        with self.lock:
+            inode = Inode(self._number(), MEMORY_DEVICE, name, custom_area=writenotify)
+            kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM
+            self._add(inode, kind, len(data))
+            file = File(self, inode, name, self._new_tag(inode, name), True)
+            if writenotify:
+                npages = -(-len(data) // PAGE_SIZE)
+                self.core.object_fill(inode.object, 0, npages, bytes(data), None, "create_file")
+            else:
+                file.pwrite(data, 0)
+            return file
+
+    def open(self, path: str | os.PathLike[str]) -> File:
+        """A file of the host, read-only. Errors as open(2); ENODEV for what cannot be mapped, EISDIR for a directory."""
+        name = os.fspath(path)
+        with self.lock:
+            inode = self._open_inode(name)
+            return File(self, inode, inode.path, self._new_tag(inode, inode.path), False)
+
+    def open_executable(self, path: str) -> File:
+        """The same for execve, whose mappings of one file all have the same tag."""
+        with self.lock:
+            inode = self._open_inode(path)
+            if not inode.exec_tag:
+                inode.exec_tag = self._new_tag(inode, inode.path)
+            return File(self, inode, inode.path, inode.exec_tag, False)
+
+    def _open_inode(self, path: str) -> Inode:
+        """The host file's inode, with a hold for the caller."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise syscall_error("open", error.errno or errno.EIO, path) from None
+        except ValueError as error:
+            raise syscall_error("open", errno.EINVAL, f"{path!r}: {error}") from None
+        st = os.fstat(fd)
+        key = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)
+        inode = self._by_key.get(key)
+        if not stat.S_ISREG(st.st_mode):
+            os.close(fd)
+            number = errno.EISDIR if stat.S_ISDIR(st.st_mode) else errno.ENODEV
+            raise syscall_error("open", number, f"{path} is not a regular file")
+        if inode is not None and self.core.object_hold(inode.object):
+            os.close(fd)
+            return inode
+        device = (os.major(st.st_dev), os.minor(st.st_dev))
+        inode = Inode(self._number(st.st_ino), device, os.path.realpath(path), fd=fd, key=key, custom_area=True)
+        self._add(inode, c.OBJ_FILE, st.st_size)
+        self._by_key[key] = inode
+        return inode
+
+    # ---- pages ----
+
+    def page_in(self, object_: int, index: int, call: str) -> bool:
+        """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS)."""
+        with self.lock:
+            return self.read_in(self._by_object[object_], index, index, call)
+
+    def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
+        """Brings page *index* into the cache and up to READ_AROUND - 1 others; *major* is marked as just read."""
+        first = max(0, index - READ_AROUND // 2)
+        data = b""
+        if inode.fd >= 0:
+            try:
+                data = os.pread(inode.fd, READ_AROUND * PAGE_SIZE, first * PAGE_SIZE)
+            except OSError:
+                return False
+            if len(data) <= (index - first) * PAGE_SIZE:  # the host's file became shorter
+                return False
+        self.core.object_fill(inode.object, first, READ_AROUND, data, major, call)
+        return True

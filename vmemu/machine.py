@@ -1,0 +1,179 @@
+"""The machine: RAM, the zero page, settings, files, processes, and what they add up to."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
+from types import TracebackType
+
+from vmemu._native import Core
+from vmemu._native import constants as c
+from vmemu.files import File
+from vmemu.kernel import Kernel
+from vmemu.memory.commit import commit_limit
+from vmemu.process import Process, ProcessMap, boot_init, spawn
+from vmemu.procfs import ProcFS
+from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, MemInfo, Overcommit, parse_size
+
+__all__ = ["Machine"]
+
+_LEAST_MEMORY = 16 * PAGE_SIZE
+_MOST_MEMORY = 16 << 40
+
+
+class Machine:
+    """A machine with *memory* bytes of RAM (int, or text such as ``"1GiB"``). A context manager: leaving it closes it.
+
+    *fork_mode* is what fork() does unless told otherwise. *zero_page* lets reads of untouched memory share one frame of zeros;
+    *reuse* lets the last owner of a frame write it in place; *fault_around* is how many pages a read fault on a file may
+    map (1: just the one). These can be switched off to see what they are good for. *contents* off: frames hold no
+    bytes, everything else is exact. *overcommit* (with *overcommit_ratio*, percent of RAM) decides what may be promised.
+    *aslr* randomises addresses of executed programs, from *seed*. *max_map_count* bounds the mappings of a process.
+
+    *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there yet: swap,
+    ``oom="kill"``, *thp* other than ``"never"``.
+    """
+
+    def __init__(
+        self,
+        memory: int | str = "1GiB",
+        swap: int | str = 0,
+        fork_mode: ForkMode | int = ForkMode.COW,
+        zero_page: bool = True,
+        fault_around: int = 16,
+        contents: bool = True,
+        overcommit: Overcommit | int = Overcommit.HEURISTIC,
+        oom: str = "raise",
+        thp: str = "never",
+        aslr: bool = False,
+        seed: int = 0,
+        *,
+        reuse: bool = True,
+        overcommit_ratio: int = 50,
+        max_map_count: int = 65530,
+    ) -> None:
+        size = parse_size(memory, "memory")
+        if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
+            raise ValueError(f"memory: {memory!r} is not between 64KiB and 16TiB")
+        if not 0 <= fault_around <= 512:
+            raise ValueError(f"fault_around: {fault_around} is not between 0 and 512 pages")
+        if overcommit_ratio < 0:
+            raise ValueError(f"overcommit_ratio: {overcommit_ratio} is negative")
+        for name, value, known in (("oom", oom, ("raise", "kill")), ("thp", thp, ("never", "madvise", "always"))):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, known))}")
+        if parse_size(swap, "swap"):
+            raise NotImplementedError("Machine(swap=...): there is no swap yet")
+        if oom != "raise":
+            raise NotImplementedError('Machine(oom="kill"): there is no OOM killer yet')
+        if thp != "never":
+            raise NotImplementedError(f"Machine(thp={thp!r}): there are no transparent huge pages yet")
+        options = (c.OPT_ZERO_PAGE if zero_page else 0) | (c.OPT_REUSE if reuse else 0)
+        options |= c.OPT_CONTENTS if contents else 0
+        npages = size // PAGE_SIZE
+        self._kernel = Kernel(
+            Core(npages, options, max(1, fault_around)),
+            npages=npages,
+            fork_mode=ForkMode(fork_mode),
+            overcommit=Overcommit(overcommit),
+            overcommit_ratio=overcommit_ratio,
+            contents=contents,
+            rng=random.Random(seed) if aslr else None,
+            max_map_count=max_map_count,
+        )
+        self.zero_pfn = self._kernel.core.zero_page() if zero_page else None
+        """Frame of the zero page, None without one."""
+        self.init = boot_init(self._kernel)
+        """Process 1: adopts orphans and reaps its children at once."""
+        self.processes = ProcessMap(self._kernel)
+        """pid -> Process, zombies included; a live view."""
+        self.procfs = ProcFS(self._kernel)
+        """/proc of this machine."""
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._kernel.closed:
+            return "<vmemu.Machine closed>"
+        return f"<vmemu.Machine {self._kernel.npages * PAGE_SIZE >> 20} MiB, {len(self.processes)} processes>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Machine cannot be pickled")
+
+    def close(self) -> None:
+        """Gives all memory back; whatever is asked of the machine or its processes afterwards raises VmemuError."""
+        self._kernel.close()
+
+    def spawn(
+        self,
+        program: str | os.PathLike[str] | None = None,
+        argv: Sequence[str | bytes] | None = None,
+        environment: Dictionary[str, str] | Sequence[str | bytes] | None = None,
+        *,
+        link: bool = False,
+    ) -> Process:
+        """A new child of init: without a program it has no mappings at all, else it execs *program* (see Process.execve)."""
+        path = None if program is None else os.fspath(program)
+        return spawn(self._kernel, path, argv, environment, link)
+
+    def open_file(self, path: str | os.PathLike[str]) -> File:
+        """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it is opened.
+
+        Raises SyscallError as open(2), EISDIR for directories, ENODEV for devices, pipes and sockets.
+        """
+        return self._kernel.files.open(path)
+
+    def create_file(self, name: str, data: bytes | bytearray | memoryview = b"", writenotify: bool = False) -> File:
+        """A new file in memory, writable, that holds *data*; *name* is a label and need not be unique.
+
+        It behaves as on tmpfs, or with *writenotify* as on ext4, where the first write through a shared mapping faults
+        though the page was mapped by a read. Raises OutOfMemory without frames for *data*.
+        """
+        return self._kernel.files.create(name, data, writenotify)
+
+    @property
+    def faults(self) -> FaultCounts:
+        """Faults of all processes since boot, by kind. Snapshot."""
+        return self._kernel.core.machine_faults()
+
+    def meminfo(self) -> MemInfo:
+        """Memory of the machine in bytes. Snapshot."""
+        info = self._kernel.core.info()
+        return MemInfo(
+            total=info.nframes * PAGE_SIZE,
+            free=info.free * PAGE_SIZE,
+            available=(info.free + info.file) * PAGE_SIZE,
+            anon=info.anon * PAGE_SIZE,
+            file=info.file * PAGE_SIZE,
+            shmem=info.shmem * PAGE_SIZE,
+            page_tables=info.tables * PAGE_SIZE,
+            swap_total=0,
+            swap_free=0,
+            committed=info.account * PAGE_SIZE,
+            commit_limit=commit_limit(self._kernel) * PAGE_SIZE,
+        )
+
+    def vmstat(self) -> dict[str, int]:
+        """/proc/vmstat. Not there yet."""
+        raise NotImplementedError("Machine.vmstat()")
+
+    def frame_stats(self) -> FrameStats:
+        """How many frames are mapped, shared, and were copied. Snapshot; one pass over RAM's bookkeeping."""
+        mapped, shared = self._kernel.core.sharing()
+        return FrameStats(mapped, shared, self._kernel.core.info().copied)
+
+    def verify(self) -> None:
+        """Proves the machine consistent, or raises InvariantError with the first thing found wrong.
+
+        Every reference is recounted, every entry compared with its mapping, every counter with what it counts.
+        """
+        with self._kernel.lock:
+            self._kernel.core.check()

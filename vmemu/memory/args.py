@@ -1,0 +1,30 @@
+"""Arguments of system calls as the kernel sees them: 64-bit registers, pages."""
+
+from __future__ import annotations
+
+import errno
+from typing import SupportsIndex
+
+from vmemu.errors import syscall_error
+
+__all__ = ["MASK", "TASK_SIZE", "page_up", "u64"]
+
+MASK = (1 << 64) - 1
+TASK_SIZE = 0x7FFF_FFFF_F000
+"""End of the user half; the last page below 2^47 cannot be mapped."""
+
+
+def u64(value: SupportsIndex, call: str, what: str) -> int:
+    """*value* as a register holds it: negative numbers wrap. TypeError if it is no integer, EINVAL if it has over 64 bits."""
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise TypeError(f"{call}: {what} must be an int, not {type(value).__name__}") from None
+    if not -(1 << 63) <= number <= MASK:
+        raise syscall_error(call, errno.EINVAL, f"{what} {number:#x} does not fit in 64 bits")
+    return number & MASK
+
+
+def page_up(length: int) -> int:
+    """*length* rounded up to pages, modulo 2^64 (PAGE_ALIGN())."""
+    return (length + 4095) & ~4095 & MASK

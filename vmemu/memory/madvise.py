@@ -1,0 +1,130 @@
+"""madvise(2): a range is walked mapping by mapping; holes are passed over and reported at the end (do_madvise())."""
+
+from __future__ import annotations
+
+import errno
+from typing import SupportsIndex
+
+from vmemu._native import Vma
+from vmemu._native import constants as c
+from vmemu.errors import syscall_error
+from vmemu.memory.args import MASK, page_up, u64
+from vmemu.memory.space import Space
+from vmemu.types import PAGE_SIZE, Advice
+
+__all__ = ["madvise"]
+
+CALL = "madvise"
+_SET = {
+    Advice.DONTFORK: c.VM_DONTCOPY,
+    Advice.WIPEONFORK: c.VM_WIPEONFORK,
+    Advice.DONTDUMP: c.VM_DONTDUMP,
+}
+_CLEAR = {
+    Advice.DOFORK: c.VM_DONTCOPY,
+    Advice.KEEPONFORK: c.VM_WIPEONFORK,
+    Advice.DODUMP: c.VM_DONTDUMP,
+}
+_READ_AHEAD = {Advice.NORMAL: 0, Advice.RANDOM: c.VM_RAND_READ, Advice.SEQUENTIAL: c.VM_SEQ_READ}
+_ANONYMOUS_ONLY = (Advice.WIPEONFORK,)
+
+
+def madvise(space: Space, address: SupportsIndex, length: SupportsIndex, advice: int) -> None:
+    """Advice for a range."""
+    addr, size = u64(address, CALL, "address"), u64(length, CALL, "length")
+    try:
+        what = Advice(advice)
+    except ValueError:
+        raise syscall_error(CALL, errno.EINVAL, f"advice {advice}") from None
+    if what in (Advice.HWPOISON, Advice.SOFT_OFFLINE):
+        raise syscall_error(CALL, errno.EINVAL, f"{what.name}: not configured")
+    if addr % PAGE_SIZE:
+        raise syscall_error(CALL, errno.EINVAL, f"address {addr:#x} is not page aligned")
+    end = addr + page_up(size) & MASK
+    if (size and not page_up(size)) or end < addr:
+        raise syscall_error(CALL, errno.EINVAL, f"{addr:#x} + {size:#x} wraps around")
+    if end == addr:
+        return
+    with space.kernel.lock:
+        if what in (Advice.POPULATE_READ, Advice.POPULATE_WRITE):
+            _populate(space, addr, end, what)
+            return
+        hole, at = False, addr
+        while at < end:
+            vma = space.kernel.core.find(space.sid, at)
+            if vma is None or vma.start >= end:
+                hole = True
+                break
+            hole |= vma.start > at
+            stop = min(vma.end, end)
+            _advise(space, vma, max(at, vma.start), stop, what)
+            at = stop
+        if hole:
+            raise syscall_error(CALL, errno.ENOMEM, f"part of {addr:#x}-{end:#x} is not mapped")
+
+
+def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
+    """One mapping's part of the range."""
+    core = space.kernel.core
+    if what in _SET or what in _CLEAR or what in _READ_AHEAD:
+        _reflag(space, vma, start, end, what)
+    elif what in (Advice.DONTNEED, Advice.DONTNEED_LOCKED):
+        if vma.flags & c.VM_LOCKED and what == Advice.DONTNEED:
+            raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+        _check_discard(vma)
+        core.zap(space.sid, start, end, CALL)
+    elif what == Advice.REMOVE:
+        _remove(space, vma, start, end)
+    elif what != Advice.WILLNEED:
+        raise NotImplementedError(f"madvise: MADV_{what.name}")
+
+
+def _check_discard(vma: Vma) -> None:
+    """Sealed memory that its owner may not write may not be thrown away either (can_madv_modify())."""
+    if vma.flags & c.VM_SEALED and not vma.object and not vma.flags & c.VM_WRITE:
+        raise syscall_error(CALL, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+
+
+def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
+    flags = vma.flags
+    if what == Advice.WIPEONFORK and (vma.object or flags & c.VM_SHARED):
+        raise syscall_error(CALL, errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
+    if what in _READ_AHEAD:
+        flags = flags & ~(c.VM_RAND_READ | c.VM_SEQ_READ) | _READ_AHEAD[what]
+    else:
+        flags = (flags | _SET.get(what, 0)) & ~_CLEAR.get(what, 0)
+    if flags == vma.flags:
+        return
+    extra = (start > vma.start) + (end < vma.end)
+    if extra and not space.room_for_split(extra):
+        raise syscall_error(CALL, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
+    space.kernel.core.reflag(space.sid, start, end, flags, CALL)
+
+
+def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
+    """Punches a hole into what a shared mapping shows (madvise_remove())."""
+    if vma.flags & c.VM_LOCKED:
+        raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+    if not vma.object:
+        raise syscall_error(CALL, errno.EINVAL, "MADV_REMOVE is for files and shared memory")
+    if vma.flags & (c.VM_SHARED | c.VM_WRITE) != c.VM_SHARED | c.VM_WRITE:
+        raise syscall_error(CALL, errno.EACCES, f"{vma.start:#x}-{vma.end:#x} is not shared and writable")
+    first = vma.pgoff + (start - vma.start) // PAGE_SIZE
+    space.kernel.core.object_punch(vma.object, first, (end - start) // PAGE_SIZE)
+
+
+def _populate(space: Space, start: int, end: int, what: Advice) -> None:
+    """Faults pages in, as far as it goes (madvise_populate(), faultin_page_range())."""
+    write = what == Advice.POPULATE_WRITE
+    needed = c.VM_WRITE if write else c.VM_READ
+    at = start
+    while at < end:
+        vma = space.kernel.core.find(space.sid, at)
+        if vma is None or vma.start > at:
+            raise syscall_error(CALL, errno.ENOMEM, f"nothing is mapped at {at:#x}")
+        if not vma.flags & needed:
+            raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} forbids the access")
+        stop = min(vma.end, end)
+        if not space.populate(at, stop, write):
+            raise syscall_error(CALL, errno.EFAULT, f"a page of {at:#x}-{stop:#x} is beyond the end of its file")
+        at = stop

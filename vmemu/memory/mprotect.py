@@ -1,0 +1,110 @@
+"""mprotect(2) and mseal(2). Errors in the order of do_mprotect_pkey() and mprotect_fixup()."""
+
+from __future__ import annotations
+
+import errno
+from typing import SupportsIndex
+
+from vmemu._native import Vma
+from vmemu._native import constants as c
+from vmemu.errors import syscall_error
+from vmemu.memory.args import MASK, page_up, u64
+from vmemu.memory.commit import enough_memory
+from vmemu.memory.mmap import vm_prot
+from vmemu.memory.space import Space
+from vmemu.types import PAGE_SIZE, Prot
+
+__all__ = ["mprotect", "mseal"]
+
+_ACCESS = c.VM_READ | c.VM_WRITE | c.VM_EXEC
+_PROT_SEM = 8
+_VALID = Prot.READ | Prot.WRITE | Prot.EXEC | _PROT_SEM
+
+
+def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: int) -> None:
+    """Changes the protection of a range; a later hole stops it with what lies before already changed."""
+    call = "mprotect"
+    addr, size = u64(address, call, "address"), u64(length, call, "length")
+    prot = u64(prot, call, "prot")
+    grows = prot & (Prot.GROWSDOWN | Prot.GROWSUP)
+    prot &= ~grows
+    if grows == Prot.GROWSDOWN | Prot.GROWSUP:
+        raise syscall_error(call, errno.EINVAL, "PROT_GROWSDOWN and PROT_GROWSUP")
+    if addr % PAGE_SIZE:
+        raise syscall_error(call, errno.EINVAL, f"address {addr:#x} is not page aligned")
+    if not size:
+        return
+    end = addr + page_up(size) & MASK
+    if end <= addr:
+        raise syscall_error(call, errno.ENOMEM, "the range wraps around")
+    if prot & ~_VALID:
+        raise syscall_error(call, errno.EINVAL, f"protection {prot:#x}")
+    with space.kernel.lock:
+        core = space.kernel.core
+        vma = core.find(space.sid, addr)
+        if vma is None or vma.start >= end:
+            raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {addr:#x}")
+        if grows & Prot.GROWSDOWN:
+            if not vma.flags & c.VM_GROWSDOWN:
+                raise syscall_error(call, errno.EINVAL, "PROT_GROWSDOWN on a mapping that does not grow")
+            addr = vma.start
+        elif vma.start > addr:
+            raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {addr:#x}")
+        elif grows:
+            raise syscall_error(call, errno.EINVAL, "PROT_GROWSUP on a mapping that does not grow")
+        at = addr
+        while at < end:
+            vma = core.find(space.sid, at)
+            if vma is None or vma.start > at:
+                raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
+            stop = min(vma.end, end)
+            _change(space, vma, at, stop, vm_prot(prot))
+            at = stop
+
+
+def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
+    call = "mprotect"
+    flags = vma.flags & ~_ACCESS | access
+    if access & ~(vma.flags >> 4) & _ACCESS:
+        raise syscall_error(call, errno.EACCES, f"{vma.start:#x}-{vma.end:#x} maps a file open read-only")
+    if vma.flags & c.VM_SEALED:
+        raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+    if flags == vma.flags:
+        return
+    if access & c.VM_WRITE:
+        if not vma.flags & (c.VM_ACCOUNT | c.VM_WRITE | c.VM_SHARED | c.VM_NORESERVE):
+            if not enough_memory(space.kernel, space.sid, (end - start) // PAGE_SIZE):
+                raise syscall_error(call, errno.ENOMEM, f"overcommit: {end - start} bytes more than may be promised")
+            flags |= c.VM_ACCOUNT
+    elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:
+        flags &= ~c.VM_ACCOUNT  # nothing was written yet: the promise can be taken back
+    _reflag(space, vma, start, end, flags, call)
+
+
+def _reflag(space: Space, vma: Vma, start: int, end: int, flags: int, call: str) -> None:
+    """New flags for a part of *vma*, which may split it. ENOMEM at max_map_count."""
+    extra = (start > vma.start) + (end < vma.end)
+    if flags != vma.flags and extra and not space.room_for_split(extra):
+        raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
+    space.kernel.core.reflag(space.sid, start, end, flags, call)
+
+
+def mseal(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
+    """Seals a range, which must be mapped throughout: no change of its mappings from now on (mm/mseal.c)."""
+    call = "mseal"
+    addr, size = u64(address, call, "address"), u64(length, call, "length")
+    if flags:
+        raise syscall_error(call, errno.EINVAL, f"flags {flags:#x}")
+    end = addr + page_up(size) & MASK
+    if addr % PAGE_SIZE or (size and not page_up(size)) or end < addr:
+        raise syscall_error(call, errno.EINVAL, f"{addr:#x} + {size:#x}")
+    with space.kernel.lock:
+        at = addr
+        for vma in space.kernel.core.vmas(space.sid, addr, end):
+            if vma.start > at:
+                break
+            at = vma.end
+        if at < end:
+            raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
+        for vma in space.vmas(addr, end):
+            _reflag(space, vma, max(vma.start, addr), min(vma.end, end), vma.flags | c.VM_SEALED, call)

@@ -1,0 +1,229 @@
+"""Accesses: bytes in and out of a process's memory, and what to do when one stops.
+
+The core makes each access through the page tables and resolves what faults it can. Where a decision is needed it stops
+with a trap, unfinished; the decision is made here and the access goes on at the same byte: a file page is read, a stack
+grows, memory is missing, or the access is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+
+from vmemu._native import Trap, Vma
+from vmemu._native import constants as c
+from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError
+from vmemu.kernel import Kernel
+from vmemu.memory.args import MASK, TASK_SIZE
+from vmemu.memory.commit import enough_memory
+from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["STACK_GUARD", "Space"]
+
+STACK_GUARD = 256 * PAGE_SIZE
+"""Bytes kept free below a stack (stack_guard_gap)."""
+_CHUNK = 4 << 20
+"""Bytes read at a time, so that a huge length fails where memory ends and not in the host."""
+_NAMES = {c.READ: "read", c.WRITE: "write", c.FETCH: "fetch"}
+_KINDS = len(FaultKind)
+
+
+class Space:
+    """A handle: space *sid* of *kernel* as process *pid* uses it. It has no state of its own."""
+
+    __slots__ = ("kernel", "pid", "sid")
+
+    def __init__(self, kernel: Kernel, sid: int, pid: int) -> None:
+        self.kernel = kernel
+        self.sid = sid
+        self.pid = pid
+
+    # ---- accesses ----
+
+    def read(self, address: int, length: int, fetch: bool = False) -> bytes:
+        """*length* bytes at *address*."""
+        access = c.FETCH if fetch else c.READ
+        if length < 0:
+            raise ValueError(f"length: {length} is negative")
+        where = self._address(address, access)
+        if length <= _CHUNK:
+            return bytes(self._read(where, length, access))
+        parts = []
+        for at in range(0, length, _CHUNK):
+            parts.append(self._read(where + at, min(_CHUNK, length - at), access))
+        return b"".join(parts)
+
+    def _read(self, address: int, length: int, access: int) -> bytearray:
+        buffer, done = bytearray(length), 0
+        while True:
+            trap = self.kernel.core.read(self.sid, address + done & MASK, buffer, done, length - done, access)
+            done += trap.done
+            if not trap.reason:
+                return buffer
+            self._handle(trap, access)
+
+    def write(self, address: int, data: Any) -> None:
+        """*data*, any contiguous buffer of bytes, to *address*."""
+        where = self._address(address, c.WRITE)
+        if isinstance(data, str):
+            raise TypeError("data must be a bytes-like object, not str")
+        if not isinstance(data, bytes | bytearray):
+            data = memoryview(data).cast("B")
+        length, done = len(data), 0
+        while True:
+            trap = self.kernel.core.write(self.sid, where + done & MASK, data, done, length - done)
+            done += trap.done
+            if not trap.reason:
+                return
+            self._handle(trap, c.WRITE)
+
+    def touch(self, address: int, length: int, write: bool) -> FaultCounts:
+        """One access to each page of [address, address + length)."""
+        if length < 0:
+            raise ValueError(f"length: {length} is negative")
+        access = c.WRITE if write else c.READ
+        counts = array("Q", bytes(8 * _KINDS))
+        self._touch(self._address(address, access), length, access, counts)
+        return FaultCounts(*counts)
+
+    def _touch(self, address: int, length: int, access: int, counts: array[int]) -> None:
+        end = min(address + length, 1 << 64)
+        while address < end:
+            trap = self.kernel.core.touch(self.sid, address, end - address, access, counts)
+            if not trap.reason:
+                return
+            address = trap.address
+            self._handle(trap, access)
+
+    def access(self, addresses: ArrayLike, write: bool | ArrayLike) -> NDArray[np.uint8]:
+        """One access for each address -> the FaultKind of each."""
+        import numpy as np
+
+        where = np.asarray(addresses)
+        if where.dtype != np.uint64:
+            if where.size and where.dtype.kind not in "iu":
+                raise TypeError(f"addresses must be integers, not {where.dtype}")
+            if where.dtype.kind == "i" and where.size and where.min() < 0:
+                raise ValueError("addresses: negative")
+            where = where.astype(np.uint64)
+        if where.ndim != 1:
+            raise ValueError(f"addresses must have one dimension, not {where.ndim}")
+        where = np.ascontiguousarray(where)
+        which, access = None, c.READ
+        if isinstance(write, bool | np.bool_):
+            access = c.WRITE if write else c.READ
+        else:
+            which = np.ascontiguousarray(np.asarray(write, dtype=bool)).view(np.uint8)
+            if which.shape != where.shape:
+                raise ValueError(f"write has shape {which.shape}, addresses {where.shape}")
+        kinds = np.zeros(where.shape, np.uint8)
+        at, n = 0, len(where)
+        while at < n:
+            trap = self.kernel.core.access(self.sid, where, which, access, at, n, kinds)
+            at += trap.done
+            if not trap.reason:
+                break
+            kind = self._decide(trap)
+            if kind is not None:
+                kinds[at] = kind
+                at += 1
+        return kinds
+
+    def populate(self, start: int, end: int, write: bool) -> bool:
+        """Faults in [start, end), inside one mapping, as get_user_pages() does. False: a page could not be had."""
+        counts = array("Q", bytes(8 * _KINDS))
+        try:
+            self._touch(start, end - start, c.WRITE if write else c.READ, counts)
+        except (SegmentationFault, BusError):
+            return False
+        return True
+
+    def _address(self, address: SupportsIndex, access: int) -> int:
+        try:
+            number = address.__index__()
+        except AttributeError:
+            raise TypeError(f"address must be an int, not {type(address).__name__}") from None
+        if not 0 <= number <= MASK:
+            raise SegmentationFault(self.pid, number, _NAMES[access], FaultKind.SEGV_MAPERR)
+        return number
+
+    # ---- decisions ----
+
+    def _handle(self, trap: Trap, access: int) -> None:
+        """Makes the access possible, or raises."""
+        kind = self._decide(trap)
+        if kind is not None:
+            self._refuse(kind, trap.address, access)
+
+    def _decide(self, trap: Trap) -> FaultKind | None:
+        """None: try again. Else what the access comes to."""
+        if trap.reason == c.TRAP_FAULT:
+            return FaultKind(trap.kind)
+        if trap.reason == c.TRAP_PAGE:
+            try:
+                return None if self.kernel.files.page_in(trap.object, trap.index, "page fault") else FaultKind.BUS_ADRERR
+            except OutOfMemory:
+                return FaultKind.OOM
+        if trap.reason == c.TRAP_STACK:
+            return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
+        return None  # a time slice is over; a signal handler of Python's has had its chance
+
+    def _refuse(self, kind: FaultKind, address: int, access: int) -> NoReturn:
+        if kind == FaultKind.OOM:
+            raise OutOfMemory(
+                errno.ENOMEM, f"pid {self.pid}: {_NAMES[access]} at {address:#x}: Out of memory (no frame is left)"
+            )
+        fault = BusError if kind == FaultKind.BUS_ADRERR else SegmentationFault
+        raise fault(self.pid, address, _NAMES[access], kind)
+
+    def grow_stack(self, address: int) -> bool:
+        """Extends the stack mapping above *address* down to it, if limits and gap allow (expand_stack())."""
+        kernel = self.kernel
+        with kernel.lock:
+            stack = kernel.core.find(self.sid, address)
+            if stack is None or not stack.flags & c.VM_GROWSDOWN:
+                return False
+            if stack.start <= address:
+                return True  # another thread was faster
+            start = address & -PAGE_SIZE
+            if stack.end - start > self.stack_limit or start < 65536:
+                return False
+            below = kernel.core.find_before(self.sid, stack.start)
+            accessible = c.VM_READ | c.VM_WRITE | c.VM_EXEC
+            if below is not None and (
+                start < below.end
+                or (
+                    below.flags & accessible
+                    and not below.flags & c.VM_GROWSDOWN
+                    and start - below.end < STACK_GUARD
+                )
+            ):
+                return False
+            grow = (stack.start - start) // PAGE_SIZE
+            if stack.flags & c.VM_ACCOUNT and not enough_memory(kernel, self.sid, grow):
+                return False
+            try:
+                kernel.core.extend(self.sid, stack.start, start, True, "expand_stack")
+            except SyscallError:
+                return False
+        return True
+
+    @property
+    def stack_limit(self) -> int:
+        """RLIMIT_STACK in bytes."""
+        return 8 << 20
+
+    # ---- what the calls on mappings need ----
+
+    def vmas(self, start: int = 0, end: int = TASK_SIZE) -> list[Vma]:
+        """The mappings that overlap [start, end)."""
+        return list(self.kernel.core.vmas(self.sid, start, end))
+
+    def room_for_split(self, extra: int = 1) -> bool:
+        """*extra* more mappings would stay within max_map_count."""
+        return int(self.kernel.core.sums(self.sid).nvmas) + extra <= self.kernel.max_map_count

@@ -1,0 +1,519 @@
+"""Processes: fork, vfork, execve, exit, wait, and the calls that a process makes on its memory.
+
+A Process is a handle, its pid and its machine; all state is in the process table and the core. What a child inherits is
+decided here: the memory as its fork mode says, the image, nothing else yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as Dictionary
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from vmemu._native import constants as c
+from vmemu.errors import syscall_error
+from vmemu.execve import build
+from vmemu.kernel import Image, Kernel
+from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, view
+from vmemu.memory.commit import enough_memory
+from vmemu.memory.space import Space
+from vmemu.memory.words import EMPTY
+from vmemu.pids import INIT, RUNNING, ZOMBIE
+from vmemu.types import ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from vmemu.files import File
+
+__all__ = ["Children", "Process", "ProcessMap", "boot_init", "spawn"]
+
+
+class Process:
+    """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
+
+    Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
+    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a process
+    that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory works.
+    """
+
+    __slots__ = ("_kernel", "pid")
+
+    def __init__(self, kernel: Kernel, pid: int) -> None:
+        self._kernel = kernel
+        self.pid = pid
+
+    def __repr__(self) -> str:
+        return f"<vmemu.Process {self.pid} {self.state}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Process) and self.pid == other.pid and self._kernel is other._kernel
+
+    def __hash__(self) -> int:
+        return hash((id(self._kernel), self.pid))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Process belongs to its Machine and cannot be pickled")
+
+    # ---- finding the space ----
+
+    def _look(self, call: str) -> Space:
+        """The memory, for looking."""
+        kernel, pid = self._kernel, self.pid
+        table = kernel.processes
+        if pid >= len(table.state) or table.state[pid] != RUNNING:
+            raise syscall_error(call, errno.ESRCH, f"process {pid} has exited")
+        return Space(kernel, table.space[pid], pid)
+
+    def _space(self, call: str) -> Space:
+        """The memory, for using it."""
+        space = self._look(call)
+        borrower = self._kernel.processes.borrower[self.pid]
+        if borrower:
+            raise syscall_error(
+                call, errno.EBUSY, f"process {self.pid} is suspended in vfork until {borrower} execs or exits"
+            )
+        return space
+
+    # ---- system calls on mappings ----
+
+    def mmap(
+        self,
+        address: SupportsIndex | None,
+        length: SupportsIndex,
+        prot: int,
+        flags: int,
+        file: File | None = None,
+        offset: int = 0,
+    ) -> int:
+        """mmap(2): maps *length* bytes (rounded up to pages) and returns the address. *offset* in bytes into *file*."""
+        return mmap.mmap(self._space("mmap"), address, length, prot, flags, file, offset)
+
+    def munmap(self, address: SupportsIndex, length: SupportsIndex) -> None:
+        """munmap(2)."""
+        mmap.munmap(self._space("munmap"), address, length)
+
+    def mprotect(self, address: SupportsIndex, length: SupportsIndex, prot: int) -> None:
+        """mprotect(2)."""
+        mprotect.mprotect(self._space("mprotect"), address, length, prot)
+
+    def madvise(self, address: SupportsIndex, length: SupportsIndex, advice: int) -> None:
+        """madvise(2)."""
+        madvise.madvise(self._space("madvise"), address, length, advice)
+
+    def mremap(
+        self,
+        old_address: SupportsIndex,
+        old_size: SupportsIndex,
+        new_size: SupportsIndex,
+        flags: int = 0,
+        new_address: SupportsIndex | None = None,
+    ) -> int:
+        """mremap(2): resizes or moves and returns the address; *new_address* counts with MREMAP_FIXED or _DONTUNMAP."""
+        return mremap.mremap(self._space("mremap"), old_address, old_size, new_size, flags, new_address)
+
+    def brk(self, address: SupportsIndex = 0) -> int:
+        """brk(2) as the kernel has it: moves the program break and returns where it is; unchanged if that failed."""
+        return mmap.brk(self._space("brk"), address)
+
+    def mincore(self, address: SupportsIndex, length: SupportsIndex) -> bytes:
+        """mincore(2): one byte a page, 1 if it is in memory."""
+        return mlock.mincore(self._space("mincore"), address, length)
+
+    def msync(self, address: SupportsIndex, length: SupportsIndex, flags: int) -> None:
+        """msync(2)."""
+        mlock.msync(self._space("msync"), address, length, flags)
+
+    def mlock(self, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
+        """mlock(2), or mlock2(2) with *flags*."""
+        mlock.mlock(self._space("mlock"), address, length, flags)
+
+    def munlock(self, address: SupportsIndex, length: SupportsIndex) -> None:
+        """munlock(2)."""
+        mlock.munlock(self._space("munlock"), address, length)
+
+    def mseal(self, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
+        """mseal(2)."""
+        mprotect.mseal(self._space("mseal"), address, length, flags)
+
+    # ---- accesses ----
+
+    def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
+        """*length* bytes from *address*, faulting as needed; with *fetch* as instruction fetches, which need PROT_EXEC."""
+        return self._space("read").read(address, length, fetch)
+
+    def write(self, address: SupportsIndex, data: Any) -> None:
+        """Stores *data* (any contiguous bytes-like object) at *address*, faulting as needed.
+
+        What was written before a fault that can't be resolved stays, as with a CPU.
+        """
+        self._space("write").write(address, data)
+
+    def touch(self, address: SupportsIndex, length: int, write: bool = False) -> FaultCounts:
+        """One access to each page of [address, address + length) -> the faults of this call, `.none` for pages without one.
+
+        A write sets the entry as a store would and leaves the bytes as they are.
+        """
+        return self._space("touch").touch(address, length, write)
+
+    def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:
+        """One access for each of *addresses* (integers, shape (n,)) -> uint8 array (n,) of FaultKind.
+
+        *write* is a bool for all or a bool array (n,). Bad accesses do not raise: their kind is at their index.
+        """
+        return self._space("access").access(addresses, write)
+
+    # ---- fork, exec, exit, wait ----
+
+    def fork(self, mode: ForkMode | int | None = None) -> Process:
+        """fork(2): a child with a copy of this memory, made as *mode* says (the machine's by default).
+
+        EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
+        """
+        return Process(self._kernel, self._fork(1, mode)[0])
+
+    def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
+        """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
+        if n < 0:
+            raise ValueError(f"n: {n} is negative")
+        return Children(self._kernel, self._fork(n, mode) if n else range(0))
+
+    def _fork(self, n: int, mode: ForkMode | int | None) -> range:
+        kernel = self._kernel
+        how = kernel.fork_mode if mode is None else ForkMode(mode)
+        with kernel.lock:
+            space = self._space("fork")
+            table = kernel.processes
+            pids = table.reserve(n, "fork")
+            charge = _account(space)
+            if charge and not enough_memory(kernel, space.sid, charge * n):
+                raise syscall_error("fork", errno.ENOMEM, f"overcommit: {charge * n} pages more than may be promised")
+            spaces = kernel.core.space_fork(space.sid, how, n)
+            table.add(pids, self.pid, table.image[self.pid])
+            for pid, sid in zip(pids, spaces, strict=True):
+                table.space[pid] = sid
+            return pids
+
+    def vfork(self) -> Process:
+        """vfork(2): a child that runs in this very memory; this process is suspended until the child execs or exits."""
+        kernel = self._kernel
+        with kernel.lock:
+            space = self._space("vfork")
+            table = kernel.processes
+            pids = table.reserve(1, "vfork")
+            counted = kernel.core.faults(space.sid)
+            table.add(pids, self.pid, table.image[self.pid])
+            child = pids[0]
+            table.space[child] = space.sid
+            table.borrower[self.pid] = child
+            kernel.borrowed_at[child] = counted
+            return Process(kernel, child)
+
+    def execve(
+        self,
+        program: str,
+        argv: Sequence[str | bytes] | None = None,
+        environment: Dictionary[str, str] | Sequence[str | bytes] | None = None,
+        *,
+        link: bool = False,
+    ) -> None:
+        """execve(2): replaces the memory by that of *program*, a file of the host; the pid stays.
+
+        *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped too, as ld.so
+        would. Errors as execve(2); they leave the process as it was.
+        """
+        kernel = self._kernel
+        with kernel.lock:
+            self._space("execve")
+            sid, image = build(kernel, self.pid, os.fspath(program), argv, environment, link)
+            counted = self._faults()
+            self._leave_space()
+            kernel.core.set_faults(sid, [a + b for a, b in zip(counted, kernel.core.faults(sid), strict=True)])
+            kernel.processes.space[self.pid] = sid
+            kernel.processes.image[self.pid] = kernel.new_image(image)
+
+    def exit(self, code: int = 0) -> None:
+        """_exit(2): frees the memory and leaves a zombie for the parent; children go to init, which reaps at once."""
+        kernel = self._kernel
+        if not isinstance(code, int):
+            raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
+        with kernel.lock:
+            self._space("exit")
+            if self.pid == INIT:
+                raise syscall_error("exit", errno.EPERM, "init cannot exit")
+            table = kernel.processes
+            self._leave_space()
+            table.state[self.pid] = ZOMBIE
+            table.status[self.pid] = (code & 0xFF) << 8
+            dead = [child for child in table.children(self.pid) if table.state[child] == ZOMBIE]
+            table.adopt(self.pid, INIT)
+            if table.parent[self.pid] == INIT:
+                dead.append(self.pid)
+            for pid in dead:
+                table.remove(pid)
+
+    def wait(self, pid: int = -1, options: int = 0) -> tuple[int, int]:
+        """waitpid(2): reaps a zombie child, the oldest or the one named -> (pid, status as in os.wait()).
+
+        ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG (0, 0), else
+        EAGAIN, as nobody else runs meanwhile.
+        """
+        kernel = self._kernel
+        if options & ~os.WNOHANG:
+            raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
+        with kernel.lock:
+            self._space("wait")
+            table = kernel.processes
+            alive = False
+            for child in table.children(self.pid):
+                if pid not in (-1, child):
+                    continue
+                alive = True
+                if table.state[child] == ZOMBIE:
+                    status = table.status[child]
+                    table.remove(child)
+                    return child, status
+        if not alive:
+            raise syscall_error("wait", errno.ECHILD, f"process {self.pid} has no such child")
+        if options & os.WNOHANG:
+            return 0, 0
+        raise syscall_error("wait", errno.EAGAIN, "every child is alive; a real process would block")
+
+    def _leave_space(self) -> None:
+        """Gives a borrowed space back to the parent, which goes on, or frees its own."""
+        kernel = self._kernel
+        table = kernel.processes
+        before = kernel.borrowed_at.pop(self.pid, None)
+        if before is None:
+            kernel.core.space_free(table.space[self.pid])
+        else:
+            kernel.core.set_faults(table.space[self.pid], before)
+            table.borrower[table.parent[self.pid]] = 0
+        table.space[self.pid] = 0
+
+    # ---- looking ----
+
+    @property
+    def state(self) -> str:
+        """``"running"``, ``"suspended"`` (in vfork), ``"zombie"`` or ``"gone"``."""
+        table = self._kernel.processes
+        state = table.state[self.pid] if self.pid < len(table.state) else 0
+        if state == RUNNING:
+            return "suspended" if table.borrower[self.pid] else "running"
+        return "zombie" if state == ZOMBIE else "gone"
+
+    @property
+    def ppid(self) -> int:
+        """Pid of the parent; 0 for init. ESRCH when reaped."""
+        if self.state == "gone":
+            raise syscall_error("getppid", errno.ESRCH, f"process {self.pid} is gone")
+        return self._kernel.processes.parent[self.pid]
+
+    @property
+    def children(self) -> list[Process]:
+        """Children in order of birth, zombies included."""
+        if self.state == "gone":
+            raise syscall_error("children", errno.ESRCH, f"process {self.pid} is gone")
+        return [Process(self._kernel, pid) for pid in self._kernel.processes.children(self.pid)]
+
+    def _faults(self) -> list[int]:
+        """Faults by kind that are this process's own, vfork taken into account."""
+        kernel, pid = self._kernel, self.pid
+        table = kernel.processes
+        borrower = table.borrower[pid]
+        counted = kernel.borrowed_at[borrower] if borrower else kernel.core.faults(table.space[pid])
+        before = kernel.borrowed_at.get(pid)
+        return list(counted) if before is None else [a - b for a, b in zip(counted, before, strict=True)]
+
+    @property
+    def faults(self) -> FaultCounts:
+        """Faults so far by kind; a child starts at 0, exec goes on counting. Snapshot."""
+        with self._kernel.lock:
+            self._look("faults")
+            return FaultCounts(*self._faults())
+
+    def maps(self) -> list[Mapping]:
+        """The mappings, as /proc/PID/maps has them. Snapshot."""
+        return view.maps(self._look("maps"))
+
+    def smaps(self) -> list[MappingUsage]:
+        """The mappings with what of them is resident. Snapshot."""
+        return view.smaps(self._look("smaps"))
+
+    def pagemap(self, address: SupportsIndex, npages: int) -> NDArray[np.uint64]:
+        """uint64 array (npages,) in the format of /proc/PID/pagemap, from the page at *address* on."""
+        return view.pagemap(self._look("pagemap"), address, npages)
+
+    def translate(self, address: SupportsIndex) -> Translation | None:
+        """What a page walk finds for *address* now; None where no frame is mapped."""
+        return view.translate(self._look("translate"), address)
+
+    @property
+    def rss(self) -> int:
+        """Resident bytes; the zero page does not count (VmRSS)."""
+        return self.rss_by_kind.total
+
+    @property
+    def rss_by_kind(self) -> ByKind:
+        """RssAnon, RssFile and RssShmem in bytes."""
+        return view.rss_by_kind(self._look("rss"))
+
+    @property
+    def pss(self) -> int:
+        """Resident bytes, each page divided by the number of times it is mapped (Pss of smaps)."""
+        return int(view.usage(self._look("pss")).pss) >> 12
+
+    @property
+    def pss_by_kind(self) -> ByKind:
+        """Pss_Anon, Pss_File and Pss_Shmem in bytes."""
+        return view.pss_by_kind(self._look("pss"))
+
+    @property
+    def uss(self) -> int:
+        """Resident bytes that nobody else maps (Private_Clean + Private_Dirty)."""
+        return view.uss(self._look("uss"))
+
+    @property
+    def page_tables(self) -> int:
+        """Bytes of page tables (VmPTE): the root not counted, tables shared with others in full."""
+        return view.page_tables(self._look("page_tables"))
+
+    # ---- what it executes ----
+
+    def _image(self) -> Image | None:
+        self._look("image")
+        return self._kernel.images[self._kernel.processes.image[self.pid]]
+
+    @property
+    def exe(self) -> str:
+        """Path of the program, resolved; empty if none was executed."""
+        image = self._image()
+        return image.path if image else ""
+
+    @property
+    def comm(self) -> str:
+        """Name of the task, at most 15 bytes."""
+        image = self._image()
+        return os.fsdecode(image.comm) if image else ""
+
+    @property
+    def argv(self) -> tuple[bytes, ...]:
+        """Arguments as the program sees them."""
+        image = self._image()
+        return image.argv if image else ()
+
+    @property
+    def environ(self) -> tuple[bytes, ...]:
+        """Environment strings as the program sees them."""
+        image = self._image()
+        return image.envp if image else ()
+
+    @property
+    def auxv(self) -> tuple[tuple[int, int], ...]:
+        """The auxiliary vector as (type, value), without the final AT_NULL, getauxval(3)."""
+        image = self._image()
+        return image.auxv if image else ()
+
+    @property
+    def stack_pointer(self) -> int:
+        """rsp at the first instruction; 0 if nothing was executed."""
+        image = self._image()
+        return image.stack_pointer if image else 0
+
+    @property
+    def entry_point(self) -> int:
+        """rip at the first instruction: the interpreter's entry if there is one; 0 if nothing was executed."""
+        image = self._image()
+        return image.entry_point if image else 0
+
+
+def _account(space: Space) -> int:
+    """Pages that fork charges: the accountable mappings that the child gets."""
+    sums = space.kernel.core.sums(space.sid)
+    charge = int(sums.account)
+    if charge and sums.special:
+        for vma in space.vmas():
+            if vma.flags & c.VM_DONTCOPY and vma.flags & c.VM_ACCOUNT:
+                charge -= (vma.end - vma.start) // 4096
+    return charge
+
+
+class Children(Sequence[Process]):
+    """Processes of consecutive pids; handles are made when asked for."""
+
+    def __init__(self, kernel: Kernel, pids: range) -> None:
+        self._kernel = kernel
+        self._pids = pids
+
+    def __len__(self) -> int:
+        return len(self._pids)
+
+    def __iter__(self) -> Iterator[Process]:
+        kernel = self._kernel
+        return (Process(kernel, pid) for pid in self._pids)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._pids[index]
+        return Children(self._kernel, found) if isinstance(found, range) else Process(self._kernel, found)
+
+    def __repr__(self) -> str:
+        return f"<vmemu.Children: {len(self)} processes>"
+
+
+class ProcessMap(Dictionary[int, Process]):
+    """pid -> Process of one machine, zombies included; a live view, handles are made when asked for."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __len__(self) -> int:
+        return len(self._kernel.processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._kernel.processes)
+
+    def __contains__(self, pid: object) -> bool:
+        state = self._kernel.processes.state
+        return isinstance(pid, int) and 0 < pid < len(state) and state[pid] != 0
+
+    def __getitem__(self, pid: int) -> Process:
+        if pid not in self:
+            raise KeyError(pid)
+        return Process(self._kernel, pid)
+
+    def __repr__(self) -> str:
+        return f"<vmemu.ProcessMap: {len(self)} processes>"
+
+
+def boot_init(kernel: Kernel) -> Process:
+    """Process 1, with an empty memory."""
+    return _new(kernel, 0, kernel.core.space_new("boot"), 0)
+
+
+def spawn(
+    kernel: Kernel,
+    program: str | None,
+    argv: Sequence[str | bytes] | None,
+    environment: Dictionary[str, str] | Sequence[str | bytes] | None,
+    link: bool,
+) -> Process:
+    """A child of init, empty or executing *program*."""
+    with kernel.lock:
+        if program is None:
+            return _new(kernel, INIT, kernel.core.space_new("spawn"), 0)
+        pid = kernel.processes.reserve(1, "spawn")[0]
+        sid, image = build(kernel, pid, os.fspath(program), argv, environment, link)
+        return _new(kernel, INIT, sid, kernel.new_image(image))
+
+
+def _new(kernel: Kernel, parent: int, sid: int, image: int) -> Process:
+    table = kernel.processes
+    pids = table.reserve(1, "spawn")
+    table.add(pids, parent, image)
+    table.space[pids[0]] = sid
+    if not image:
+        kernel.core.set_words(sid, EMPTY)
+    return Process(kernel, pids[0])
