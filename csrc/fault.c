@@ -246,7 +246,7 @@ static int map_around(struct fault *f)
 		at.index = pte_index(va, 1);
 		at.pte = leaf.pte - leaf.index + at.index;
 		pfn = object_lookup(f->object, index);
-		if (*at.pte || pfn == NO_PFN || frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR)
+		if (*at.pte || pfn == NO_PFN)
 			continue;
 		e = pte_leaf(pfn, f->vma.flags);
 		if (mapped_writable(f))
@@ -287,20 +287,21 @@ static int finish(struct fault *f, pfn_t pfn, int kind)
 	return kind;
 }
 
+/* A page that had to be read comes here twice: the fault is retried after the I/O, neighbours that came with it included
+ * (VM_FAULT_RETRY after do_sync_mmap_readahead()). */
 static int do_map_cached(struct fault *f)
 {
 	struct leaf leaf;
-	int writable, kind;
+	int writable, kind = VMEMU_FILE_MINOR;
 	const pte_t *e;
-	pfn_t pfn = object_lookup(f->object, f->index);
+	pfn_t pfn;
 
-	/* a page that was just read for this very fault: its neighbours were tried before the trap */
-	if (pfn == NO_PFN || !(frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR)) {
-		if (map_around(f))
-			return VMEMU_OOM;
-		e = table_walk(&f->vm->tables, f->space->root, f->va, &writable);
-		if (e && *e)
-			return VMEMU_FILE_MINOR;
+	if (map_around(f))
+		return VMEMU_OOM;
+	e = table_walk(&f->vm->tables, f->space->root, f->va, &writable);
+	if (e && *e) {
+		pfn = pte_pfn(*e);
+		return finish(f, pfn, frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR ? VMEMU_FILE_MAJOR : kind);
 	}
 	kind = cached(f, &pfn);
 	if (kind < 0 || kind == VMEMU_OOM)

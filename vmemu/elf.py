@@ -3,7 +3,7 @@
 Only headers are read, never segments, and nothing is trusted: whatever is wrong with a file comes out as the errno
 that Linux gives, raised by `vmemu.errors.syscall_error`. Section headers are not looked at, as the kernel does not
 either, so a stripped, damaged or hand-written section table does no harm. What was parsed is kept per file identity
-(device, inode, time of modification, size), bounded.
+(device, inode, times of modification and change, size), bounded.
 
 pyelftools knows the formats; it is imported when the first ELF file is parsed (about 0.1 s).
 """
@@ -16,12 +16,13 @@ import functools
 import io
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from vmemu.errors import syscall_error
 
-__all__ = ["Dynamic", "ElfImage", "Phdr", "dynamic", "parse", "parse_fd"]
+__all__ = ["Dynamic", "ElfImage", "Phdr", "dynamic", "is_foreign", "parse", "parse_fd"]
 
 ET_EXEC = 2
 ET_DYN = 3
@@ -47,7 +48,9 @@ _DYN_MAX = 4096
 """Dynamic entries read at most; real files have under 100."""
 
 _CACHE_MAX = 256
-_cache: collections.OrderedDict[tuple[int, int, int, int], ElfImage] = collections.OrderedDict()
+_RACY_NS = 100_000_000
+"""A file changed less than this ago is not kept: changed again within a tick of the clock, it would look the same."""
+_cache: collections.OrderedDict[tuple[int, ...], ElfImage] = collections.OrderedDict()
 _cache_lock = threading.Lock()
 
 
@@ -174,10 +177,6 @@ def _pread(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def _identity(st: os.stat_result) -> tuple[int, int, int, int]:
-    return st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size
-
-
 def parse(path: str, *, interpreter: bool = False) -> ElfImage:
     """Parse the ELF file *path*; see `parse_fd`. A path that cannot be opened gives the errno of open(2)."""
     try:
@@ -199,17 +198,18 @@ def parse_fd(fd: int, filename: str, *, interpreter: bool = False) -> ElfImage:
     """
     try:
         st = os.fstat(fd)
-        key = _identity(st)
+        key = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)
         with _cache_lock:
             image = _cache.get(key)
             if image is not None:
                 _cache.move_to_end(key)
         if image is None:
             image = _parse(fd, st.st_size, filename, interpreter)
-            with _cache_lock:
-                _cache[key] = image
-                while len(_cache) > _CACHE_MAX:
-                    _cache.popitem(last=False)
+            if time.time_ns() - st.st_ctime_ns > _RACY_NS:
+                with _cache_lock:
+                    _cache[key] = image
+                    while len(_cache) > _CACHE_MAX:
+                        _cache.popitem(last=False)
     except OSError as error:
         if type(error).__module__ == syscall_error.__module__:
             raise
@@ -217,6 +217,12 @@ def parse_fd(fd: int, filename: str, *, interpreter: bool = False) -> ElfImage:
     if not interpreter and image.type not in (ET_EXEC, ET_DYN):
         raise syscall_error("execve", errno.ENOEXEC, f"ELF type {image.type} is neither ET_EXEC nor ET_DYN", filename)
     return image
+
+
+def is_foreign(fd: int) -> bool:
+    """Whether *fd* is an ELF file for another class or machine than 64-bit x86-64. Raises OSError."""
+    head = _pread(fd, 20, 0)
+    return len(head) == 20 and head[:4] == b"\x7fELF" and (head[4] != 2 or head[18:20] != b"\x3e\0")
 
 
 def _parse(fd: int, size: int, filename: str, interpreter: bool) -> ElfImage:

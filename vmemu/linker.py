@@ -194,13 +194,21 @@ def _under(item: _Object, directories: tuple[str, ...], name: str) -> Iterator[s
 
 
 def _parse(path: str) -> elf.ElfImage | None:
-    """The library at *path*; None if ld.so would look further: not readable, or for another machine."""
+    """The library at *path*; None where ld.so looks further: it cannot be opened, or is for another machine."""
     try:
-        image = elf.parse(path, interpreter=True)
-    except SyscallError as error:
-        if error.errno == errno.ELIBBAD and "machine" not in str(error):
-            raise
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
         return None
+    try:
+        if elf.is_foreign(fd):
+            return None
+        image = elf.parse_fd(fd, path, interpreter=True)
+    except OSError as error:
+        raise syscall_error(
+            "execve", errno.ELIBBAD, f"a library that cannot be loaded: {error.strerror}", path
+        ) from None
+    finally:
+        os.close(fd)
     if image.type != elf.ET_DYN or not image.loads:
         raise syscall_error("execve", errno.ELIBBAD, "not a shared library", path)
     return image
@@ -219,24 +227,28 @@ def _map_library(sketch: Sketch, path: str, image: elf.ElfImage) -> int:
     low = page_down(first.vaddr)
     length = page_up(last.vaddr + last.memsz) - low
     try:
-        bias = _reserve(sketch, path, image, length) - low
+        return _map_loads(sketch, path, image, low, length)
     except MapError as error:
         raise syscall_error("execve", error.number, str(error), path) from None
+
+
+def _map_loads(sketch: Sketch, path: str, image: elf.ElfImage, low: int, length: int) -> int:
+    loads = image.loads
+    bias = _reserve(sketch, path, image, length) - low
     ends = [page_up(header.vaddr + header.filesz) for header in loads]
     if any(end != page_down(header.vaddr) for end, header in zip(ends, loads[1:], strict=False)):
-        sketch.protect(bias + ends[0], bias + page_down(last.vaddr), Prot.NONE)
+        sketch.protect(bias + ends[0], bias + page_down(loads[-1].vaddr), Prot.NONE)
     for header, end in zip(loads, ends, strict=True):
         start, prot = page_down(header.vaddr), prot_of(header.flags)
-        if header is not first and end > start:
-            offset = page_down(header.offset)
-            sketch.put(Segment(bias + start, bias + end, prot, path, offset, "library"))
+        if header is not loads[0] and end > start:
+            sketch.map(bias + start, end - start, prot, path, page_down(header.offset), "library", fixed=True)
         data, stop = bias + header.vaddr + header.filesz, bias + header.vaddr + header.memsz
         if stop > data:
             full = min(page_up(data), stop)
             if full > data:
                 sketch.zero.append((data, full))
             if stop > full:
-                sketch.put(Segment(full, page_up(stop), prot, None, 0, "bss"))
+                sketch.map(full, page_up(stop) - full, prot, None, 0, "bss", fixed=True)
     return bias
 
 

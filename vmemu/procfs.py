@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.process import ProcessMap
-from vmemu.types import Mapping
+from vmemu.types import Mapping, MappingUsage
 
 __all__ = ["ProcFS"]
 
@@ -18,7 +18,7 @@ _NAME_COLUMN = 73
 """Where names begin in maps (seq_pad(), 25 + 6 * sizeof(void *))."""
 _PATH = re.compile(r"(?P<pid>\d+)/(?P<file>[a-z_]+)")
 _NOT_YET = (
-    "smaps smaps_rollup pagemap status stat statm cmdline environ comm io oom_score oom_score_adj limits auxv "
+    "smaps_rollup pagemap status stat statm cmdline environ comm io oom_score oom_score_adj limits auxv "
     "meminfo vmstat clear_refs"
 ).split()
 
@@ -31,7 +31,7 @@ class ProcFS:
         self._processes = ProcessMap(kernel)
 
     def read(self, path: str) -> bytes:
-        """The file at *path* below /proc, such as ``"7/maps"``, ``"kpagecount"``, ``"kpageflags"``.
+        """The file at *path* below /proc, such as ``"7/maps"``, ``"7/smaps"``, ``"kpagecount"``, ``"kpageflags"``.
 
         ENOENT if there is no such file or process; NotImplementedError for files that exist on Linux and not here yet.
         """
@@ -43,6 +43,8 @@ class ProcFS:
             raise syscall_error("open", errno.ENOENT, f"/proc/{name}: no such process")
         if process is not None and file == "maps":
             return maps(process.maps()) if process.state != "zombie" else b""
+        if process is not None and file == "smaps":
+            return smaps(process.smaps()) if process.state != "zombie" else b""
         if process is None and file == "kpagecount":
             return self._kernel.core.mapcounts(0, self._kernel.npages).tobytes()
         if process is None and file == "kpageflags":
@@ -69,3 +71,36 @@ def _line(m: Mapping) -> bytes:
     return line + b"\n"
 
 
+def smaps(usages: Iterable[MappingUsage]) -> bytes:
+    """/proc/PID/smaps (show_smap())."""
+    return b"".join(_line(usage.mapping) + _usage(usage) for usage in usages)
+
+
+def _usage(u: MappingUsage) -> bytes:
+    locked = u.pss if "lo" in u.mapping.flags else 0
+    lines = (
+        ("Size", u.mapping.size),
+        ("KernelPageSize", 4096),
+        ("MMUPageSize", 4096),
+        ("Rss", u.rss),
+        ("Pss", u.pss),
+        ("Pss_Dirty", u.pss_dirty),
+        ("Shared_Clean", u.shared_clean),
+        ("Shared_Dirty", u.shared_dirty),
+        ("Private_Clean", u.private_clean),
+        ("Private_Dirty", u.private_dirty),
+        ("Referenced", u.referenced),
+        ("Anonymous", u.anonymous),
+        ("KSM", 0),
+        ("LazyFree", 0),
+        ("AnonHugePages", 0),
+        ("ShmemPmdMapped", 0),
+        ("FilePmdMapped", 0),
+        ("Shared_Hugetlb", 0),
+        ("Private_Hugetlb", 0),
+        ("Swap", 0),
+        ("SwapPss", 0),
+        ("Locked", locked),
+    )
+    text = "".join(f"{key + ':':16}{value >> 10:8} kB\n" for key, value in lines)
+    return f"{text}THPeligible:    {0:8}\nVmFlags: {''.join(code + ' ' for code in u.mapping.flags)}\n".encode()
