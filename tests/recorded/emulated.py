@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from recorded import script
 from recorded.observer import Observer, Vma, checksum, offset
-from recorded.script import ARENA, ARENA_PAGES, PAGE, Op, State
+from recorded.script import ARENA, ARENA_PAGES, PAGE, SUMS, Op, State
 
 import vmemu
 
 MEMORY, HUGE_MEMORY = "16MiB", "64MiB"
 """RAM of the emulated machine: little, because kpagecount and kpageflags are read in full at every step."""
 _ARENA_END = ARENA + ARENA_PAGES * PAGE
-_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} ")
 
 
 class Emulated:
@@ -147,7 +145,7 @@ class Emulated:
         if self._frames:
             self._counts = memoryview(self.machine.procfs.read("kpagecount")).cast("Q")
             self._flags = memoryview(self.machine.procfs.read("kpageflags")).cast("Q")
-        return self.observer.observe({slot: _View(process, self._smaps) for slot, process in self.slots.items()})
+        return self.observer.observe({slot: _View(process, self._sums) for slot, process in self.slots.items()})
 
     def contents(self, slot: int, pages: Sequence[int]) -> Iterator[str]:
         """Checksums of *pages*, faulting them in where they are absent."""
@@ -156,32 +154,16 @@ class Emulated:
     def _frame(self, pfn: int) -> tuple[int, int]:
         return (self._counts[pfn], self._flags[pfn]) if self._frames else (0, 0)
 
-    def _smaps(self, process: vmemu.Process) -> dict[int, dict[str, int]] | None:
-        """Start of each mapping -> the lines of its entry in smaps, in kB."""
-        if not self._sums:
-            return None
-        sums: dict[int, dict[str, int]] = {}
-        entry: dict[str, int] = {}
-        for line in self.machine.procfs.read(f"{process.pid}/smaps").decode().splitlines():
-            if header := _HEADER.match(line):
-                entry = sums[int(header[1], 16)] = {}
-            elif line.endswith(" kB"):
-                key, _, value = line.partition(":")
-                entry[key] = int(value[:-3])
-        return sums
-
 
 class _View:
     """One process of a run, as `observer.View` wants it."""
 
-    def __init__(
-        self, process: vmemu.Process, smaps: Callable[[vmemu.Process], dict[int, dict[str, int]] | None]
-    ) -> None:
+    def __init__(self, process: vmemu.Process, sums: bool) -> None:
         self._process = process
-        self._smaps = smaps
+        self._sums = sums
 
     def mappings(self) -> list[Vma]:
-        sums = self._smaps(self._process)
+        sums = {usage.mapping.start: _kilobytes(usage) for usage in self._process.smaps()} if self._sums else {}
         return [
             Vma(
                 start=offset(mapping.start),
@@ -190,7 +172,7 @@ class _View:
                 inode=mapping.inode,
                 offset=mapping.offset // PAGE,
                 flags=mapping.flags,
-                sums=None if sums is None else sums[mapping.start],
+                sums=sums[mapping.start] if self._sums else None,
             )
             for mapping in self._process.maps()
             if mapping.start >= ARENA and mapping.end <= _ARENA_END
@@ -202,6 +184,11 @@ class _View:
 
     def checksums(self, pages: Sequence[int]) -> Iterator[str]:
         return _checksums(self._process.read, pages)
+
+
+def _kilobytes(usage: vmemu.MappingUsage) -> dict[str, int]:
+    """An entry of smaps as it is printed: in kB, cut off. What vmemu does not count is 0."""
+    return {key: getattr(usage, key.lower(), 0) // 1024 for key in SUMS}
 
 
 def _checksums(read: Callable[[int, int], bytes], pages: Sequence[int]) -> Iterator[str]:
