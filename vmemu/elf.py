@@ -233,7 +233,7 @@ def _parse(fd: int, size: int, filename: str, interpreter: bool) -> ElfImage:
 
     head = _pread(fd, EHDR_SIZE, 0)
     if interpreter and len(head) < EHDR_SIZE:
-        raise fail(f"the interpreter has {len(head)} bytes, an ELF header is {EHDR_SIZE}", errno.EIO)
+        raise fail(f"only {len(head)} bytes, an ELF header has {EHDR_SIZE}", errno.EIO)
     head = head.ljust(EHDR_SIZE, b"\0")  # execve works on a zero-padded buffer
     if head[:4] != b"\x7fELF":
         raise fail("not an ELF file" if any(head[:4]) else "neither an ELF file nor a script")

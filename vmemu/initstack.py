@@ -91,11 +91,14 @@ class InitialStack:
         sketch.put(Segment(min(start, self.top - size), self.top, prot, None, 0, "stack", growsdown=True))
 
     def grow(self, sketch: Sketch, pointer: int) -> None:
-        """expand_stack: so far that everything down to *pointer* fits. Raises MapError."""
-        old = next((segment for segment in sketch.segments if segment.growsdown), None)
-        if old is None or old.end != self.top:
-            raise MapError(errno.EFAULT, "the program is mapped over its stack")
+        """expand_stack: so far that everything down to *pointer* fits. Raises MapError.
+
+        A program mapped over its own strings is refused (Linux would run it, with what it finds there instead).
+        """
         start = page_down(pointer)
+        old = next((segment for segment in sketch.segments if segment.growsdown and segment.end == self.top), None)
+        if old is None or old.start > self.arg_start:
+            raise MapError(errno.EFAULT, "the program is mapped over its arguments")
         if start >= old.start:
             return
         if self.top - start > self._layout.stack_limit:

@@ -90,7 +90,7 @@ class ExecPlan:
     @property
     def stack(self) -> Segment:
         """The stack's segment."""
-        return next(segment for segment in self.segments if segment.growsdown)
+        return next(segment for segment in self.segments if segment.start <= self.stack_pointer < segment.end)
 
 
 def plan(
