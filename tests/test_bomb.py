@@ -40,7 +40,7 @@ def test_max_processes() -> None:
 
 def test_no_generations_is_the_program_alone() -> None:
     report = explode(generations=0)
-    assert (report.processes, report.forks, report.frames_copied) == (1, 0, 0)
+    assert (report.processes, report.forks) == (1, 0)
 
 
 def test_program_that_does_not_fit() -> None:
@@ -58,23 +58,29 @@ def test_stop_is_asked_for() -> None:
 
 @pytest.mark.parametrize("dirty", [0, 1, 7, 300])
 def test_each_new_process_copies_what_it_writes(dirty: int) -> None:
-    """Every page is resident before the first fork, so that a write in a child either copies a frame or, if parent and
-    siblings have copied theirs, reuses it. 300 is more than sh has: the heap grows."""
-    report = explode(generations=5, dirty=dirty, memory="128MiB")
-    writes = report.faults.cow_copy + report.faults.cow_reuse
-    assert report.faults.cow_copy == report.frames_copied
-    assert 0 <= 31 * dirty - writes <= 31 * 2 * dirty // 7  # pages of the stack that nobody touched are not copied
+    """All that children write was written before the first fork: each write copies one frame, as parents write nothing.
+
+    300 pages are more than sh has: the heap grows.
+    """
+    before, after = (explode(generations=n, dirty=dirty, memory="128MiB") for n in (0, 5))
+    assert after.frames_copied - before.frames_copied == 31 * dirty
+    assert after.faults.cow_copy - before.faults.cow_copy == 31 * dirty
+    assert after.faults.total - before.faults.total == 31 * dirty
+
+
+def test_more_pages_than_memory() -> None:
+    report = explode(dirty=1 << 20)
+    assert report.stopped is Stopped.MEMORY
+    assert report.processes == 0
 
 
 def test_eager_copies_all_and_takes_what_was_predicted() -> None:
-    lazy = explode(generations=5, fork=ForkMode.COW)
-    eager = explode(generations=5, fork=ForkMode.EAGER)
-    assert eager.faults.cow_copy == 0
-    assert eager.frames_copied > 10 * lazy.frames_copied
-    # Equal but for the zero page, the machine's own tables and the few stack pages that eager fork need not write.
-    assert eager.eager_bytes == pytest.approx(eager.used_bytes, abs=64 * PAGE_SIZE)
-    assert lazy.used_bytes < lazy.eager_bytes
-    assert lazy.eager_bytes == pytest.approx(eager.used_bytes, rel=0.05)
+    cow, eager = (explode(generations=5, fork=mode) for mode in (ForkMode.COW, ForkMode.EAGER))
+    assert eager.faults.cow_copy < cow.faults.cow_copy
+    assert eager.frames_copied > 10 * cow.frames_copied
+    assert cow.used_bytes < cow.eager_bytes == eager.eager_bytes
+    # The machine itself has the zero page and init's memory.
+    assert 0 <= eager.used_bytes - eager.eager_bytes <= 4 * PAGE_SIZE
 
 
 def test_on_demand_takes_less_for_tables() -> None:
@@ -111,7 +117,7 @@ def test_json_has_the_promised_keys() -> None:
     out = to_json(explode(generations=2))
     keys = {"processes", "seconds", "forks_per_s", "faults", "frames_shared", "frames_copied", "page_table_bytes"}
     assert keys | {"eager_bytes", "stopped"} <= set(out)
-    assert out["faults"]["cow_copy"] == out["frames_copied"]
+    assert sum(out["faults"].values()) > 0
     assert out["stopped"] == "generations"
     assert out["fork"] == "cow"
 

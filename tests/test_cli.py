@@ -44,7 +44,7 @@ def test_help() -> None:
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["bomb", "--nonsense"], "--nonsense"),
         (["bomb", "--memory", "lots"], "--memory: 'lots' is not a size"),
-        (["bomb", "--memory", "0"], "--memory: a machine needs some memory"),
+        (["bomb", "--memory", "0"], "--memory: 0 is less than 65536 bytes"),
         (["bomb", "--memory", "-1"], "--memory"),
         (["bomb", "--fork", "spoon"], "--fork: invalid choice: 'spoon'"),
         (["bomb", "--generations", "-1"], "--generations: -1 is less than 0"),

@@ -6,24 +6,25 @@ private memory, which the seed chooses.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import random
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from vmemu.errors import OutOfMemory
+from vmemu.errors import SyscallError, syscall_error
 from vmemu.machine import Machine
 from vmemu.process import Process
 from vmemu.report import BombReport, Generation, Stopped
 from vmemu.types import PAGE_SIZE, ForkMode, Prot
 
-__all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "find_program", "run", "start", "writable_pages"]
+__all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "ended_by", "find_program", "run", "start"]
 
 MAX_PROCESSES = 32768
-"""Linux's default pid_max."""
+"""Linux's default pid_max on small machines (PID_MAX_DEFAULT)."""
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 """Fixed, so that the stack is the same whoever runs the command."""
@@ -45,33 +46,42 @@ def find_program(name: str) -> str:
     return name if "/" in name else shutil.which(name) or name
 
 
-def start(machine: Machine, program: str, argv: Sequence[str], dirty: int) -> tuple[Process, list[int]]:
+def start(
+    machine: Machine, program: str, argv: Sequence[str], dirty: int = 0, heap: int = 0
+) -> tuple[Process, list[int]]:
     """Exec *program*, linked as ld.so would, and let it touch its memory as a program does that has been running.
 
-    It reads each page of its files and writes each page of its private writable memory except the stack's, where
-    execve has written already. If that is less than *dirty* pages, the heap is grown (brk) by what lacks.
-    Returns the process and the addresses of the pages that its children can write. Raises as spawn() does.
+    It reads each page of its files and writes each page of its private writable memory, except those of the stack that
+    execve has not written. The heap is grown (brk) by *heap* bytes, and further if the program would have written fewer
+    than *dirty* pages. Returns the process and the addresses of the pages that it has written. Raises as spawn() does.
     """
     process = machine.spawn(program, argv, ENVIRONMENT, link=True)
-    lacking = dirty - len(writable_pages(process))
-    if lacking > 0:
-        process.brk(process.brk(0) + lacking * PAGE_SIZE)
+    pages = _own_pages(process)
+    wanted = heap + max(0, dirty - len(pages) - heap // PAGE_SIZE) * PAGE_SIZE
+    if wanted:
+        top = process.brk() + wanted
+        if process.brk(top) != top:
+            raise syscall_error("brk", errno.ENOMEM, f"{wanted} bytes of heap")
+        pages = _own_pages(process)
     for mapping in process.maps():
-        if mapping.name == "[stack]" or not mapping.prot & Prot.READ:
-            continue
-        write = bool(mapping.prot & Prot.WRITE) and not mapping.shared
-        process.touch(mapping.start, mapping.size, write=write)
-    return process, writable_pages(process)
+        if mapping.prot & Prot.READ and mapping.name != "[stack]":
+            write = bool(mapping.prot & Prot.WRITE) and not mapping.shared
+            process.touch(mapping.start, mapping.size, write=write)
+    return process, pages
 
 
-def writable_pages(process: Process) -> list[int]:
-    """Addresses of the pages of private writable memory: data, bss, heap and stack."""
-    return [
-        address
-        for mapping in process.maps()
-        if mapping.prot & Prot.WRITE and not mapping.shared
-        for address in range(mapping.start, mapping.end, PAGE_SIZE)
-    ]
+def _own_pages(process: Process) -> list[int]:
+    """Addresses of the pages of private writable memory: data, bss, heap, and what is resident of the stack."""
+    pages: list[int] = []
+    for mapping in process.maps():
+        if mapping.prot & Prot.WRITE and not mapping.shared:
+            addresses = range(mapping.start, mapping.end, PAGE_SIZE)
+            if mapping.name == "[stack]":
+                resident = process.mincore(mapping.start, mapping.size)
+                pages += [address for address, there in zip(addresses, resident, strict=True) if there]
+            else:
+                pages += addresses
+    return pages
 
 
 def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
@@ -80,7 +90,8 @@ def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
     Each process's resident anonymous pages and its page tables, plus the page cache and shared memory once.
     """
     info = machine.meminfo()
-    return info.file + info.shmem + sum(p.rss_by_kind.anon + p.page_tables for p in processes)
+    root = PAGE_SIZE  # which `page_tables`, as VmPTE, leaves out
+    return info.file + info.shmem + sum(p.rss_by_kind.anon + p.page_tables + root for p in processes)
 
 
 def run(
@@ -100,18 +111,18 @@ def run(
 
     *memory* is the machine's RAM (bytes or a text such as "256MiB"), *dirty* the number of distinct pages that each
     new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
-    is true. Running out of memory is an outcome (`stopped`), even while the program is loaded (then `processes` is 0).
+    is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is 0).
     Afterwards all processes have exited and the machine was verified.
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
     the machine is found inconsistent.
     """
     for name, value, least in (
+        ("generations", generations or 0, 0),
         ("max_processes", max_processes, 1),
         ("dirty", dirty, 0),
-        ("generations", generations, 0),
     ):
-        if value is not None and value < least:
+        if value < least:
             raise ValueError(f"{name}: {value} is less than {least}")
     path = find_program(program or default_program())
     arguments = list(argv) if argv is not None else [program or path]
@@ -120,8 +131,7 @@ def run(
     with Machine(memory=memory, fork_mode=fork, seed=seed) as machine:
         bomb = _Bomb(machine, dirty, random.Random(seed), stop)
         total = machine.meminfo().total
-        with contextlib.suppress(OutOfMemory):
-            bomb.light(path, arguments)
+        bomb.light(path, arguments)
         started = clock()
 
         def state(number: int) -> Generation:
@@ -136,7 +146,7 @@ def run(
         ended = clock()
         info = machine.meminfo()
         frames = machine.frame_stats()
-        found = {
+        found: dict[str, Any] = {
             "faults": machine.faults,
             "frames_shared": frames.shared,
             "frames_copied": frames.copied,
@@ -172,6 +182,15 @@ def run(
     )
 
 
+def ended_by(error: SyscallError) -> Stopped:
+    """The outcome that *error* is; raises it again if it is none."""
+    if error.errno == errno.ENOMEM:
+        return Stopped.MEMORY
+    if error.errno == errno.EAGAIN:
+        return Stopped.PIDS
+    raise error
+
+
 class _Bomb:
     """The processes of one run; `explode()` makes them."""
 
@@ -184,12 +203,16 @@ class _Bomb:
         self.pages: list[int] = []
         self.forks = 0
         self.complete = 0
-        self.stopped = Stopped.MEMORY
+        self.stopped = Stopped.DONE
 
     def light(self, program: str, argv: Sequence[str]) -> None:
-        """Start the first process."""
-        process, self.pages = start(self.machine, program, argv, self.dirty)
-        self.alive.append(process)
+        """Start the first process, if memory suffices."""
+        try:
+            process, self.pages = start(self.machine, program, argv, self.dirty)
+        except SyscallError as error:
+            self.stopped = ended_by(error)
+        else:
+            self.alive.append(process)
 
     def explode(self, generations: int | None, max_processes: int) -> Iterator[None]:
         """Fork until something ends it, and say in `stopped` what; yields now and then."""
@@ -210,8 +233,8 @@ class _Bomb:
                         yield
                 self.complete += 1
                 yield
-        except OutOfMemory:
-            self.stopped = Stopped.MEMORY
+        except SyscallError as error:
+            self.stopped = ended_by(error)
 
     def _fork(self, parent: Process) -> None:
         child = parent.fork()

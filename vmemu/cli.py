@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -79,7 +80,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         return sub
 
     bomb = command("bomb", _bomb, "fork a real program until a limit or memory ends it", _BOMB)
-    _memory(bomb)
+    _memory(bomb, "256MiB")
     bomb.add_argument(
         "--fork",
         choices=("cow", "on-demand", "eager"),
@@ -93,7 +94,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         type=_number(1),
         default=32768,
         metavar="N",
-        help="stop at N processes; default 32768, Linux's pid_max",
+        help="stop at N processes; default 32768",
     )
     bomb.add_argument(
         "--dirty", type=_number(0), default=1, metavar="N", help="pages each new process writes; default 1"
@@ -105,14 +106,21 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     exe = command("exec", _exec, "load a program as execve does and show its memory", _EXEC)
     exe.add_argument("--link", action="store_true", help="map the libraries that it needs too, as ld.so would")
     exe.add_argument("--aslr", action="store_true", help="choose addresses at random (by --seed)")
-    _memory(exe)
+    _memory(exe, "256MiB")
     _seed(exe, "of the random addresses and of AT_RANDOM; default 0")
     _json(exe)
     _program(exe, "the program")
 
     compare = command("compare", _compare, "one workload under each fork mode, side by side", _COMPARE)
-    _memory(compare)
-    compare.add_argument("--processes", type=_number(1), default=200, metavar="N", help="children; default 200")
+    _memory(compare, "1GiB")
+    compare.add_argument("--processes", type=_number(1), default=100, metavar="N", help="children; default 100")
+    compare.add_argument(
+        "--heap",
+        type=_size(0),
+        default="1MiB",
+        metavar="SIZE",
+        help="heap that the parent has written before its first fork; default 1MiB",
+    )
     compare.add_argument(
         "--dirty", type=_number(0), default=4, metavar="N", help="pages that each child writes; default 4"
     )
@@ -128,7 +136,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 _BOMB = """\
 Boots an emulated machine, loads a program of this host with its libraries, lets it read all of its files and write
 all of its data once, then forks it: each generation every living process forks once, and each new process writes some
-pages of its private memory (data, heap, stack) that the seed chooses. It ends when memory is gone or at a limit.
+pages of its private memory (data, bss, heap, stack) that the seed chooses; if the program has fewer than --dirty
+pages, its heap is grown first. It ends when memory is gone or at a limit.
 
 "without copy-on-write" (JSON: eager_bytes) is what the same processes would take if nothing were shared by
 copy-on-write: the resident anonymous pages and the page tables of each, plus the page cache once."""
@@ -139,9 +148,9 @@ Loads an ELF program or a #! script of this host into an emulated machine as exe
 The program gets this command's environment."""
 
 _COMPARE = """\
-A program makes children one after the other, each child writes some pages, then all exit: under eager, copy-on-write
-and on-demand fork. Under vfork the child borrows its parent's memory and only exits. Times are of one child;
-counts are of all children while they are alive."""
+A program that has written all of its data and a heap makes children one after the other, each child writes some
+pages, then all exit: under eager, copy-on-write and on-demand fork. Under vfork the child borrows its parent's memory
+and only exits. Times are of one child; counts are of all children while they are alive."""
 
 
 class _Version(argparse.Action):
@@ -152,13 +161,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _memory(parser: argparse.ArgumentParser) -> None:
+def _memory(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--memory",
-        type=_size,
-        default=256 << 20,
+        type=_size(65536),
+        default=default,
         metavar="SIZE",
-        help="RAM of the machine: bytes, or a number with KiB, MiB or GiB; default 256MiB",
+        help=f"RAM of the machine: bytes, or a number with KiB, MiB or GiB; default {default}",
     )
 
 
@@ -189,18 +198,21 @@ def _number(least: int) -> Callable[[str], int]:
     return number
 
 
-def _size(text: str) -> int:
-    from vmemu.types import parse_size
+def _size(least: int) -> Callable[[str], int]:
+    def size(text: str) -> int:
+        from vmemu.types import parse_size
 
-    try:
-        value = parse_size(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB"
-        ) from None
-    if value < 1:
-        raise argparse.ArgumentTypeError("a machine needs some memory")
-    return value
+        try:
+            value = parse_size(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB"
+            ) from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least} bytes")
+        return value
+
+    return size
 
 
 def _words(options: argparse.Namespace) -> list[str]:
@@ -212,13 +224,13 @@ def _words(options: argparse.Namespace) -> list[str]:
 @contextlib.contextmanager
 def _usage(parser: _Parser, program: str) -> Iterator[None]:
     """A program that can't be executed and a machine that can't be made are usage errors."""
-    from vmemu.errors import OutOfMemory, SyscallError
+    from vmemu.errors import SyscallError
 
     try:
         yield
-    except OutOfMemory:
-        parser.error(f"{program}: does not fit into the machine's memory")
     except SyscallError as error:
+        if error.errno == errno.ENOMEM:
+            parser.error(f"{program}: does not fit into the machine's memory ({error.strerror})")
         parser.error(f"{program}: {error.strerror}")
     except ValueError as error:
         parser.error(str(error))
@@ -284,6 +296,7 @@ def _compare(options: argparse.Namespace, parser: _Parser) -> int:
             memory=options.memory,
             processes=options.processes,
             dirty=options.dirty,
+            heap=options.heap,
             seed=options.seed,
             repeat=options.repeat,
             progress=_say if sys.stderr.isatty() else None,

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from vmemu import bomb
-from vmemu.errors import OutOfMemory
+from vmemu.errors import SyscallError
 from vmemu.machine import Machine
 from vmemu.process import Process
 from vmemu.report import CompareReport, ForkCost, Stopped, fork_word
-from vmemu.types import PAGE_SIZE, ForkMode
+from vmemu.types import PAGE_SIZE, ForkMode, parse_size
 
 __all__ = ["WAYS", "run"]
 
@@ -27,9 +27,10 @@ def run(
     program: str | None = None,
     argv: Sequence[str] | None = None,
     *,
-    memory: int | str = "256MiB",
-    processes: int = 200,
+    memory: int | str = "1GiB",
+    processes: int = 100,
     dirty: int = 4,
+    heap: int | str = "1MiB",
     seed: int = 0,
     repeat: int = 3,
     progress: Callable[[str], None] | None = None,
@@ -37,7 +38,8 @@ def run(
     """Run the workload under each of `WAYS`, *repeat* times each on a new machine, and report the least times.
 
     *memory* is each machine's RAM (bytes or a text such as "256MiB"), *processes* the number of children, *dirty* the
-    number of distinct pages that each writes; *progress* is called with the name of what runs next.
+    number of distinct pages that each writes, *heap* how much heap the parent has written before the first fork;
+    *progress* is called with the name of what runs next.
     Running out of memory ends that way's run and is reported.
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
@@ -48,11 +50,12 @@ def run(
             raise ValueError(f"{name}: {value} is less than {least}")
     path = bomb.find_program(program or bomb.default_program())
     arguments = list(argv) if argv is not None else [program or path]
+    heap_bytes = parse_size(heap, "heap")
     costs = []
     for way in WAYS:
         if progress:
             progress(way)
-        runs = [_Run(way, memory, path, arguments, processes, dirty, seed) for _ in range(repeat)]
+        runs = [_Run(way, memory, path, arguments, processes, dirty, heap_bytes, seed) for _ in range(repeat)]
         costs.append(_least([each.cost() for each in runs]))
     return CompareReport(
         program=path,
@@ -60,6 +63,7 @@ def run(
         memory=runs[0].memory,
         processes=processes,
         dirty=dirty,
+        heap=heap_bytes,
         seed=seed,
         repeat=repeat,
         resident_bytes=runs[0].resident,
@@ -71,7 +75,15 @@ class _Run:
     """One run of the workload on a machine of its own."""
 
     def __init__(
-        self, way: str, memory: int | str, path: str, argv: list[str], processes: int, dirty: int, seed: int
+        self,
+        way: str,
+        memory: int | str,
+        path: str,
+        argv: list[str],
+        processes: int,
+        dirty: int,
+        heap: int,
+        seed: int,
     ) -> None:
         self.way = way
         self.size = memory
@@ -79,6 +91,7 @@ class _Run:
         self.argv = argv
         self.processes = processes
         self.dirty = dirty
+        self.heap = heap
         self.rng = random.Random(seed)
         self.memory = 0
         self.resident = 0
@@ -90,7 +103,7 @@ class _Run:
         """Do it. Raises OutOfMemory if not even the program fits."""
         mode = ForkMode.COW if self.way == "vfork" else ForkMode[self.way.upper().replace("-", "_")]
         with Machine(memory=self.size, fork_mode=mode) as machine:
-            parent, pages = bomb.start(machine, self.path, self.argv, self.dirty)
+            parent, pages = bomb.start(machine, self.path, self.argv, self.dirty, self.heap)
             before = machine.meminfo()
             self.memory, self.resident = before.total, parent.rss
             faults, copied = machine.faults, machine.frame_stats().copied
@@ -100,8 +113,8 @@ class _Run:
                     self._vforks(parent)
                 else:
                     self._forks(parent, pages, children)
-            except OutOfMemory:
-                self.stopped = Stopped.MEMORY
+            except SyscallError as error:
+                self.stopped = bomb.ended_by(error)
             after, frames = machine.meminfo(), machine.frame_stats()
             self._exits(parent, children)
             cost = ForkCost(

@@ -11,11 +11,10 @@ import dataclasses
 import enum
 from typing import Any
 
-from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, Mapping
+from vmemu.types import PAGE_SIZE, ByKind, FaultCounts, ForkMode, Mapping
 
 __all__ = [
     "BombReport",
-    "ByKind",
     "CompareReport",
     "ExecReport",
     "ForkCost",
@@ -35,6 +34,8 @@ class Stopped(enum.StrEnum):
     """The limit of generations was reached."""
     MAX_PROCESSES = "max-processes"
     """The limit of processes was reached."""
+    PIDS = "pids"
+    """No pid was free."""
     INTERRUPTED = "interrupted"
     """Someone asked to stop (Ctrl-C)."""
     DONE = "done"
@@ -113,20 +114,6 @@ class BombReport:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ByKind:
-    """Resident memory in bytes by what is behind it."""
-
-    anon: int
-    file: int
-    shmem: int
-
-    @property
-    def total(self) -> int:
-        """The sum in bytes."""
-        return self.anon + self.file + self.shmem
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class ExecReport:
     """A program at its first instruction."""
 
@@ -190,6 +177,8 @@ class CompareReport:
     processes: int
     """Children asked for."""
     dirty: int
+    heap: int
+    """Bytes of heap that the parent has written."""
     seed: int
     repeat: int
     resident_bytes: int

@@ -8,7 +8,7 @@ from collections.abc import Mapping as Dictionary
 
 from vmemu.bomb import find_program
 from vmemu.machine import Machine
-from vmemu.report import ByKind, ExecReport
+from vmemu.report import ExecReport
 
 __all__ = ["AUX_NAMES", "run"]
 
@@ -67,14 +67,13 @@ def run(
     arguments = list(argv) if argv is not None else [program]
     with Machine(memory=memory, aslr=aslr, seed=seed) as machine:
         process = machine.spawn(path, arguments, dict(os.environ if environment is None else environment), link=link)
-        rss, pss = process.rss_by_kind, process.pss_by_kind
         return ExecReport(
             program=path,
             argv=arguments,
             pid=process.pid,
             maps=list(process.maps()),
-            rss=ByKind(rss.anon, rss.file, rss.shmem),
-            pss=ByKind(pss.anon, pss.file, pss.shmem),
+            rss=process.rss_by_kind,
+            pss=process.pss_by_kind,
             uss=process.uss,
             page_table_bytes=process.page_tables,
             stack_pointer=process.stack_pointer,

@@ -18,11 +18,12 @@ from vmemu.types import PAGE_SIZE, FaultCounts
 __all__ = ["BombProgress", "print_bomb", "print_compare", "print_exec", "size", "span"]
 
 _WHY = {
-    Stopped.MEMORY: "memory: no frame was left",
-    Stopped.GENERATIONS: "generations: the limit was reached",
-    Stopped.MAX_PROCESSES: "max-processes: the limit was reached",
-    Stopped.INTERRUPTED: "interrupted",
-    Stopped.DONE: "done",
+    Stopped.MEMORY: "no frame was left",
+    Stopped.GENERATIONS: "the limit was reached",
+    Stopped.MAX_PROCESSES: "the limit was reached",
+    Stopped.PIDS: "no pid was free",
+    Stopped.INTERRUPTED: "Ctrl-C",
+    Stopped.DONE: "",
 }
 
 
@@ -85,7 +86,7 @@ def print_bomb(report: BombReport, file: IO[str] | None = None) -> None:
     command = " ".join(report.argv)
     console.print(f"Fork bomb of {command}: {fork_word(report.fork)} fork, {size(report.memory)} of RAM", style="bold")
     table = _pairs()
-    table.add_row("stopped by", report.stopped.value, _WHY[report.stopped].partition(": ")[2])
+    table.add_row("stopped by", report.stopped.value, _WHY[report.stopped])
     table.add_row("processes", _count(report.processes), f"after {report.generations} complete generations")
     table.add_row(
         "forks per second", f"{report.forks_per_s:,.0f}", f"{_count(report.forks)} forks in {span(report.seconds)}"
