@@ -86,14 +86,17 @@ def mismatches(
     left = set(tiers)
     relaxed = fork_mode is vmemu.ForkMode.ON_DEMAND
     before: dict[int, State] = {}
+    states: dict[int, State] = {}
     run = Emulated(thp=recording.get("thp", False), fork_mode=fork_mode, frames=FRAMES in tiers, sums=SMAPS in tiers)
     try:
         for step in script.expected(recording):
             try:
-                result = script.skipped(step.op, run.slots) or run.do(step.op)
-                if verify:
-                    run.machine.verify()
-                states = run.observe()
+                result = script.skipped(step.op, run.slots)
+                if result is None:
+                    result = run.do(step.op)
+                    if verify:
+                        run.machine.verify()
+                    states = run.observe()
             except NotImplementedError:
                 raise
             except Exception as error:
