@@ -106,9 +106,12 @@ int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer
 int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
 		 struct vmemu_trap *trap)
 {
+	const int gup = access == VMEMU_GUP_WRITE;
 	uint64_t done = 0, bytes = 0;
 	const pte_t *e;
 
+	if (gup)
+		access = VMEMU_WRITE;
 	while (bytes < length) {
 		int kind;
 
@@ -119,6 +122,8 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 			counts[kind]++;
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, va + bytes, done, kind);
+		if (gup && frame_of(&vm->frames, pte_pfn(*e))->flags & FRAME_OBJECT)
+			frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY; /* follow_page_pte() with FOLL_TOUCH */
 		bytes += chunk(va + bytes, length - bytes);
 		done++;
 	}

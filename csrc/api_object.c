@@ -172,8 +172,12 @@ int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 		space_unmap_object(&m->vm, object, object_pages(obj), UINT64_MAX, 1);
 		object_drop(&m->vm.objects, obj, object_pages(obj), UINT64_MAX);
 		pfn = size & PAGE_MASK ? object_lookup(obj, size >> PAGE_SHIFT) : NO_PFN;
-		if (pfn != NO_PFN && m->vm.frames.contents)
-			memset(frame_bytes(&m->vm.frames, pfn) + (size & PAGE_MASK), 0, PAGE_BYTES - (size & PAGE_MASK));
+		if (pfn != NO_PFN) { /* truncate_inode_partial_folio() */
+			frame_of(&m->vm.frames, pfn)->flags |= FRAME_DIRTY;
+			if (m->vm.frames.contents)
+				memset(frame_bytes(&m->vm.frames, pfn) + (size & PAGE_MASK), 0,
+				       PAGE_BYTES - (size & PAGE_MASK));
+		}
 	}
 	return leave(m, 0);
 }

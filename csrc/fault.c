@@ -257,9 +257,12 @@ static int map_around(struct fault *f)
 	return 0;
 }
 
+/* Too late: a read has mapped its neighbours by now, a private write has made the VMA's identity (do_cow_fault()). */
 static int do_beyond_eof(struct fault *f)
 {
-	if (f->access != VMEMU_WRITE && map_around(f))
+	int shared = (f->vma.flags & VMEMU_VM_SHARED) != 0;
+
+	if (f->access != VMEMU_WRITE ? map_around(f) : !shared && prepare_anon(f))
 		return VMEMU_OOM;
 	return VMEMU_BUS_ADRERR;
 }

@@ -32,7 +32,9 @@ enum vmemu_kind {
 	VMEMU_OOM = 13
 };
 
-enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2 };
+/* GUP_WRITE, for touch only: a write by the kernel on behalf of the process (populate, mlock), which leaves page-cache
+ * pages dirty for everybody who maps them, not just in this space's entry. */
+enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2, VMEMU_GUP_WRITE = 3 };
 
 /* Why an access stopped before its end. */
 enum vmemu_trap_reason {

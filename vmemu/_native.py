@@ -35,6 +35,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     READ: int = lib.VMEMU_READ
     WRITE: int = lib.VMEMU_WRITE
     FETCH: int = lib.VMEMU_FETCH
+    GUP_WRITE: int = lib.VMEMU_GUP_WRITE
     OPT_ZERO_PAGE: int = lib.VMEMU_OPT_ZERO_PAGE
     OPT_REUSE: int = lib.VMEMU_OPT_REUSE
     OPT_CONTENTS: int = lib.VMEMU_OPT_CONTENTS

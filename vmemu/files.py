@@ -32,7 +32,7 @@ _SIZE_MAX = (1 << 63) - 1
 class Inode:
     """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
 
-    __slots__ = ("__weakref__", "custom_area", "device", "exec_tag", "fd", "key", "number", "object", "path", "tags")
+    __slots__ = ("__weakref__", "device", "exec_tag", "fd", "key", "number", "object", "path", "tags")
 
     def __init__(
         self,
@@ -42,15 +42,12 @@ class Inode:
         *,
         fd: int = -1,
         key: tuple[int, ...] | None = None,
-        custom_area: bool = False,
     ) -> None:
         self.number = number
         self.device = device
         self.path = path
         self.fd = fd
         self.key = key
-        self.custom_area = custom_area
-        """The file system has a get_unmapped_area of its own (ext4 and others, not tmpfs): mremap minds."""
         self.object = 0
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
@@ -244,7 +241,7 @@ class FileTable:
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
         """A file in memory."""
         with self.lock:
-            inode = Inode(self._number(), MEMORY_DEVICE, name, custom_area=writenotify)
+            inode = Inode(self._number(), MEMORY_DEVICE, name)
             kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM
             self._add(inode, kind, len(data))
             file = File(self, inode, name, self._new_tag(inode, name), True)
@@ -289,7 +286,7 @@ class FileTable:
             os.close(fd)
             return inode
         device = (os.major(st.st_dev), os.minor(st.st_dev))
-        inode = Inode(self._number(st.st_ino), device, os.path.realpath(path), fd=fd, key=key, custom_area=True)
+        inode = Inode(self._number(st.st_ino), device, os.path.realpath(path), fd=fd, key=key)
         self._add(inode, c.OBJ_FILE, st.st_size)
         self._by_key[key] = inode
         return inode

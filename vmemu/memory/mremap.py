@@ -137,8 +137,6 @@ def _move_all(space: Space, addr: int, length: int, to: int, flags: int) -> int:
     end, first, result = addr + length, True, to
     for vma in space.vmas(addr, end):
         start, stop = max(vma.start, addr), min(vma.end, end)
-        if not _several_allowed(space, vma) and (not first or vma.end < end):
-            raise _error(errno.EFAULT, f"{vma.start:#x}-{vma.end:#x} can be moved on its own only")
         size = stop - start
         current = space.kernel.core.find(space.sid, start)
         if current is None or current.start > start:
@@ -148,11 +146,6 @@ def _move_all(space: Space, addr: int, length: int, to: int, flags: int) -> int:
             result, first = moved, False
             to = moved
     return result
-
-
-def _several_allowed(space: Space, vma: Vma) -> bool:
-    """Mappings whose file system places them itself are moved alone (vma_multi_allowed())."""
-    return not vma.object or not space.kernel.files.inode_of(vma.object).custom_area
 
 
 def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags: int) -> int:

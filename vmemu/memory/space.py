@@ -29,7 +29,7 @@ STACK_GUARD = 256 * PAGE_SIZE
 """Bytes kept free below a stack (stack_guard_gap)."""
 _CHUNK = 4 << 20
 """Bytes read at a time, so that a huge length fails where memory ends and not in the host."""
-_NAMES = {c.READ: "read", c.WRITE: "write", c.FETCH: "fetch"}
+_NAMES = {c.READ: "read", c.WRITE: "write", c.FETCH: "fetch", c.GUP_WRITE: "write"}
 _KINDS = len(FaultKind)
 
 
@@ -138,7 +138,7 @@ class Space:
         """Faults in [start, end), inside one mapping, as get_user_pages() does. False: a page could not be had."""
         counts = array("Q", bytes(8 * _KINDS))
         try:
-            self._touch(start, end - start, c.WRITE if write else c.READ, counts)
+            self._touch(start, end - start, c.GUP_WRITE if write else c.READ, counts)
         except (SegmentationFault, BusError):
             return False
         return True
