@@ -8,7 +8,8 @@
 
 /* One access at va. Returns the frame's entry in *pte and the kind (>= 0; fatal ones included, then *pte is not set), or,
  * negated, a trap reason. */
-static int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte, struct vmemu_trap *trap)
+static int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte,
+		      struct vmemu_trap *trap)
 {
 	int kind = VMEMU_NONE, first = 1;
 
@@ -123,7 +124,8 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, va + bytes, done, kind);
 		if (gup && frame_of(&vm->frames, pte_pfn(*e))->flags & FRAME_OBJECT)
-			frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY; /* follow_page_pte() with FOLL_TOUCH */
+			frame_of(&vm->frames, pte_pfn(*e))->flags |=
+				FRAME_DIRTY; /* follow_page_pte() with FOLL_TOUCH */
 		bytes += chunk(va + bytes, length - bytes);
 		done++;
 	}
@@ -131,8 +133,8 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 	return 0;
 }
 
-int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access, uint64_t n,
-		 uint8_t *kinds, struct vmemu_trap *trap)
+int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access,
+		 uint64_t n, uint8_t *kinds, struct vmemu_trap *trap)
 {
 	const pte_t *e;
 

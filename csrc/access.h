@@ -16,7 +16,7 @@ int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer
 		 struct vmemu_trap *trap);
 int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
 		 struct vmemu_trap *trap);
-int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access, uint64_t n,
-		 uint8_t *kinds, struct vmemu_trap *trap);
+int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access,
+		 uint64_t n, uint8_t *kinds, struct vmemu_trap *trap);
 
 #endif

@@ -121,8 +121,8 @@ static int check_table(const struct check *c, pfn_t table)
 	}
 	CHECK(used == info->used, "table %u: %u entries used, counted %u", table, info->used, used);
 	for (int k = 0; k < NRESIDENT; k++)
-		CHECK(info->level > 1 || resident[k] == info->resident[k], "table %u: %u resident of kind %d, counted %u",
-		      table, info->resident[k], k, resident[k]);
+		CHECK(info->level > 1 || resident[k] == info->resident[k],
+		      "table %u: %u resident of kind %d, counted %u", table, info->resident[k], k, resident[k]);
 	return 0;
 }
 
@@ -166,7 +166,8 @@ static int check_objects(const struct check *c)
 			pfn_t pfn = object_lookup(obj, i);
 			uint32_t kind = obj->kind & VMEMU_OBJ_SHMEM ? FRAME_SHMEM : FRAME_FILE;
 
-			CHECK(i < object_pages(obj), "object %u: page %llu is beyond its end", id, (unsigned long long)i);
+			CHECK(i < object_pages(obj), "object %u: page %llu is beyond its end", id,
+			      (unsigned long long)i);
 			CHECK(frame_of(&c->vm->frames, pfn)->flags & kind, "object %u: frame %u is not of its kind", id,
 			      pfn);
 			c->refs[pfn]++;
@@ -189,8 +190,8 @@ static int check_refs(const struct check *c)
 
 		if (!(fr->flags & FRAME_USED))
 			continue;
-		CHECK(fr->refs == c->refs[pfn], "frame %llu (flags %#x): %u references, found %u", (unsigned long long)pfn,
-		      fr->flags, fr->refs, c->refs[pfn]);
+		CHECK(fr->refs == c->refs[pfn], "frame %llu (flags %#x): %u references, found %u",
+		      (unsigned long long)pfn, fr->flags, fr->refs, c->refs[pfn]);
 		CHECK(!(fr->flags & FRAME_EXCLUSIVE) || (fr->flags & FRAME_ANON && fr->refs == 1),
 		      "frame %llu: exclusive with %u references", (unsigned long long)pfn, fr->refs);
 	}
@@ -221,8 +222,8 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 			continue;
 		CHECK(v, "space %u: %#llx is in the tables and in no mapping", vc->space->id, at);
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
-		CHECK(!(e[i] & PTE_W) || v->flags & VMEMU_VM_WRITE, "space %u: %#llx is writable in a read-only mapping",
-		      vc->space->id, at);
+		CHECK(!(e[i] & PTE_W) || v->flags & VMEMU_VM_WRITE,
+		      "space %u: %#llx is writable in a read-only mapping", vc->space->id, at);
 		CHECK(!(e[i] & PTE_P) == !(v->flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)),
 		      "space %u: %#llx: present bit against PROT_NONE", vc->space->id, at);
 		CHECK(!(e[i] & PTE_NX) == !!(v->flags & VMEMU_VM_EXEC), "space %u: %#llx: NX against the mapping",

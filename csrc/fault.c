@@ -57,7 +57,7 @@ struct fault {
 	vma_t vma; /* a copy: handlers may change the space's VMAs */
 	uint64_t va;
 	int access;
-	pte_t pte; /* as classified, 0 for none */
+	pte_t pte;	  /* as classified, 0 for none */
 	int leaf_missing; /* the leaf table did not exist */
 	struct object *object;
 	uint64_t index;
@@ -346,11 +346,20 @@ static int do_write_cached(struct fault *f)
 }
 
 static int (*const handlers[NACTIONS])(struct fault *f) = {
-	[ACT_NO_MAPPING] = do_no_mapping,   [ACT_FORBIDDEN] = do_forbidden,	[ACT_GROW_STACK] = do_grow_stack,
-	[ACT_BEYOND_EOF] = do_beyond_eof,   [ACT_SPURIOUS] = do_spurious,	[ACT_MAP_ZERO] = do_map_zero,
-	[ACT_FILL] = do_fill,		    [ACT_REPLACE_ZERO] = do_fill,	[ACT_COPY] = do_copy,
-	[ACT_REUSE] = do_reuse,		    [ACT_MKWRITE] = do_mkwrite,		[ACT_MAP_CACHED] = do_map_cached,
-	[ACT_COPY_CACHED] = do_copy_cached, [ACT_WRITE_CACHED] = do_write_cached,
+	[ACT_NO_MAPPING] = do_no_mapping,
+	[ACT_FORBIDDEN] = do_forbidden,
+	[ACT_GROW_STACK] = do_grow_stack,
+	[ACT_BEYOND_EOF] = do_beyond_eof,
+	[ACT_SPURIOUS] = do_spurious,
+	[ACT_MAP_ZERO] = do_map_zero,
+	[ACT_FILL] = do_fill,
+	[ACT_REPLACE_ZERO] = do_fill,
+	[ACT_COPY] = do_copy,
+	[ACT_REUSE] = do_reuse,
+	[ACT_MKWRITE] = do_mkwrite,
+	[ACT_MAP_CACHED] = do_map_cached,
+	[ACT_COPY_CACHED] = do_copy_cached,
+	[ACT_WRITE_CACHED] = do_write_cached,
 };
 
 int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap)

@@ -14,20 +14,20 @@
 #include "mm.h"
 
 enum fault_action {
-	ACT_NO_MAPPING,	   /* SEGV_MAPERR */
-	ACT_FORBIDDEN,	   /* SEGV_ACCERR */
-	ACT_GROW_STACK,	   /* trap */
-	ACT_BEYOND_EOF,	   /* BUS_ADRERR, after mapping neighbours if it was a read */
-	ACT_SPURIOUS,	   /* the entry allows it */
-	ACT_MAP_ZERO,	   /* anonymous read */
-	ACT_FILL,	   /* anonymous write, or read without a zero page */
-	ACT_REPLACE_ZERO,  /* write on the zero page */
-	ACT_COPY,	   /* write on a frame that others may see */
-	ACT_REUSE,	   /* write on a frame of which this space is the last owner */
-	ACT_MKWRITE,	   /* write on a present page of a shared mapping */
-	ACT_MAP_CACHED,	   /* read of a file page or shared memory */
-	ACT_COPY_CACHED,   /* private write on a file page that is not mapped */
-	ACT_WRITE_CACHED,  /* shared write on a file page that is not mapped */
+	ACT_NO_MAPPING,	  /* SEGV_MAPERR */
+	ACT_FORBIDDEN,	  /* SEGV_ACCERR */
+	ACT_GROW_STACK,	  /* trap */
+	ACT_BEYOND_EOF,	  /* BUS_ADRERR, after mapping neighbours if it was a read */
+	ACT_SPURIOUS,	  /* the entry allows it */
+	ACT_MAP_ZERO,	  /* anonymous read */
+	ACT_FILL,	  /* anonymous write, or read without a zero page */
+	ACT_REPLACE_ZERO, /* write on the zero page */
+	ACT_COPY,	  /* write on a frame that others may see */
+	ACT_REUSE,	  /* write on a frame of which this space is the last owner */
+	ACT_MKWRITE,	  /* write on a present page of a shared mapping */
+	ACT_MAP_CACHED,	  /* read of a file page or shared memory */
+	ACT_COPY_CACHED,  /* private write on a file page that is not mapped */
+	ACT_WRITE_CACHED, /* shared write on a file page that is not mapped */
 	NACTIONS
 };
 
@@ -35,8 +35,8 @@ enum fault_action {
 struct fault_facts {
 	const vma_t *vma; /* first that ends above the address, or NULL */
 	uint64_t va;
-	int access; /* enum vmemu_access */
-	pte_t pte;  /* 0 also where tables are missing */
+	int access;	      /* enum vmemu_access */
+	pte_t pte;	      /* 0 also where tables are missing */
 	uint32_t frame_flags; /* of the frame in pte */
 	uint32_t frame_refs;
 	uint64_t object_pages; /* size of the object in pages */

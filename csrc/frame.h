@@ -17,13 +17,13 @@
 enum frame_flag {
 	FRAME_USED = 1 << 0,
 	FRAME_TABLE = 1 << 1,
-	FRAME_ANON = 1 << 2,	   /* anonymous memory */
-	FRAME_EXCLUSIVE = 1 << 3,  /* anonymous, may be written without asking (PageAnonExclusive) */
-	FRAME_FILE = 1 << 4,	   /* page cache of a file */
-	FRAME_SHMEM = 1 << 5,	   /* page of shared memory or of an in-memory file */
-	FRAME_ZERO = 1 << 6,	   /* the zero page */
-	FRAME_DIRTY = 1 << 7,	   /* page cache: written other than through an entry */
-	FRAME_MAJOR = 1 << 8,	   /* just read for a fault that has not been finished */
+	FRAME_ANON = 1 << 2,	  /* anonymous memory */
+	FRAME_EXCLUSIVE = 1 << 3, /* anonymous, may be written without asking (PageAnonExclusive) */
+	FRAME_FILE = 1 << 4,	  /* page cache of a file */
+	FRAME_SHMEM = 1 << 5,	  /* page of shared memory or of an in-memory file */
+	FRAME_ZERO = 1 << 6,	  /* the zero page */
+	FRAME_DIRTY = 1 << 7,	  /* page cache: written other than through an entry */
+	FRAME_MAJOR = 1 << 8,	  /* just read for a fault that has not been finished */
 };
 
 #define FRAME_OBJECT (FRAME_FILE | FRAME_SHMEM)
@@ -58,12 +58,12 @@ struct frames {
 	uint64_t shmem;
 	uint64_t tables;
 	uint64_t copied;
-	uint64_t virgin;      /* blocks from this index on were never used */
-	uint32_t partial[3];  /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
-	uint32_t returned;    /* head of the emptied blocks that were given back to the host */
-	uint32_t retained;    /* length of partial[BLOCK_WHOLE] */
-	pfn_t zero;	      /* the zero page or NO_PFN */
-	uint32_t contents;    /* data frames hold bytes */
+	uint64_t virgin;     /* blocks from this index on were never used */
+	uint32_t partial[3]; /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
+	uint32_t returned;   /* head of the emptied blocks that were given back to the host */
+	uint32_t retained;   /* length of partial[BLOCK_WHOLE] */
+	pfn_t zero;	     /* the zero page or NO_PFN */
+	uint32_t contents;   /* data frames hold bytes */
 	struct host *host;
 };
 

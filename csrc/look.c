@@ -199,8 +199,9 @@ static int usage_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		u->pss += pss;
 		if (dirty)
 			u->pss_dirty += pss;
-		*(n > 1 ? dirty ? &u->shared_dirty : &u->shared_clean : dirty ? &u->private_dirty : &u->private_clean) +=
-			PAGE_BYTES;
+		*(n > 1	  ? dirty ? &u->shared_dirty : &u->shared_clean
+		  : dirty ? &u->private_dirty
+			  : &u->private_clean) += PAGE_BYTES;
 		if (e[i] & PTE_A)
 			u->referenced += PAGE_BYTES;
 		if (fr->flags & FRAME_ANON) {
@@ -262,8 +263,8 @@ int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uin
 			v = vmas_next(&s->vmas, &pos);
 		obj = v->object ? object_get(&vm->objects, v->object) : NULL;
 		e = table_walk(&vm->tables, s->root, va, &writable);
-		out[(va - start) >> PAGE_SHIFT] = (e && pte_mapped(*e)) ||
-						  (obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
+		out[(va - start) >> PAGE_SHIFT] =
+			(e && pte_mapped(*e)) || (obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
 	}
 	return 0;
 }

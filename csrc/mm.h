@@ -9,7 +9,7 @@
 #include "table.h"
 
 struct space {
-	pfn_t root;	   /* NO_PFN until something is mapped in */
+	pfn_t root; /* NO_PFN until something is mapped in */
 	uint32_t id;
 	struct vmas vmas;
 	uint64_t faults[VMEMU_NKINDS];

@@ -24,7 +24,7 @@ typedef uint64_t pte_t;
 
 #define LEVELS 4 /* 4: root, 1: the table whose entries map 4 KiB */
 #define TABLE_ENTRIES 512u
-#define LEVEL_SHIFT(level) (PAGE_SHIFT + 9 * ((level)-1))
+#define LEVEL_SHIFT(level) (PAGE_SHIFT + 9 * ((level) - 1))
 /* Bytes that one entry at `level` covers, and that a table at `level` covers. */
 #define ENTRY_BYTES(level) (UINT64_C(1) << LEVEL_SHIFT(level))
 #define TABLE_BYTES(level) (UINT64_C(1) << LEVEL_SHIFT((level) + 1))

@@ -191,9 +191,9 @@ static int reflag_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, 
 		fr = frame_of(&r->vm->frames, pte_pfn(e[i]));
 		new = pte_reflag(e[i], r->flags);
 		if (r->flags & VMEMU_VM_WRITE) {
-			int may = r->flags & VMEMU_VM_SHARED
-					  ? e[i] & PTE_D || fr->flags & FRAME_SHMEM
-					  : (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE)) == (FRAME_ANON | FRAME_EXCLUSIVE);
+			int may = r->flags & VMEMU_VM_SHARED ? e[i] & PTE_D || fr->flags & FRAME_SHMEM
+							     : (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE)) ==
+								       (FRAME_ANON | FRAME_EXCLUSIVE);
 
 			if (may || e[i] & PTE_W)
 				new |= PTE_W;
@@ -338,7 +338,8 @@ static int leave_behind(struct vm *vm, struct space *s, uint64_t start, uint64_t
 	if (rc)
 		return rc;
 	v = vmas_find(&s->vmas, start, &pos);
-	if (v->start == start && v->end == end) /* else others of its pages still have the identity (unlink_anon_vmas()) */
+	if (v->start == start &&
+	    v->end == end) /* else others of its pages still have the identity (unlink_anon_vmas()) */
 		vmas_set_anon(&s->vmas, start, 0);
 	return 0;
 }
@@ -399,8 +400,7 @@ static int zap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, uns
 	for (unsigned int i = first; i < last; i++) {
 		struct leaf leaf = { table, i, &e[i] };
 
-		if (pte_mapped(e[i]) &&
-		    (z->copies || frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT))
+		if (pte_mapped(e[i]) && (z->copies || frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT))
 			table_set(&z->vm->tables, &leaf, 0);
 	}
 	return 0;

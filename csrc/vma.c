@@ -276,7 +276,8 @@ static int fits(uint64_t from, uint64_t to, uint64_t low, uint64_t high, uint64_
 	return 1;
 }
 
-int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top, uint64_t *out)
+int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
+	      uint64_t *out)
 {
 	const struct vma_index *ix = s->index;
 	uint32_t n = ix ? ix->count : 0;

@@ -49,8 +49,8 @@ struct vma_block {
 };
 
 struct vma_slot {
-	uint64_t start;	  /* of the block's first VMA */
-	uint64_t hole;	  /* largest hole before one of the block's VMAs, bytes */
+	uint64_t start; /* of the block's first VMA */
+	uint64_t hole;	/* largest hole before one of the block's VMAs, bytes */
 	struct vma_block *block;
 	uint64_t inherited;
 };
@@ -82,7 +82,8 @@ const vma_t *vmas_prev(const struct vmas *s, struct vma_pos *pos);
 const vma_t *vmas_next(const struct vmas *s, struct vma_pos *pos);
 
 /* A hole of `length` bytes inside [low, high), aligned; the highest (top != 0) or the lowest. 0 or -ENOMEM. */
-int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top, uint64_t *out);
+int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
+	      uint64_t *out);
 
 /* Takes over what vmas_share left shared around [start, end], so that identities there are this space's. -ENOMEM. */
 int vmas_own(struct vma_env *env, struct vmas *s, uint64_t start, uint64_t end);

@@ -46,10 +46,10 @@ enum vmemu_trap_reason {
 
 struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
-	uint64_t done;    /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
-	uint64_t index;   /* TRAP_PAGE: page index in the object */
+	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
+	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
-	uint32_t kind;    /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
 };
 
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
@@ -57,8 +57,8 @@ enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_D
 /* Options of a machine: what a mechanism buys can be measured by leaving it out. */
 enum vmemu_option {
 	VMEMU_OPT_ZERO_PAGE = 1, /* anonymous reads map one shared frame of zeros */
-	VMEMU_OPT_REUSE = 2,     /* the last owner of a frame writes it in place */
-	VMEMU_OPT_CONTENTS = 4   /* data pages hold bytes */
+	VMEMU_OPT_REUSE = 2,	 /* the last owner of a frame writes it in place */
+	VMEMU_OPT_CONTENTS = 4	 /* data pages hold bytes */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -90,22 +90,22 @@ enum vmemu_option {
 struct vmemu_vma {
 	uint64_t start;
 	uint64_t end;
-	uint64_t pgoff;  /* page index in the object; for private anonymous memory the page number at creation */
-	uint64_t flags;  /* VMEMU_VM_* */
-	uint64_t anon;   /* identity shared by mergeable anonymous memory, 0 before the first anonymous frame */
+	uint64_t pgoff;	 /* page index in the object; for private anonymous memory the page number at creation */
+	uint64_t flags;	 /* VMEMU_VM_* */
+	uint64_t anon;	 /* identity shared by mergeable anonymous memory, 0 before the first anonymous frame */
 	uint32_t object; /* 0: private anonymous */
-	uint32_t tag;    /* the caller's word (an open file, say); mappings with different tags do not merge */
+	uint32_t tag;	 /* the caller's word (an open file, say); mappings with different tags do not merge */
 };
 
 /* Sums over the mappings of a space, in pages, as the kernel keeps them in mm_struct. */
 struct vmemu_sums {
-	uint64_t total;   /* total_vm */
-	uint64_t data;    /* data_vm: private, writable, not a stack */
-	uint64_t exec;    /* exec_vm: executable, not writable, not a stack */
-	uint64_t stack;   /* stack_vm */
+	uint64_t total;	  /* total_vm */
+	uint64_t data;	  /* data_vm: private, writable, not a stack */
+	uint64_t exec;	  /* exec_vm: executable, not writable, not a stack */
+	uint64_t stack;	  /* stack_vm */
 	uint64_t locked;  /* locked_vm */
 	uint64_t account; /* charged to Committed_AS */
-	uint64_t nvmas;   /* mappings */
+	uint64_t nvmas;	  /* mappings */
 	uint64_t special; /* mappings that fork treats specially: DONTCOPY, WIPEONFORK, LOCKED */
 };
 
@@ -121,14 +121,14 @@ struct vmemu_space_info {
 struct vmemu_machine_info {
 	uint64_t nframes;
 	uint64_t free;
-	uint64_t tables;        /* frames that hold page tables */
-	uint64_t anon;          /* frames of anonymous memory */
-	uint64_t file;          /* frames of page cache */
-	uint64_t shmem;         /* frames of shared memory and in-memory files */
-	uint64_t zero;          /* 1 if there is a zero page */
-	uint64_t copied;        /* frames copied since boot, by copy-on-write and by eager fork */
+	uint64_t tables;	/* frames that hold page tables */
+	uint64_t anon;		/* frames of anonymous memory */
+	uint64_t file;		/* frames of page cache */
+	uint64_t shmem;		/* frames of shared memory and in-memory files */
+	uint64_t zero;		/* 1 if there is a zero page */
+	uint64_t copied;	/* frames copied since boot, by copy-on-write and by eager fork */
 	uint64_t shared_tables; /* references to tables beyond the first of each */
-	uint64_t account;       /* pages charged by the mappings of all spaces and by shared memory */
+	uint64_t account;	/* pages charged by the mappings of all spaces and by shared memory */
 	uint64_t nspaces;
 	uint64_t nobjects;
 	uint64_t generation; /* changes whenever anything mapped changes */
@@ -155,22 +155,22 @@ struct vmemu_usage {
 struct vmemu_translation {
 	uint64_t pfn;
 	uint32_t level; /* of the leaf entry: 1 for 4 KiB */
-	uint32_t prot;  /* what the tables allow now: 1 read, 2 write, 4 execute */
+	uint32_t prot;	/* what the tables allow now: 1 read, 2 write, 4 execute */
 	uint32_t accessed;
 	uint32_t dirty;
 	uint32_t exclusive; /* anonymous, known to be this space's alone */
-	uint32_t table;     /* frame of the leaf table */
+	uint32_t table;	    /* frame of the leaf table */
 };
 
 enum vmemu_object_kind {
-	VMEMU_OBJ_SHMEM = 1,      /* a hole is filled with a zeroed frame; counts as shared memory */
-	VMEMU_OBJ_FILE = 2,       /* a missing page traps */
+	VMEMU_OBJ_SHMEM = 1,	   /* a hole is filled with a zeroed frame; counts as shared memory */
+	VMEMU_OBJ_FILE = 2,	   /* a missing page traps */
 	VMEMU_OBJ_WRITENOTIFY = 4, /* the first write through a shared mapping faults (page_mkwrite) */
 	VMEMU_OBJ_ACCOUNT = 8	   /* its whole size is charged to Committed_AS (shared anonymous memory) */
 };
 
 struct vmemu_object_info {
-	uint64_t size;    /* bytes */
+	uint64_t size;	  /* bytes */
 	uint64_t nframes; /* resident in the page cache */
 	uint32_t kind;
 	uint32_t nvmas; /* mappings, a shared VMA block counted once */

@@ -1,8 +1,8 @@
 """The border: the only module that imports `_core`. Handles, buffers and one funnel for error codes; no policy.
 
 A `Core` is one machine in C. Its methods are the functions of csrc/vmemu_cdef.h with Python values for out-parameters;
-what they do, require and return is documented there and not repeated here. cffi drops the GIL around every call, and the
-core takes its own lock.
+what they do, require and return is documented there and not repeated here. cffi drops the GIL around every
+call, and the core takes its own lock.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Trap(NamedTuple):
     reason: int
     done: int
     address: int = 0
-    index: int = 0
+    page: int = 0
+    """Index of the missing page in `object`."""
     object: int = 0
     kind: int = 0
 
@@ -106,7 +107,8 @@ def _vma(v: Any) -> Vma:
 
 
 class Core:
-    """One machine in C. When the last reference to its handle goes, so does the machine: a call under way keeps it alive."""
+    """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
+    keeps it alive."""
 
     __slots__ = ("_m",)
 
@@ -370,7 +372,7 @@ class Core:
 
     def object_hold(self, object_: int) -> bool:
         """One more hold; False if the object is gone."""
-        return lib.vmemu_object_hold(self._m, object_) == 0
+        return bool(lib.vmemu_object_hold(self._m, object_) == 0)
 
     def object_release(self, object_: int) -> None:
         """One hold less."""

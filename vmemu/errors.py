@@ -43,7 +43,8 @@ class SyscallError(VmemuError, OSError):
 
 
 class OutOfMemory(SyscallError, MemoryError):
-    """No free frame was left in the emulated machine (or no memory in the host for its bookkeeping); errno is ENOMEM."""
+    """No free frame was left in the emulated machine (or no memory in the host for its bookkeeping); errno is
+    ENOMEM."""
 
 
 class InvariantError(VmemuError, AssertionError):
@@ -52,7 +53,8 @@ class InvariantError(VmemuError, AssertionError):
 
 class MemoryFault(VmemuError):
     """An access that the machine refused: `.pid`, `.address` (first byte that could not be accessed), `.access`
-    (``"read"``, ``"write"`` or ``"fetch"``) and `.kind` (a fatal `FaultKind`). The process lives on, as if it had a handler."""
+    (``"read"``, ``"write"`` or ``"fetch"``) and `.kind` (a fatal `FaultKind`). The process lives on, as if it
+    had a handler."""
 
     signal: signal.Signals = signal.SIGSEGV
 

@@ -1,7 +1,9 @@
-"""Files and their page caches: host files read on demand, files in memory, and the inode behind shared anonymous memory.
+"""Files and their page caches: host files read on demand, files in memory, and the inode behind shared
+anonymous memory.
 
-An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in RAM once.
-The cache lives as long as somebody has the file open or mapped; there is no reclaim yet that would make keeping it safe.
+An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in
+RAM once. The cache lives as long as somebody has the file open or mapped; there is no reclaim yet that would make
+keeping it safe.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ class Inode:
 class File:
     """An open file of one machine, made by `Machine.open_file` or `Machine.create_file`.
 
-    It can be mapped (``p.mmap(..., file=f)``). Files of the host are read-only; those in memory can be written and mapped
-    shared and writable. Closing it, or dropping the last reference, leaves mappings as they are.
+    It can be mapped (``p.mmap(..., file=f)``). Files of the host are read-only; those in memory can be written
+    and mapped shared and writable. Closing it, or dropping the last reference, leaves mappings as they are.
     """
 
     def __init__(self, table: FileTable, inode: Inode, name: str, tag: int, writable: bool) -> None:
@@ -114,7 +116,8 @@ class File:
         return bytes(buffer)
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int:
-        """Writes *data* at *offset*, extending the file, pwrite(2). Returns its length. EBADF if read-only, EINVAL, EFBIG.
+        """Writes *data* at *offset*, extending the file, pwrite(2). Returns its length. EBADF if read-only,
+        EINVAL, EFBIG.
 
         Everything that maps the page sees it, except private copies. Without a free frame OutOfMemory is raised; the
         bytes written until then stay.
@@ -253,7 +256,8 @@ class FileTable:
             return file
 
     def open(self, path: str | os.PathLike[str]) -> File:
-        """A file of the host, read-only. Errors as open(2); ENODEV for what cannot be mapped, EISDIR for a directory."""
+        """A file of the host, read-only. Errors as open(2); ENODEV for what cannot be mapped, EISDIR for a
+        directory."""
         name = os.fspath(path)
         with self.lock:
             inode = self._open_inode(name)

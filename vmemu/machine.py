@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from vmemu._native import Core
 from vmemu._native import constants as c
@@ -26,14 +27,17 @@ _MOST_MEMORY = 16 << 40
 class Machine:
     """A machine with *memory* bytes of RAM (int, or text such as ``"1GiB"``). A context manager: leaving it closes it.
 
-    *fork_mode* is what fork() does unless told otherwise. *zero_page* lets reads of untouched memory share one frame of zeros;
-    *reuse* lets the last owner of a frame write it in place; *fault_around* is how many pages a read fault on a file may
+    *fork_mode* is what fork() does unless told otherwise. *zero_page* lets reads of untouched memory share one
+    frame of zeros;
+    *reuse* lets the last owner of a frame write it in place; *fault_around* is how many pages a read fault on
+    a file may
     map (1: just the one). These can be switched off to see what they are good for. *contents* off: frames hold no
-    bytes, everything else is exact. *overcommit* (with *overcommit_ratio*, percent of RAM) decides what may be promised.
+    bytes, everything else is exact. *overcommit* (with *overcommit_ratio*, percent of RAM) decides what may be
+    promised.
     *aslr* randomises addresses of executed programs, from *seed*. *max_map_count* bounds the mappings of a process.
 
-    *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there yet: swap,
-    ``oom="kill"``, *thp* other than ``"never"``.
+    *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
+    yet: swap, ``oom="kill"``, *thp* other than ``"never"``.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Machine:
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -120,12 +124,14 @@ class Machine:
         *,
         link: bool = False,
     ) -> Process:
-        """A new child of init: without a program it has no mappings at all, else it execs *program* (see Process.execve)."""
+        """A new child of init: without a program it has no mappings at all, else it execs *program* (see
+        Process.execve)."""
         path = None if program is None else os.fspath(program)
         return spawn(self._kernel, path, argv, environment, link)
 
     def open_file(self, path: str | os.PathLike[str]) -> File:
-        """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it is opened.
+        """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it
+        is opened.
 
         Raises SyscallError as open(2), EISDIR for directories, ENODEV for devices, pipes and sockets.
         """

@@ -21,7 +21,7 @@ from vmemu.memory.commit import enough_memory
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, RUNNING, ZOMBIE
-from vmemu.types import ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+from vmemu.types import PAGE_SIZE, ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Overcommit, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ class Process:
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
-    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a process
+    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls
+    on a process
     that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory works.
     """
 
@@ -142,7 +143,8 @@ class Process:
     # ---- accesses ----
 
     def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
-        """*length* bytes from *address*, faulting as needed; with *fetch* as instruction fetches, which need PROT_EXEC."""
+        """*length* bytes from *address*, faulting as needed; with *fetch* as instruction fetches, which need
+        PROT_EXEC."""
         return self._space("read").read(address, length, fetch)
 
     def write(self, address: SupportsIndex, data: Any) -> None:
@@ -153,7 +155,8 @@ class Process:
         self._space("write").write(address, data)
 
     def touch(self, address: SupportsIndex, length: int, write: bool = False) -> FaultCounts:
-        """One access to each page of [address, address + length) -> the faults of this call, `.none` for pages without one.
+        """One access to each page of [address, address + length) -> the faults of this call, `.none` for pages
+        without one.
 
         A write sets the entry as a store would and leaves the bytes as they are.
         """
@@ -188,9 +191,7 @@ class Process:
             space = self._space("fork")
             table = kernel.processes
             pids = table.reserve(n, "fork")
-            charge = _account(space)
-            if charge and not enough_memory(kernel, space.sid, charge * n):
-                raise syscall_error("fork", errno.ENOMEM, f"overcommit: {charge * n} pages more than may be promised")
+            _check_commit(space, n)
             spaces = kernel.core.space_fork(space.sid, how, n)
             table.add(pids, self.pid, table.image[self.pid])
             for pid, sid in zip(pids, spaces, strict=True):
@@ -222,8 +223,8 @@ class Process:
     ) -> None:
         """execve(2): replaces the memory by that of *program*, a file of the host; the pid stays.
 
-        *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped too, as ld.so
-        would. Errors as execve(2); they leave the process as it was.
+        *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped
+        too, as ld.so would. Errors as execve(2); they leave the process as it was.
         """
         kernel = self._kernel
         with kernel.lock:
@@ -258,8 +259,8 @@ class Process:
     def wait(self, pid: int = -1, options: int = 0) -> tuple[int, int]:
         """waitpid(2): reaps a zombie child, the oldest or the one named -> (pid, status as in os.wait()).
 
-        ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG (0, 0), else
-        EAGAIN, as nobody else runs meanwhile.
+        ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG
+        (0, 0), else EAGAIN, as nobody else runs meanwhile.
         """
         kernel = self._kernel
         if options & ~os.WNOHANG:
@@ -430,15 +431,27 @@ class Process:
         return image.entry_point if image else 0
 
 
-def _account(space: Space) -> int:
-    """Pages that fork charges: the accountable mappings that the child gets."""
-    sums = space.kernel.core.sums(space.sid)
-    charge = int(sums.account)
-    if charge and sums.special:
-        for vma in space.vmas():
-            if vma.flags & c.VM_DONTCOPY and vma.flags & c.VM_ACCOUNT:
-                charge -= (vma.end - vma.start) // 4096
-    return charge
+def _check_commit(space: Space, n: int) -> None:
+    """Whether *n* children may be promised their memory: each accountable mapping that they get is charged on its own
+    (dup_mmap()), which matters to the heuristic. Raises ENOMEM.
+    """
+    kernel = space.kernel
+    sums = kernel.core.sums(space.sid)
+    pages = int(sums.account)
+    if kernel.overcommit == Overcommit.ALWAYS or not pages:
+        return
+    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages:
+        return
+    if sums.special or kernel.overcommit == Overcommit.HEURISTIC:
+        sizes = [
+            (vma.end - vma.start) // PAGE_SIZE
+            for vma in space.vmas()
+            if vma.flags & (c.VM_ACCOUNT | c.VM_DONTCOPY) == c.VM_ACCOUNT
+        ]
+        pages = max(sizes, default=0) if kernel.overcommit == Overcommit.HEURISTIC else sum(sizes)
+    needed = pages if kernel.overcommit == Overcommit.HEURISTIC else pages * n
+    if not enough_memory(kernel, space.sid, needed):
+        raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} pages more than may be promised")
 
 
 class Children(Sequence[Process]):

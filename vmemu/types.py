@@ -358,7 +358,8 @@ def parse_size(size: int | str, what: str = "size") -> int:
         match = _SIZE.fullmatch(size)
         if not match:
             raise ValueError(f"{what}: {size!r} is not a size; write bytes or a number with KiB, MiB, GiB or TiB")
-        return int(float(match[1]) * (1 << _SHIFT[match[2].lower()])) if "." in match[1] else int(match[1]) << _SHIFT[match[2].lower()]
+        unit = 1 << _SHIFT[match[2].lower()]
+        return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"{what}: {size!r} is neither an int (bytes) nor a text such as '64MiB'")
     value = size.__index__()

@@ -15,7 +15,8 @@ TASK_SIZE = 0x7FFF_FFFF_F000
 
 
 def u64(value: SupportsIndex, call: str, what: str) -> int:
-    """*value* as a register holds it: negative numbers wrap. TypeError if it is no integer, EINVAL if it has over 64 bits."""
+    """*value* as a register holds it: negative numbers wrap. TypeError if it is no integer, EINVAL if it has
+    over 64 bits."""
     try:
         number = value.__index__()
     except AttributeError:

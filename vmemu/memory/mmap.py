@@ -33,7 +33,13 @@ def vm_prot(prot: int) -> int:
 
 
 def mmap(
-    space: Space, address: SupportsIndex | None, length: SupportsIndex, prot: int, flags: int, file: File | None, offset: int
+    space: Space,
+    address: SupportsIndex | None,
+    length: SupportsIndex,
+    prot: int,
+    flags: int,
+    file: File | None,
+    offset: int,
 ) -> int:
     """Maps memory and returns where."""
     call = "mmap"
@@ -101,7 +107,8 @@ def mmap(
 
 
 def _populate(space: Space, start: int, end: int, vm_flags: int) -> None:
-    """MAP_POPULATE: write faults where a private mapping is writable, else read faults; errors are ignored (mm_populate())."""
+    """MAP_POPULATE: write faults where a private mapping is writable, else read faults; errors are ignored
+    (mm_populate())."""
     if vm_flags & (c.VM_READ | c.VM_WRITE | c.VM_EXEC):
         space.populate(start, end, vm_flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE)
 

@@ -133,7 +133,8 @@ def _move_to(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, fla
 
 
 def _move_all(space: Space, addr: int, length: int, to: int, flags: int) -> int:
-    """A move without a change of size may span several mappings and holes; each lands at the same distance (remap_move())."""
+    """A move without a change of size may span several mappings and holes; each lands at the same distance
+    (remap_move())."""
     end, first, result = addr + length, True, to
     for vma in space.vmas(addr, end):
         start, stop = max(vma.start, addr), min(vma.end, end)

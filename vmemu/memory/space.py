@@ -45,7 +45,7 @@ class Space:
 
     # ---- accesses ----
 
-    def read(self, address: int, length: int, fetch: bool = False) -> bytes:
+    def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
         """*length* bytes at *address*."""
         access = c.FETCH if fetch else c.READ
         if length < 0:
@@ -67,7 +67,7 @@ class Space:
                 return buffer
             self._handle(trap, access)
 
-    def write(self, address: int, data: Any) -> None:
+    def write(self, address: SupportsIndex, data: Any) -> None:
         """*data*, any contiguous buffer of bytes, to *address*."""
         where = self._address(address, c.WRITE)
         if isinstance(data, str):
@@ -82,7 +82,7 @@ class Space:
                 return
             self._handle(trap, c.WRITE)
 
-    def touch(self, address: int, length: int, write: bool) -> FaultCounts:
+    def touch(self, address: SupportsIndex, length: int, write: bool) -> FaultCounts:
         """One access to each page of [address, address + length)."""
         if length < 0:
             raise ValueError(f"length: {length} is negative")
@@ -166,7 +166,7 @@ class Space:
             return FaultKind(trap.kind)
         if trap.reason == c.TRAP_PAGE:
             try:
-                return None if self.kernel.files.page_in(trap.object, trap.index, "page fault") else FaultKind.BUS_ADRERR
+                return None if self.kernel.files.page_in(trap.object, trap.page, "page fault") else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
@@ -197,11 +197,7 @@ class Space:
             accessible = c.VM_READ | c.VM_WRITE | c.VM_EXEC
             if below is not None and (
                 start < below.end
-                or (
-                    below.flags & accessible
-                    and not below.flags & c.VM_GROWSDOWN
-                    and start - below.end < STACK_GUARD
-                )
+                or (below.flags & accessible and not below.flags & c.VM_GROWSDOWN and start - below.end < STACK_GUARD)
             ):
                 return False
             grow = (stack.start - start) // PAGE_SIZE
