@@ -246,6 +246,11 @@ def _map_loads(sketch: Sketch, path: str, image: elf.ElfImage, low: int, length:
         if stop > data:
             full = min(page_up(data), stop)
             if full > data:
+                if page_down(header.offset + header.filesz) >= image.file_size:
+                    raise MapError(errno.ELIBBAD, "the file ends before the page where the bss begins")
+                if not prot & Prot.WRITE:  # made writable for as long as it is zeroed
+                    sketch.protect(bias + start, bias + end, prot | Prot.WRITE)
+                    sketch.protected.append((bias + start, bias + end, prot))
                 sketch.zero.append((data, full))
             if stop > full:
                 sketch.map(full, page_up(stop) - full, prot, None, 0, "bss", fixed=True)
