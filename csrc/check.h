@@ -7,4 +7,24 @@
 /* 0, -EUCLEAN with the first thing found wrong in msg, or -ENOMEM if the host has no memory for the recount. */
 int check_machine(struct vm *vm, char *msg, size_t size);
 
+/* One run; for check.c and check_space.c. */
+struct check {
+	struct vm *vm;
+	uint32_t *refs; /* recounted, by pfn */
+	char *msg;
+	size_t size;
+};
+
+/* Says what is wrong; returns -EUCLEAN. */
+int check_broken(const struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#define CHECK(cond, ...)                                                                                               \
+	do {                                                                                                           \
+		if (!(cond))                                                                                           \
+			return check_broken(c, __VA_ARGS__);                                                           \
+	} while (0)
+
+/* Every space, and what spaces share. */
+int check_spaces(const struct check *c);
+
 #endif

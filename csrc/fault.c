@@ -1,55 +1,5 @@
-/* Page faults: the decision and the handlers. See fault.h; docs of each rule: SEMANTICS of Linux's mm/memory.c. */
+/* Page faults: the effects, one handler an action. See fault.h; the decision is in classify.c. Source: Linux mm/memory.c. */
 #include "fault.h"
-
-/* ---- the decision ---- */
-
-static int allowed(uint64_t vm_flags, int access)
-{
-	if (access == VMEMU_WRITE)
-		return (vm_flags & VMEMU_VM_WRITE) != 0;
-	if (access == VMEMU_FETCH)
-		return (vm_flags & VMEMU_VM_EXEC) != 0;
-	/* on x86 whatever may be written or executed may be read */
-	return (vm_flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)) != 0;
-}
-
-/* The page is mapped, the access is a write (do_wp_page()). */
-static enum fault_action classify_write_protected(const struct fault_facts *f)
-{
-	if (f->pte & PTE_W)
-		return ACT_SPURIOUS;
-	if (f->vma->flags & (VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
-		return ACT_MKWRITE;
-	if (f->frame_flags & FRAME_ZERO)
-		return ACT_REPLACE_ZERO;
-	if (!(f->frame_flags & FRAME_ANON) || !(f->options & VMEMU_OPT_REUSE))
-		return f->frame_flags & FRAME_EXCLUSIVE ? ACT_REUSE : ACT_COPY;
-	/* known to be ours alone, or found to be: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */
-	return f->frame_flags & FRAME_EXCLUSIVE || f->frame_refs == 1 ? ACT_REUSE : ACT_COPY;
-}
-
-enum fault_action fault_classify(const struct fault_facts *f)
-{
-	int write = f->access == VMEMU_WRITE;
-
-	if (!f->vma)
-		return ACT_NO_MAPPING;
-	if (f->va < f->vma->start)
-		return f->vma->flags & VMEMU_VM_GROWSDOWN ? ACT_GROW_STACK : ACT_NO_MAPPING;
-	if (!allowed(f->vma->flags, f->access))
-		return ACT_FORBIDDEN;
-	if (pte_mapped(f->pte))
-		return write ? classify_write_protected(f) : ACT_SPURIOUS;
-	if (!f->vma->object)
-		return write || !(f->options & VMEMU_OPT_ZERO_PAGE) ? ACT_FILL : ACT_MAP_ZERO;
-	if (vma_index_of(f->vma, f->va) >= f->object_pages)
-		return ACT_BEYOND_EOF;
-	if (!write)
-		return ACT_MAP_CACHED;
-	return f->vma->flags & VMEMU_VM_SHARED ? ACT_WRITE_CACHED : ACT_COPY_CACHED;
-}
-
-/* ---- the effects ---- */
 
 struct fault {
 	struct vm *vm;
@@ -384,7 +334,7 @@ int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struc
 		e = table_walk(&vm->tables, s->root, va, &writable);
 		f.leaf_missing = !e;
 		/* whether a frame is shared can be told only when the tables that lead to it are not */
-		if (e && pte_mapped(*e) && access == VMEMU_WRITE && !writable && allowed(f.vma.flags, access)) {
+		if (e && pte_mapped(*e) && access == VMEMU_WRITE && !writable && fault_allowed(f.vma.flags, access)) {
 			if (table_own(&vm->tables, &s->root, va, &leaf)) {
 				kind = VMEMU_OOM;
 				goto out;

@@ -43,6 +43,8 @@ struct fault_facts {
 	uint32_t options;
 };
 
+/* A mapping with these flags permits the access (access_error()). */
+int fault_allowed(uint64_t vm_flags, int access);
 enum fault_action fault_classify(const struct fault_facts *facts);
 
 /* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,

@@ -2,7 +2,7 @@
  *
  * Each change first takes what it needs (tables and VMA blocks of its own, memory) and then cannot fail: -ENOMEM leaves
  * everything as it was. Ranges are page aligned and inside the user half; the door has checked.
- * Callers: api, fork.
+ * space_move is in move.c. Callers: api, fork.
  */
 #ifndef VMEMU_SPACE_H
 #define VMEMU_SPACE_H
@@ -27,5 +27,12 @@ int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int
 
 /* Takes pages [first, last) of an object out of every space: the page-cache pages, with `copies` the private copies too. */
 void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t last, int copies);
+
+/* For move.c. Replaces the VMAs in [start, end) by `middle` (NULL: nothing), merging with the neighbours; tables stay. */
+int space_replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, const vma_t *middle);
+/* Some of [start, end) is mapped. */
+int space_is_mapped(const struct space *s, uint64_t start, uint64_t end);
+/* The range around [start, end) in which nothing else is mapped. */
+void space_room_around(const struct space *s, uint64_t start, uint64_t end, uint64_t *floor, uint64_t *ceiling);
 
 #endif

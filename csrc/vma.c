@@ -1,4 +1,4 @@
-/* VMAs: lookup, holes, splices, sharing between parent and child. See vma.h. */
+/* VMAs: lookup, splices, sharing between parent and child. See vma.h; holes are in vma_hole.c, rules in vma_rule.c. */
 #include "vma.h"
 
 static size_t block_size(uint32_t capacity)
@@ -27,26 +27,6 @@ static void use_all(struct vma_env *env, const vma_t *v, uint32_t n, int by)
 			env->users.head = v->object + 1;
 		}
 	}
-}
-
-void sums_add(sums_t *s, const vma_t *v, uint64_t by)
-{
-	uint64_t pages = by * vma_pages(v), f = v->flags;
-
-	s->total += pages;
-	if (f & VMEMU_VM_GROWSDOWN)
-		s->stack += pages;
-	else if ((f & (VMEMU_VM_WRITE | VMEMU_VM_SHARED)) == VMEMU_VM_WRITE)
-		s->data += pages;
-	else if ((f & (VMEMU_VM_EXEC | VMEMU_VM_WRITE)) == VMEMU_VM_EXEC)
-		s->exec += pages;
-	if (f & VMEMU_VM_LOCKED)
-		s->locked += pages;
-	if (f & VMEMU_VM_ACCOUNT)
-		s->account += pages;
-	if (f & (VMEMU_VM_DONTCOPY | VMEMU_VM_WIPEONFORK | VMEMU_VM_LOCKED))
-		s->special += by;
-	s->nvmas += by;
 }
 
 /* ---- blocks ---- */
@@ -227,84 +207,6 @@ const vma_t *vmas_prev(const struct vmas *s, struct vma_pos *pos)
 	return vmas_at(s, *pos);
 }
 
-/* ---- holes ---- */
-
-/* A stack keeps a gap below itself (vm_start_gap()). */
-static uint64_t hole_end(const vma_t *v)
-{
-	if (!(v->flags & VMEMU_VM_GROWSDOWN))
-		return v->start;
-	return v->start > STACK_GUARD ? v->start - STACK_GUARD : 0;
-}
-
-static uint64_t hole_before(const vma_t *v, uint64_t prev_end)
-{
-	uint64_t end = hole_end(v);
-
-	return end > prev_end ? end - prev_end : 0;
-}
-
-static void update_slot(struct vma_index *ix, uint32_t k)
-{
-	struct vma_slot *slot = &ix->slot[k];
-	const struct vma_block *b = slot->block;
-	const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
-	uint64_t prev_end = before ? before->v[before->count - 1].end : 0;
-
-	slot->start = b->v[0].start;
-	slot->hole = 0;
-	for (uint32_t i = 0; i < b->count; i++) {
-		slot->hole = max_u64(slot->hole, hole_before(&b->v[i], prev_end));
-		prev_end = b->v[i].end;
-	}
-}
-
-/* Tries the hole [from, to) cut to [low, high). */
-static int fits(uint64_t from, uint64_t to, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
-		uint64_t *out)
-{
-	uint64_t at;
-
-	from = max_u64(from, low);
-	to = min_u64(to, high);
-	if (to < from || to - from < length)
-		return 0;
-	at = top ? (to - length) / align * align : (from + align - 1) / align * align;
-	if (at < from || at > to - length)
-		return 0;
-	*out = at;
-	return 1;
-}
-
-int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
-	      uint64_t *out)
-{
-	const struct vma_index *ix = s->index;
-	uint32_t n = ix ? ix->count : 0;
-	const vma_t *last = n ? &ix->slot[n - 1].block->v[ix->slot[n - 1].block->count - 1] : NULL;
-
-	if (top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
-		return 0;
-	for (uint32_t step = 0; step < n; step++) {
-		uint32_t k = top ? n - 1 - step : step;
-		const struct vma_block *b = ix->slot[k].block;
-		const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
-
-		if (ix->slot[k].hole < length)
-			continue;
-		for (uint32_t j = 0; j < b->count; j++) {
-			uint32_t i = top ? b->count - 1u - j : j;
-			uint64_t from = i ? b->v[i - 1].end : before ? before->v[before->count - 1].end : 0;
-
-			if (fits(from, hole_end(&b->v[i]), low, high, length, align, top, out))
-				return 0;
-		}
-	}
-	if (!top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
-		return 0;
-	return -ENOMEM;
-}
-
 /* ---- changes ---- */
 
 int vmas_own(struct vma_env *env, struct vmas *s, uint64_t start, uint64_t end)
@@ -391,7 +293,7 @@ static void replace_blocks(struct vma_env *env, struct vma_index *ix, uint32_t f
 		ix->slot[from + k] = (struct vma_slot){ .block = blocks[k] };
 	/* the hole before the first VMA of the next block changed as well */
 	for (uint32_t k = from; k <= from + n && k < ix->count; k++)
-		update_slot(ix, k);
+		vma_slot_update(ix, k);
 }
 
 int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n)
@@ -439,9 +341,9 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 		memmove(&first->v[pos.i + n], &first->v[stop.i], nt * sizeof(vma_t));
 		memcpy(&first->v[pos.i], with, n * sizeof(vma_t));
 		first->count = (uint16_t)(pos.i + n + nt);
-		update_slot(ix, from);
+		vma_slot_update(ix, from);
 		if (from + 1 < ix->count)
-			update_slot(ix, from + 1);
+			vma_slot_update(ix, from + 1);
 	}
 	for (uint32_t i = 0; i < n; i++)
 		sums_add(&s->sums, &with[i], 1);
@@ -487,27 +389,4 @@ void vmas_destroy(struct vma_env *env, struct vmas *s)
 		host_free(env->host, s->index, index_size(s->index->capacity));
 	}
 	memset(s, 0, sizeof(*s));
-}
-
-int vma_mergeable(const vma_t *l, const vma_t *r)
-{
-	if (l->end != r->start || l->flags != r->flags || l->object != r->object || l->tag != r->tag ||
-	    vma_index_of(l, l->end) != r->pgoff)
-		return 0;
-	if (l->anon == r->anon)
-		return 1;
-	/* an identity may spread to a neighbour without one, unless it came through fork */
-	return (!l->anon && !(r->anon & ANON_FORKED)) || (!r->anon && !(l->anon & ANON_FORKED));
-}
-
-uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v)
-{
-	if (n && vma_mergeable(&list[n - 1], v)) {
-		list[n - 1].end = v->end;
-		if (!list[n - 1].anon)
-			list[n - 1].anon = v->anon;
-		return n;
-	}
-	list[n] = *v;
-	return n + 1;
 }

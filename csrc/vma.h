@@ -81,6 +81,8 @@ const vma_t *vmas_at(const struct vmas *s, struct vma_pos pos);
 const vma_t *vmas_prev(const struct vmas *s, struct vma_pos *pos);
 const vma_t *vmas_next(const struct vmas *s, struct vma_pos *pos);
 
+/* Brings start and hole of an index entry up to date; vma.c calls it for the blocks it changed and the one behind. */
+void vma_slot_update(struct vma_index *ix, uint32_t k);
 /* A hole of `length` bytes inside [low, high), aligned; the highest (top != 0) or the lowest. 0 or -ENOMEM. */
 int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
 	      uint64_t *out);

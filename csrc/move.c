@@ -1,0 +1,114 @@
+/* Spaces: moving pages from one mapping to another place, as mremap(2) does. Entries go over as they are. See space.h. */
+#include "space.h"
+
+struct mover {
+	struct vm *vm;
+	struct space *to_space;
+	uint64_t delta; /* new address - old address, modulo 2^64 */
+	int rc;
+};
+
+/* Makes the leaf tables that the entries of one old leaf will need. */
+static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct mover *mv = ctx;
+
+	(void)table;
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf leaf;
+		int rc;
+
+		if (!e[i])
+			continue;
+		rc = table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &leaf);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* Entries go over as they are: frame, W, A, D; nothing is counted or copied. */
+static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct mover *mv = ctx;
+
+	for (unsigned int i = first; i < last; i++) {
+		struct leaf from = { table, i, &e[i] }, to;
+		pte_t entry = e[i];
+
+		if (!entry)
+			continue;
+		if (table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &to))
+			VM_ASSERT(!"the tables were made before");
+		table_exchange(&mv->vm->tables, &from, 0);
+		table_exchange(&mv->vm->tables, &to, entry);
+	}
+	return 0;
+}
+
+/* The old range of a move that took everything along. What cannot be freed for want of memory stays: it is empty. */
+static void drop_tables(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	uint64_t floor, ceiling;
+
+	space_room_around(s, start, end, &floor, &ceiling);
+	if (!table_own_range(&vm->tables, &s->root, floor, ceiling, 0))
+		table_zap(&vm->tables, &s->root, floor, ceiling);
+}
+
+/* MREMAP_DONTUNMAP: the old mapping stays as if never touched, and unlocked (dontunmap_complete()). Requires its blocks owned. */
+static int leave_behind(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	const uint64_t locked = VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT;
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(&s->vmas, start, &pos);
+	int rc = v->flags & locked ? space_reflag(vm, s, start, end, v->flags & ~locked) : 0;
+
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, start, &pos);
+	if (v->start == start &&
+	    v->end == end) /* else others of its pages still have the identity (unlink_anon_vmas()) */
+		vmas_set_anon(&s->vmas, start, 0);
+	return 0;
+}
+
+int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t to, uint64_t length, int keep)
+{
+	struct mover mv = { .vm = vm, .to_space = s, .delta = to - start };
+	struct vma_pos pos;
+	const vma_t *v;
+	vma_t new;
+	int rc = vmas_own(&vm->env, &s->vmas, start, end);
+
+	if (!rc)
+		rc = vmas_own(&vm->env, &s->vmas, to, to + length);
+	if (rc)
+		return rc;
+	v = vmas_find(&s->vmas, start, &pos);
+	if (!v || v->start > start || v->end < end || start >= end)
+		return -EINVAL;
+	if (space_is_mapped(s, to, to + length))
+		return -EEXIST;
+	new = vma_part(v, start, end);
+	new.start = to;
+	new.end = to + length;
+	if (!v->object && !v->anon) /* nothing anonymous yet: it may as well have been made there (copy_vma()) */
+		new.pgoff = to >> PAGE_SHIFT;
+	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	if (!rc)
+		rc = table_visit(&vm->tables, s->root, start, end, make_room, &mv);
+	if (!rc)
+		rc = space_replace(vm, s, to, to + length, &new);
+	if (rc)
+		return rc;
+	rc = keep ? leave_behind(vm, s, start, end) : space_replace(vm, s, start, end, NULL);
+	if (rc) {
+		(void)space_replace(vm, s, to, to + length, NULL);
+		return rc;
+	}
+	(void)table_visit(&vm->tables, s->root, start, end, move_entries, &mv);
+	if (!keep)
+		drop_tables(vm, s, start, end);
+	return 0;
+}
