@@ -13,6 +13,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import functools
 import os
 import resource
 import signal
@@ -42,6 +43,7 @@ _RIP, _RSP = 16, 19
 """Indices into struct user_regs_struct."""
 _IDS = (initstack.AT_UID, initstack.AT_EUID, initstack.AT_GID, initstack.AT_EGID, initstack.AT_SECURE)
 KERNELS_OWN = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
+HUGE_ALIGNED = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 STAT_FIELDS = {
     "start_code": 26,
     "end_code": 27,
@@ -277,9 +279,23 @@ def planned_maps(plan: loader.ExecPlan) -> tuple[Map, ...]:
     return tuple(merged)
 
 
+@functools.cache
+def _mounts() -> dict[str, str]:
+    """major:minor -> type of file system, of those that have a device."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line.split()[2]: line.partition(" - ")[2].split()[0] for line in lines}
+
+
+def _huge_align(path: str) -> bool:
+    """Whether the file system aligns mappings of files for huge pages."""
+    device = os.stat(path).st_dev
+    return _mounts().get(f"{os.major(device)}:{os.minor(device)}") in HUGE_ALIGNED
+
+
 def layout_of(real: Stopped, **more: object) -> loader.Layout:
     """A Layout with what only the host knows, taken from a real process: hardware, kernel features, vdso."""
     auxv = dict(real.auxv)
+    highest = next((name for *_, name in reversed(real.maps) if name.startswith("/")), None)
     values: dict[str, object] = {
         "vdso": auxv.get(initstack.AT_SYSINFO_EHDR),
         "minsigstksz": auxv[initstack.AT_MINSIGSTKSZ],
@@ -291,6 +307,7 @@ def layout_of(real: Stopped, **more: object) -> loader.Layout:
         "euid": os.geteuid(),
         "gid": os.getgid(),
         "egid": os.getegid(),
+        "huge_align": highest is None or _huge_align(highest),
     }
     return loader.Layout(**{**values, **more})  # type: ignore[arg-type]
 
