@@ -33,7 +33,7 @@ struct vm {
 	struct space **spaces; /* by id; NULL where free, [0] never used */
 	uint32_t capacity;     /* of spaces */
 	uint32_t nspaces;
-	uint32_t hint; /* no free id below this one */
+	uint32_t cursor; /* last id given out */
 	uint32_t options;
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];

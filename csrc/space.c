@@ -4,14 +4,13 @@
 /* Room for the VMAs that one change makes of those it touches: what is left on both sides, two neighbours, the new one. */
 #define MAX_PIECES 6
 
+/* Ids go round: one that was given back is not given out again soon, so that whoever still has it finds nothing there. The
+ * table is kept half empty, which keeps the search short. */
 int space_new(struct vm *vm, struct space **out)
 {
-	uint32_t id = vm->hint ? vm->hint : 1;
 	struct space *s;
 
-	while (id < vm->capacity && vm->spaces[id])
-		id++;
-	if (id >= vm->capacity) {
+	if (vm->capacity / 2 <= vm->nspaces) {
 		uint32_t grown = vm->capacity ? vm->capacity * 2 : 64;
 		struct space **table = host_zalloc(&vm->host, grown * sizeof(*table));
 
@@ -26,10 +25,12 @@ int space_new(struct vm *vm, struct space **out)
 	s = host_zalloc(&vm->host, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	s->id = id;
+	do
+		vm->cursor = vm->cursor + 1 < vm->capacity ? vm->cursor + 1 : 1;
+	while (vm->spaces[vm->cursor]);
+	s->id = vm->cursor;
 	s->root = NO_PFN;
-	vm->spaces[id] = s;
-	vm->hint = id + 1;
+	vm->spaces[s->id] = s;
 	vm->nspaces++;
 	*out = s;
 	return 0;
@@ -41,8 +42,6 @@ void space_free(struct vm *vm, struct space *s)
 		table_put(&vm->tables, s->root);
 	vmas_destroy(&vm->env, &s->vmas);
 	vm->spaces[s->id] = NULL;
-	if (s->id < vm->hint)
-		vm->hint = s->id;
 	vm->nspaces--;
 	vm->tables.generation++;
 	host_free(&vm->host, s, sizeof(*s));
