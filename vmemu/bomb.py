@@ -111,8 +111,8 @@ def run(
 
     *memory* is the machine's RAM (bytes or a text such as "256MiB"), *dirty* the number of distinct pages that each
     new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
-    is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is 0).
-    Afterwards all processes have exited and the machine was verified.
+    is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is
+    0). Afterwards all processes have exited and the machine was verified.
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
     the machine is found inconsistent.

@@ -289,7 +289,7 @@ def _compare(options: argparse.Namespace, parser: _Parser) -> int:
 
     words = _words(options)
     program = words[0] if words else bomb.default_program()
-    with _usage(parser, program):
+    with _usage(parser, program), _status() as progress:
         report = compare.run(
             program,
             words or None,
@@ -299,14 +299,23 @@ def _compare(options: argparse.Namespace, parser: _Parser) -> int:
             heap=options.heap,
             seed=options.seed,
             repeat=options.repeat,
-            progress=_say if sys.stderr.isatty() else None,
+            progress=progress,
         )
     _print(report, options.json)
     return 0
 
 
-def _say(way: str) -> None:
-    print(f"\r\033[Krunning {way} ...", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _status() -> Iterator[Callable[[str], None] | None]:
+    """A function that shows on a terminal what runs now; None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    erase = "\r\033[K"
+    try:
+        yield lambda what: print(f"{erase}running {what} ...", end="", file=sys.stderr, flush=True)
+    finally:
+        print(erase, end="", file=sys.stderr, flush=True)
 
 
 def _print(report: BombReport | ExecReport | CompareReport, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from vmemu.errors import syscall_error
 from vmemu.files import File
 from vmemu.kernel import Image, Kernel
 from vmemu.loader import ExecPlan, Segment
+from vmemu.memory import mprotect
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import map_private, vm_prot
 from vmemu.memory.space import Space
@@ -92,6 +93,8 @@ def _carry_out(space: Space, plan: ExecPlan) -> None:
     space.write(plan.stack_data_address, plan.stack_data)
     for start, end in plan.zero:
         space.write(start, bytes(end - start))
+    for start, end, prot in plan.protect:
+        mprotect.mprotect(space, start, end - start, prot)
 
 
 def _map(space: Space, segment: Segment, files: dict[str, File]) -> None:

@@ -127,12 +127,12 @@ class BombProgress:
 
     def update(self, state: Generation) -> None:
         """Show *state*."""
-        width = 24
+        width = 10
         filled = min(width, round(width * state.used_bytes / self.memory))
         rate = state.forks / state.seconds if state.seconds > 0 else 0
         line = Text.assemble(
-            ("generation ", "dim"), f"{state.number:2d}", ("  processes ", "dim"), f"{state.processes:7,d}",
-            ("  forks/s ", "dim"), f"{rate:7,.0f}  ", ("#" * filled, "green"), ("." * (width - filled), "dim"),
+            ("gen ", "dim"), f"{state.number:2d}", f"{state.processes:8,d}", (" processes", "dim"),
+            f"{rate:8,.0f}", (" forks/s  ", "dim"), ("#" * filled, "green"), ("." * (width - filled), "dim"),
             f"  {size(state.used_bytes)} of {size(self.memory)}",
         )  # fmt: skip
         self.live.update(line)

@@ -27,8 +27,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vmemu import initstack, loader
+from vmemu import loader
 from vmemu.errors import SyscallError
+from vmemu.loader import initstack
 from vmemu.types import Prot
 
 _libc = ctypes.CDLL(None, use_errno=True)

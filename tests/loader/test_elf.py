@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from linux import tinyelf
 from linux.tinyelf import Part
 
-from vmemu import elf
 from vmemu.errors import SyscallError
+from vmemu.loader import elf
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIELDS = st.one_of(
@@ -169,7 +169,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pyelftools_is_imported_late() -> None:
-    code = "import sys, vmemu.elf; sys.exit(any(name.startswith('elftools') for name in sys.modules))"
+    code = "import sys, vmemu.loader.elf; sys.exit(any(name.startswith('elftools') for name in sys.modules))"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
 

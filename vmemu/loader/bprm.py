@@ -14,8 +14,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vmemu import elf
 from vmemu.errors import SyscallError, syscall_error
+from vmemu.loader import elf
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter"]

@@ -6,9 +6,9 @@ import errno
 import random
 from dataclasses import dataclass
 
-from vmemu import elf
-from vmemu.initstack import MMAP_RND_BITS, random_pages
-from vmemu.sketch import TASK_SIZE, MapError, Sketch, page_down, page_up, prot_of
+from vmemu.loader import elf
+from vmemu.loader.initstack import MMAP_RND_BITS, random_pages
+from vmemu.loader.sketch import TASK_SIZE, MapError, Sketch, page_down, page_up, prot_of
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = ["ELF_ET_DYN_BASE", "Loaded", "map_interpreter", "map_program"]

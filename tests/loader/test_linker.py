@@ -15,9 +15,8 @@ from linux import tinyelf
 from linux.plans import fails, lines, make_ld_so
 from linux.tinyelf import ET_DYN, Part, R
 
-from vmemu import linker
 from vmemu.errors import SyscallError
-from vmemu.loader import ExecPlan, Layout, plan
+from vmemu.loader import ExecPlan, Layout, linker, plan
 from vmemu.types import Prot
 
 PAGE = 4096

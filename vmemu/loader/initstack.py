@@ -17,9 +17,9 @@ import random
 import struct
 from dataclasses import replace
 
-from vmemu import elf
-from vmemu.bprm import Layout, Program
-from vmemu.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
+from vmemu.loader import elf
+from vmemu.loader.bprm import Layout, Program
+from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = ["InitialStack", "mmap_base"]

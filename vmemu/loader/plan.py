@@ -16,10 +16,10 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from vmemu import bprm, elf, elfmap, initstack, linker
-from vmemu.bprm import Credentials, Environment, Layout, Program, Strings
 from vmemu.errors import syscall_error
-from vmemu.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
+from vmemu.loader import bprm, elf, elfmap, initstack, linker
+from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
+from vmemu.loader.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = ["ExecPlan", "Layout", "Segment", "plan"]

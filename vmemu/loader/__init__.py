@@ -1,0 +1,14 @@
+"""execve(2) on paper: what Linux maps for a program, byte for byte, before anything is mapped.
+
+plan       load_elf_binary: everything together -> ExecPlan
+bprm       what comes before: open, permissions, ``#!``, strings and their limits
+elf        the ELF file itself, from untrusted bytes
+sketch     an address space on paper: where mappings go
+elfmap     PT_LOAD, bss and break of program and interpreter
+initstack  what the stack holds at the first instruction
+linker     what ld.so would map after that (--link)
+"""
+
+from vmemu.loader.plan import ExecPlan, Layout, Segment, plan
+
+__all__ = ["ExecPlan", "Layout", "Segment", "plan"]
