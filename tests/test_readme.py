@@ -28,7 +28,8 @@ def test_both_commands_are_there(root: Path) -> None:
 
 
 def test_names_in_the_tables_exist(root: Path) -> None:
-    rows = re.findall(r"^\| (?:processes|mappings|accesses|looking) \| (.*) \|$", (root / "README.md").read_text(), re.M)
+    table = (root / "README.md").read_text()
+    rows = re.findall(r"^\| (?:processes|mappings|accesses|looking) \| (.*) \|$", table, re.M)
     assert len(rows) == 4
     for name in re.findall(r"`(m\.)?(\w+)`", "\n".join(rows)):
         owner = vmemu.Machine if name[0] else vmemu.Process

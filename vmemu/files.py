@@ -171,7 +171,8 @@ class FileTable:
         self._by_object: dict[int, Inode] = {}
         self._by_key: dict[tuple[int, ...], Inode] = {}
         self._names: dict[int, str] = {}
-        self._host_numbers: set[int] = set()
+        self._host_numbers: dict[tuple[int, int], int] = {}
+        self._taken: set[int] = set()
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
@@ -193,15 +194,22 @@ class FileTable:
         inode.tags.append(tag)
         return tag
 
-    def _number(self, host: int | None = None) -> int:
-        """An inode number never used before; the host's own where possible."""
-        if host is not None and host >= self._next_number and host not in self._host_numbers:
-            self._host_numbers.add(host)
-            return host
-        while self._next_number in self._host_numbers:
+    def _new_number(self) -> int:
+        """An inode number never used before."""
+        while self._next_number in self._taken:
             self._next_number += 1
         self._next_number += 1
         return self._next_number - 1
+
+    def _host_number(self, st: os.stat_result) -> int:
+        """The host's own inode number where it is still free; the same each time for the same file."""
+        key = (st.st_dev, st.st_ino)
+        number = self._host_numbers.get(key)
+        if number is None:
+            free = st.st_ino >= self._next_number and st.st_ino not in self._taken
+            number = self._host_numbers[key] = st.st_ino if free else self._new_number()
+            self._taken.add(number)
+        return number
 
     # ---- inodes ----
 
@@ -237,14 +245,14 @@ class FileTable:
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
-        inode = Inode(self._number(), ANON_DEVICE, "/dev/zero (deleted)")
+        inode = Inode(self._new_number(), ANON_DEVICE, "/dev/zero (deleted)")
         self._add(inode, c.OBJ_SHMEM | (c.OBJ_ACCOUNT if account else 0), size)
         return inode
 
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
         """A file in memory."""
         with self.lock:
-            inode = Inode(self._number(), MEMORY_DEVICE, name)
+            inode = Inode(self._new_number(), MEMORY_DEVICE, name)
             kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM
             self._add(inode, kind, len(data))
             file = File(self, inode, name, self._new_tag(inode, name), True)
@@ -290,7 +298,7 @@ class FileTable:
             os.close(fd)
             return inode
         device = (os.major(st.st_dev), os.minor(st.st_dev))
-        inode = Inode(self._number(st.st_ino), device, os.path.realpath(path), fd=fd, key=key)
+        inode = Inode(self._host_number(st), device, os.path.realpath(path), fd=fd, key=key)
         self._add(inode, c.OBJ_FILE, st.st_size)
         self._by_key[key] = inode
         return inode
