@@ -18,7 +18,9 @@ def pytest_configure() -> None:
     try:
         importlib.import_module("vmemu._core")
     except ImportError as error:
-        pytest.exit(f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4)
+        pytest.exit(
+            f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

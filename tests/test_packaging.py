@@ -158,7 +158,8 @@ def test_wheel_in_an_empty_venv(wheel: Path, tmp_path: Path) -> None:
 def test_wheel_passes_the_tests(root: Path, wheel: Path, tmp_path: Path, project: dict[str, Any]) -> None:
     python = make_venv(tmp_path / "venv")
     install(python, f"{wheel}[test]", cwd=tmp_path)
-    done = run(python, "-m", "pytest", "--rootdir", root, root / "tests", cwd=root)
+    others = ("-m", "not slow", "--ignore", root / "tests" / "test_packaging.py", "--rootdir", root, root / "tests")
+    done = run(python, "-m", "pytest", *others, cwd=root)
     assert done.returncode == 0, done.stdout
 
 

@@ -112,7 +112,7 @@ def run(
     *memory* is the machine's RAM (bytes or a text such as "256MiB"), *dirty* the number of distinct pages that each
     new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
     is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is
-    0). Afterwards all processes have exited and the machine was verified.
+    0). The machine is verified then and again after all processes have exited.
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
     the machine is found inconsistent.
@@ -157,11 +157,13 @@ def run(
             "eager_bytes": eager_bytes(machine, bomb.alive),
         }
         measured = clock()
+        machine.verify()
+        verified = clock()
         for process in bomb.alive:
             process.exit(0)
         exited = clock()
         machine.verify()
-        verified = clock()
+        verify_seconds = verified - measured + clock() - exited
     return BombReport(
         program=path,
         argv=arguments,
@@ -176,8 +178,8 @@ def run(
         history=history,
         seconds=ended - started,
         start_seconds=started - began,
-        exit_seconds=exited - measured,
-        verify_seconds=verified - exited,
+        exit_seconds=exited - verified,
+        verify_seconds=verify_seconds,
         **found,
     )
 

@@ -106,6 +106,7 @@ class BombReport:
     exit_seconds: float
     """Until all processes were gone."""
     verify_seconds: float
+    """Proving the machine consistent, before and after that."""
 
     @property
     def forks_per_s(self) -> float:
