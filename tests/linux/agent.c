@@ -102,12 +102,14 @@ static inline void store(unsigned char *at, unsigned char byte)
 	__asm__ volatile("movb %1, (%0)" : : "r"(at), "q"(byte) : "memory");
 }
 
-/* Forget all translations. The kernel leaves a stale read-only one when it makes a page writable (POPULATE_WRITE, say),
- * and the store that meets it takes a fault more: or not, if it was evicted meanwhile. */
-static void flush_tlb(void)
+/* Undo what is the CPU's own. Translations: the kernel leaves a stale read-only one when it makes a page writable
+ * (POPULATE_WRITE, say), and the store that meets it takes a fault more: or not, if it was evicted meanwhile. Batches of
+ * frames on their way to an LRU list: they hold references, so that a write copies a frame that it could reuse. */
+static void settle(void)
 {
 	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ); /* more than the pages that are flushed one by one (33) */
 	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ | PROT_WRITE);
+	syscall(SYS_madvise, wide, PAGE, MADV_COLD); /* begins with lru_add_drain() */
 }
 
 /* Every page of image and stack present, the writable ones written: they are shared copy-on-write after each fork. */
@@ -271,12 +273,13 @@ int main(int argc, char **argv)
 
 	reply.result = getpid();
 	for (;;) {
-		warm(); /* before the reply: the agent's own frames have settled when the controller looks */
+		settle(); /* before the reply, so that the controller sees it */
+		warm();
 		send_reply();
 		if (syscall(SYS_recvfrom, sockets[slot], &request, sizeof request, 0, 0, 0) <= 0)
 			return 0; /* the controller is gone */
 		warm();
-		flush_tlb();
+		settle();
 		perform();
 	}
 }

@@ -26,7 +26,7 @@ from typing import Any
 
 from recorded import script
 from recorded.observer import PFN, Observer, Vma, offset
-from recorded.script import ARENA, ARENA_PAGES, LAGGING, PAGE, SUMS, Op, State
+from recorded.script import ARENA, ARENA_PAGES, PAGE, SUMS, Op, State
 
 SLOTS = 8
 CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT = range(8)  # agent.c
@@ -124,7 +124,7 @@ class Host:
                 }
                 changed |= {str(slot): None for slot in before.keys() - states.keys()}
                 steps.append({"i": index, "res": result, "procs": changed})
-        return {**program, "kernel": platform.release(), "steps": steps}
+        return {**program, "kernel": platform.release(), "settled": True, "steps": steps}
 
     def frame(self, pfn: int) -> tuple[int, int]:
         """(kpagecount, kpageflags) of a frame."""
@@ -193,6 +193,11 @@ class _Run:
     def do(self, op: Op) -> dict[str, Any]:
         """Perform one operation and give its result as a recording has it."""
         self._observer.before(op)
+        result = self._perform(op)
+        self._observer.after(op, result)
+        return result
+
+    def _perform(self, op: Op) -> dict[str, Any]:
         slot = op["p"]
         match op["op"]:
             case "read" | "write" as access:
@@ -299,7 +304,7 @@ class _Agent:
                     vmas.append(Vma(offset(start), offset(end), header[3], int(header[5]), at // PAGE, (), sums))
             elif inside:
                 key, _, value = line.partition(":")
-                if key in SUMS and key != LAGGING:
+                if key in SUMS:
                     sums[key] = int(value.split()[0])
                 elif key == "VmFlags":
                     vmas[-1] = vmas[-1]._replace(flags=value.split())

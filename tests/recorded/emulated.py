@@ -67,6 +67,7 @@ class Emulated:
         if op["op"] not in ("exit", "kill"):
             taken = process.faults - before
             result |= {"minflt": taken.minor, "majflt": taken.major}
+        self.observer.after(op, result)
         return result
 
     def _perform(self, process: vmemu.Process, op: Op) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from recorded import script
 from recorded.script import ARENA, PAGE, SUMS, VM_FLAGS, Op, State
 
 PRESENT, SWAPPED, FILE, GUARD, EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 58, 1 << 56  # pagemap
@@ -66,17 +67,22 @@ class Observer:
     def before(self, op: Op) -> None:
         """To be called before an operation is performed.
 
-        A populating mmap may free frames and be given the same ones again within the one call; it forgets their labels.
+        A populating mmap may free frames and be given the same ones again within the one call: their labels go first.
         """
-        if op["op"] == "mmap" and "POPULATE" in op.get("flags", ()) and op["p"] in self.states:
-            doomed = range(op["page"], op["page"] + op.get("n", 0))
-            pages = self.states[op["p"]]["pages"]
-            names = {
-                entry[0]
-                for page, entry in pages.items()
-                if int(page) in doomed and entry[0][0] == "A" and entry[1] == 1
-            }
-            self._labels = {pfn: name for pfn, name in self._labels.items() if name not in names}
+        if op["op"] == "mmap" and {"POPULATE", "LOCKED"} & set(op.get("flags", ())):
+            self._forget(op["p"], range(op["page"], op["page"] + op.get("n", 0)))
+
+    def after(self, op: Op, result: dict[str, Any]) -> None:
+        """To be called after an operation: the same for a growing mremap over something, which populates if locked."""
+        if op["op"] == "mremap" and "ret_page" in result and "FIXED" in op["flags"] and op["n2"] > script.npages(op):
+            self._forget(op["p"], range(op["to"], op["to"] + op["n2"]))
+
+    def _forget(self, slot: int, pages: range) -> None:
+        """Drop the labels of frames that only *pages* of this process map."""
+        state = self.states.get(slot)
+        entries = state["pages"].items() if state else ()
+        names = {entry[0] for page, entry in entries if int(page) in pages and entry[0][0] == "A" and entry[1] == 1}
+        self._labels = {pfn: name for pfn, name in self._labels.items() if name not in names}
 
     def observe(self, views: Mapping[int, View]) -> dict[int, State]:
         """The state of every live process; *views* by slot."""

@@ -61,7 +61,8 @@ SUMS = (
 """The lines of smaps that are summed (kB) over a process's mappings in the arena."""
 
 LAGGING = "LazyFree"
-"""The one of them that is not compared: the kernel counts it late, when a per-CPU batch is drained."""
+"""The one that the kernel counts late, when a per-CPU batch is drained: compared only in recordings that are `settled`,
+which means that their recorder had the batches drained before and after each operation."""
 
 
 def file_image() -> bytes:
@@ -82,6 +83,11 @@ def byte_address(op: Op) -> int:
 def length(op: Op) -> int:
     """Length in bytes: ``n`` pages, unless ``len`` says otherwise."""
     return int(op["len"] if "len" in op else op.get("n", 0) * PAGE)
+
+
+def npages(op: Op) -> int:
+    """Length in pages, rounded up."""
+    return (length(op) + PAGE - 1) // PAGE
 
 
 def prot(op: Op) -> int:
