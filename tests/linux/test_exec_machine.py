@@ -1,5 +1,5 @@
-"""A program in an emulated machine against the same program on this kernel, stopped at its first instruction: mappings as
-/proc shows them, device and inode included, registers, and every byte that is mapped.
+"""A program in an emulated machine against the same program on this kernel, stopped at its first instruction: mappings
+as /proc shows them, device and inode included, registers, and what is mapped.
 """
 
 from __future__ import annotations
