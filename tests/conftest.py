@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def pytest_configure() -> None:
     """Forget the checkout's vmemu/ unless it was built in place, and stop if then there is no vmemu."""
     if not list((ROOT / "vmemu").glob("_core*.so")):  # `python -m pytest` puts the checkout into sys.path
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
     try:
         importlib.import_module("vmemu._core")
     except ImportError as error:
