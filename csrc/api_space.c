@@ -47,6 +47,18 @@ int vmemu_space_free(vmemu_machine *m, uint32_t space)
 	return leave(m, 0);
 }
 
+int vmemu_space_abandon(vmemu_machine *m, uint32_t space)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	for (int kind = 0; kind < VMEMU_NKINDS; kind++)
+		m->vm.faults[kind] -= s->faults[kind];
+	space_free(&m->vm, s);
+	return leave(m, 0);
+}
+
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out)
 {
 	struct space *s = enter_space(m, space);

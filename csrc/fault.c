@@ -14,39 +14,9 @@ struct fault {
 	struct vmemu_trap *trap;
 };
 
-/* Linux's anon_vma_prepare(): a VMA gets its identity with its first anonymous frame, a compatible neighbour's if that has one
- * (find_mergeable_anon_vma()), so that the two can merge later. */
-static int adoptable(const vma_t *l, const vma_t *r)
-{
-	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC;
-
-	return l->end == r->start && l->object == r->object && l->tag == r->tag && !((l->flags ^ r->flags) & ~access) &&
-	       vma_index_of(l, l->end) == r->pgoff;
-}
-
 static int prepare_anon(struct fault *f)
 {
-	struct vmas *vmas = &f->space->vmas;
-	const vma_t *v, *n;
-	struct vma_pos pos;
-	uint64_t anon = 0;
-
-	if (f->vma.anon)
-		return 0;
-	if (vmas_own(&f->vm->env, vmas, f->vma.start, f->vma.end))
-		return -ENOMEM;
-	v = vmas_find(vmas, f->va, &pos);
-	VM_ASSERT(v && v->start <= f->va);
-	if (v->anon) /* cannot happen while identities are only refreshed, but is right */
-		return 0;
-	n = vmas_next(vmas, &(struct vma_pos){ pos.block, pos.i });
-	if (n && n->anon && !(n->anon & ANON_FORKED) && adoptable(v, n))
-		anon = n->anon;
-	n = vmas_prev(vmas, &(struct vma_pos){ pos.block, pos.i });
-	if (!anon && n && n->anon && !(n->anon & ANON_FORKED) && adoptable(n, v))
-		anon = n->anon;
-	vmas_set_anon(vmas, f->va, anon ? anon : env_new_anon(&f->vm->env));
-	return 0;
+	return f->vma.anon ? 0 : vmas_prepare_anon(&f->vm->env, &f->space->vmas, f->va);
 }
 
 /* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. */

@@ -150,15 +150,17 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 			rc = space_unmap(vm, child, part.start, part.end);
 			continue;
 		}
-		if (part.flags & VMEMU_VM_LOCKED)
-			rc = space_reflag(vm, child, part.start, part.end, child_vma(vm, &part).flags);
-		if (!rc && part.flags & VMEMU_VM_WIPEONFORK) {
+		if (!(part.flags & (VMEMU_VM_LOCKED | VMEMU_VM_WIPEONFORK)))
+			continue;
+		rc = vmas_own(&vm->env, &child->vmas, part.start, part.end);
+		if (!rc && part.flags & VMEMU_VM_WIPEONFORK)
 			rc = space_zap(vm, child, part.start, part.end);
-			if (!rc)
-				rc = vmas_own(&vm->env, &child->vmas, part.start, part.end);
-			if (!rc)
-				vmas_set_anon(&child->vmas, part.start, 0);
-		}
+		if (rc)
+			break;
+		part = child_vma(vm, &part);
+		vmas_set_flags(&vm->env, &child->vmas, part.start, part.flags);
+		if (part.flags & VMEMU_VM_WIPEONFORK)
+			vmas_set_anon(&child->vmas, part.start, 0);
 	}
 	return rc;
 }

@@ -256,6 +256,8 @@ int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int
 	if (space_is_mapped(s, start, end))
 		return -EEXIST;
 	rc = vmas_own(&vm->env, &s->vmas, start, end);
+	if (!rc && down) /* expand_downwards() wants the identity for its lock */
+		rc = vmas_prepare_anon(&vm->env, &s->vmas, edge);
 	if (rc)
 		return rc;
 	v = vmas_find(&s->vmas, down ? edge : edge - 1, &pos);

@@ -339,8 +339,13 @@ static void zap(struct tables *t, pfn_t table, int level, uint64_t base, uint64_
 
 void table_zap(struct tables *t, pfn_t *root, uint64_t start, uint64_t end)
 {
-	if (*root != NO_PFN)
-		zap(t, *root, LEVELS, 0, start, end, 1);
+	if (*root == NO_PFN)
+		return;
+	zap(t, *root, LEVELS, 0, start, end, 1);
+	if (!table_info(t, *root)->used && !is_shared(t, *root)) {
+		table_put(t, *root);
+		*root = NO_PFN;
+	}
 }
 
 void table_clear(struct tables *t, pfn_t root, uint64_t start, uint64_t end)

@@ -351,7 +351,8 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 	return 0;
 }
 
-void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon)
+/* The VMA that holds va, to be changed in place. */
+static vma_t *own_vma(const struct vmas *s, uint64_t va)
 {
 	struct vma_pos pos;
 	const vma_t *v = vmas_find(s, va, &pos);
@@ -360,7 +361,45 @@ void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon)
 	VM_ASSERT(v && v->start <= va);
 	b = s->index->slot[pos.block].block;
 	VM_ASSERT(s->index->refs == 1 && b->refs == 1);
-	b->v[pos.i].anon = anon;
+	return &b->v[pos.i];
+}
+
+void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon)
+{
+	own_vma(s, va)->anon = anon;
+}
+
+void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t flags)
+{
+	vma_t *v = own_vma(s, va);
+
+	env->account -= s->sums.account;
+	sums_add(&s->sums, v, (uint64_t)-1);
+	v->flags = flags;
+	sums_add(&s->sums, v, 1);
+	env->account += s->sums.account;
+}
+
+int vmas_prepare_anon(struct vma_env *env, struct vmas *s, uint64_t va)
+{
+	struct vma_pos pos;
+	const vma_t *v = vmas_find(s, va, &pos), *n;
+	uint64_t anon = 0;
+
+	VM_ASSERT(v && v->start <= va);
+	if (v->anon)
+		return 0;
+	if (vmas_own(env, s, v->start, v->end))
+		return -ENOMEM;
+	v = vmas_find(s, va, &pos);
+	n = vmas_next(s, &(struct vma_pos){ pos.block, pos.i });
+	if (n && n->anon && !(n->anon & ANON_FORKED) && vma_adoptable(v, n))
+		anon = n->anon;
+	n = vmas_prev(s, &(struct vma_pos){ pos.block, pos.i });
+	if (!anon && n && n->anon && !(n->anon & ANON_FORKED) && vma_adoptable(n, v))
+		anon = n->anon;
+	vmas_set_anon(s, va, anon ? anon : env_new_anon(env));
+	return 0;
 }
 
 int vmas_append(struct vma_env *env, struct vmas *s, const vma_t *v)

@@ -92,8 +92,12 @@ int vmas_own(struct vma_env *env, struct vmas *s, uint64_t start, uint64_t end);
 /* Replaces the `ndel` VMAs from pos on by the n <= 6 VMAs `with` (in order, disjoint, between the neighbours).
  * Requires vmas_own over the range. On failure -ENOMEM, nothing changed. */
 int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n);
-/* Sets the identity of the VMA that holds va. Requires vmas_own around it. */
+/* Sets the identity, or the flags, of the VMA that holds va; neighbours do not merge. Requires vmas_own around it. */
 void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon);
+void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t flags);
+/* Gives the VMA that holds va an identity if it has none: with its first anonymous frame, a compatible neighbour's if that
+ * has one, so that the two can merge later (__anon_vma_prepare(), find_mergeable_anon_vma()). -ENOMEM. */
+int vmas_prepare_anon(struct vma_env *env, struct vmas *s, uint64_t va);
 
 /* Makes `child`, which is empty, share everything with its parent; the sums too. */
 void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *child);
@@ -103,6 +107,8 @@ void vmas_destroy(struct vma_env *env, struct vmas *s);
 
 /* Linux's rule for two neighbours (can_vma_merge_left/right, is_mergeable_anon_vma). */
 int vma_mergeable(const vma_t *left, const vma_t *right);
+/* One of two neighbours may take over the other's identity (anon_vma_compatible()). */
+int vma_adoptable(const vma_t *left, const vma_t *right);
 /* Appends v to list[n], merging it with the last one where allowed; returns the new n. */
 uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v);
 

@@ -32,6 +32,14 @@ int vma_mergeable(const vma_t *l, const vma_t *r)
 	return (!l->anon && !(r->anon & ANON_FORKED)) || (!r->anon && !(l->anon & ANON_FORKED));
 }
 
+int vma_adoptable(const vma_t *l, const vma_t *r)
+{
+	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC;
+
+	return l->end == r->start && l->object == r->object && l->tag == r->tag && !((l->flags ^ r->flags) & ~access) &&
+	       vma_index_of(l, l->end) == r->pgoff;
+}
+
 uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v)
 {
 	if (n && vma_mergeable(&list[n - 1], v)) {

@@ -205,6 +205,8 @@ void *vmemu_machine_ram(vmemu_machine *m);
 
 int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
+/* Ends a space that came to nothing: its faults are not counted for the machine either. */
+int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);

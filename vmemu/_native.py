@@ -16,7 +16,7 @@ from vmemu._core import ffi, lib
 from vmemu.errors import InvariantError, OutOfMemory, VmemuError, syscall_error
 from vmemu.types import FaultCounts, FaultKind
 
-__all__ = ["ClosedCore", "Core", "Trap", "Vma", "constants"]
+__all__ = ["Closed", "Core", "Trap", "Vma", "constants"]
 
 NWORDS: int = lib.VMEMU_NWORDS
 _KINDS: int = lib.VMEMU_NKINDS
@@ -93,6 +93,8 @@ class Trap(NamedTuple):
 def _fail(rc: int, call: str) -> None:
     if rc == -errno.ENOMEM:
         raise OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (no frame is left)")
+    if rc == -errno.EBADF:  # ended by another thread since it was looked up
+        raise syscall_error(call, errno.ESRCH, "the process has exited")
     raise syscall_error(call, -rc)
 
 
@@ -201,6 +203,10 @@ class Core:
         if rc:
             _fail(rc, "fork")
         return (out[0],) if n == 1 else ids
+
+    def space_abandon(self, space: int) -> None:
+        """Ends a space that came to nothing."""
+        lib.vmemu_space_abandon(self._m, space)
 
     def space_info(self, space: int) -> Any:
         """struct vmemu_space_info."""
@@ -384,10 +390,10 @@ class Core:
         return None if lib.vmemu_object_info(self._m, object_, out) else out
 
     def object_fill(self, object_: int, index: int, npages: int, data: bytes, major: int | None, call: str) -> None:
-        """Puts pages into the cache."""
+        """Puts pages into the cache; nothing happens if the object is gone."""
         mark = 0xFFFF_FFFF_FFFF_FFFF if major is None else major
         rc = lib.vmemu_object_fill(self._m, object_, index, npages, ffi.from_buffer(data), len(data), mark)
-        if rc:
+        if rc and rc != -errno.EBADF:
             _fail(rc, call)
 
     def object_read(self, object_: int, offset: int, buffer: bytearray, start: int) -> int:
@@ -416,10 +422,16 @@ class Core:
             _fail(rc, "madvise")
 
 
-class ClosedCore:
-    """Stands in for the core of a closed machine: whatever is asked of it raises."""
+class Closed:
+    """Stands in for the parts of a closed machine: whatever is asked of it raises."""
 
     def __getattr__(self, name: str) -> Any:
+        raise VmemuError("the machine is closed")
+
+    def __len__(self) -> int:
+        raise VmemuError("the machine is closed")
+
+    def __iter__(self) -> Iterator[Any]:
         raise VmemuError("the machine is closed")
 
 

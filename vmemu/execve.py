@@ -54,7 +54,7 @@ def build(
         try:
             _carry_out(Space(kernel, sid, pid), plan)
         except BaseException:
-            kernel.core.space_free(sid)
+            kernel.core.space_abandon(sid)
             raise
     return sid, Image(
         path=plan.path,

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 
 from vmemu._native import Core
 from vmemu._native import constants as c
-from vmemu.errors import VmemuError, syscall_error
+from vmemu.errors import OutOfMemory, VmemuError, syscall_error
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["File", "FileTable", "Inode"]
@@ -56,9 +56,13 @@ class Inode:
         self.exec_tag = 0
         """Of mappings made by execve."""
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Lets go of the host's file."""
         if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1
+
+    __del__ = close
 
 
 class File:
@@ -112,7 +116,7 @@ class File:
             while done < length:
                 done += self._table.core.object_read(self._inode.object, offset + done, buffer, done)
                 if done < length:
-                    self._table.read_in(self._inode, (offset + done) // PAGE_SIZE, None, "pread")
+                    self._read_in((offset + done) // PAGE_SIZE, "pread")
         return bytes(buffer)
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int:
@@ -129,13 +133,17 @@ class File:
         if offset + len(view) > _SIZE_MAX:
             raise syscall_error("pwrite", errno.EFBIG, f"offset {offset}")
         with self._table.lock:
-            if view and offset + len(view) > self.size:
+            before, done = self.size, 0
+            if view and offset + len(view) > before:
                 self._table.core.object_resize(self._inode.object, offset + len(view))
-            done = 0
-            while done < len(view):
-                done += self._table.core.object_write(self._inode.object, offset + done, view, done)
-                if done < len(view):
-                    self._table.read_in(self._inode, (offset + done) // PAGE_SIZE, None, "pwrite")
+            try:
+                while done < len(view):
+                    done += self._table.core.object_write(self._inode.object, offset + done, view, done)
+                    if done < len(view):
+                        self._read_in((offset + done) // PAGE_SIZE, "pwrite")
+            except OutOfMemory:  # the size moves with what was written
+                self._table.core.object_resize(self._inode.object, max(before, offset + done if done else 0))
+                raise
         return len(view)
 
     def truncate(self, size: int) -> None:
@@ -147,6 +155,10 @@ class File:
             raise syscall_error("ftruncate", errno.EFBIG, f"size {size}")
         with self._table.lock:
             self._table.core.object_resize(self._inode.object, size)
+
+    def _read_in(self, index: int, call: str) -> None:
+        if not self._table.read_in(self._inode, index, None, call):
+            raise syscall_error(call, errno.EIO, f"page {index} of {self.name} can't be read: the file was changed")
 
     def _check(self, call: str, writing: bool = False) -> None:
         if not self._release.alive:
@@ -176,6 +188,14 @@ class FileTable:
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
+
+    def close(self, closed: Core) -> None:
+        """The machine is closed; *closed* stands in for its core."""
+        self.core = closed
+        for inode in self._by_object.values():
+            inode.close()
+        self._by_object.clear()
+        self._by_key.clear()
 
     # ---- names ----
 
@@ -251,22 +271,25 @@ class FileTable:
 
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
         """A file in memory."""
+        if not isinstance(name, str):
+            raise TypeError(f"create_file: name must be a str, not {type(name).__name__}")
+        view = memoryview(data).cast("B")
         with self.lock:
             inode = Inode(self._new_number(), MEMORY_DEVICE, name)
             kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM
-            self._add(inode, kind, len(data))
+            self._add(inode, kind, len(view))
             file = File(self, inode, name, self._new_tag(inode, name), True)
             if writenotify:
-                npages = -(-len(data) // PAGE_SIZE)
-                self.core.object_fill(inode.object, 0, npages, bytes(data), None, "create_file")
+                npages = -(-len(view) // PAGE_SIZE)
+                self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
             else:
-                file.pwrite(data, 0)
+                file.pwrite(view, 0)
             return file
 
     def open(self, path: str | os.PathLike[str]) -> File:
         """A file of the host, read-only. Errors as open(2); ENODEV for what cannot be mapped, EISDIR for a
         directory."""
-        name = os.fspath(path)
+        name = os.fsdecode(path)
         with self.lock:
             inode = self._open_inode(name)
             return File(self, inode, inode.path, self._new_tag(inode, inode.path), False)
@@ -308,7 +331,8 @@ class FileTable:
     def page_in(self, object_: int, index: int, call: str) -> bool:
         """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS)."""
         with self.lock:
-            return self.read_in(self._by_object[object_], index, index, call)
+            inode = self._by_object.get(object_)  # none if another thread unmapped it meanwhile
+            return inode is None or self.read_in(inode, index, index, call)
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
         """Brings page *index* into the cache and up to READ_AROUND - 1 others; *major* is marked as just read."""

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from vmemu._native import ClosedCore, Core
+from vmemu._native import Closed, Core
 from vmemu.files import FileTable
 from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
@@ -67,13 +67,14 @@ class Kernel:
     @property
     def closed(self) -> bool:
         """The machine was closed."""
-        return isinstance(self.core, ClosedCore)
+        return isinstance(self.core, Closed)
 
     def close(self) -> None:
-        """Lets go of the core; whatever is asked of it from now on raises."""
+        """Lets go of the core and of the host's files; whatever is asked of the machine from now on raises."""
         with self.lock:
-            closed: Any = ClosedCore()
-            self.core = self.files.core = closed
+            closed: Any = Closed()
+            self.core = self.processes = closed
+            self.files.close(closed)
 
     def new_image(self, image: Image) -> int:
         """Keeps an image and returns its index; those that no process has any more are dropped now and then."""

@@ -13,6 +13,7 @@ from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.files import File
 from vmemu.kernel import Kernel
+from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.process import Process, ProcessMap, boot_init, spawn
 from vmemu.procfs import ProcFS
@@ -61,10 +62,11 @@ class Machine:
         size = parse_size(memory, "memory")
         if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
             raise ValueError(f"memory: {memory!r} is not between 64KiB and 16TiB")
-        if not 0 <= fault_around <= 512:
+        if not 0 <= integer(fault_around, "Machine", "fault_around") <= 512:
             raise ValueError(f"fault_around: {fault_around} is not between 0 and 512 pages")
-        if overcommit_ratio < 0:
-            raise ValueError(f"overcommit_ratio: {overcommit_ratio} is negative")
+        for name, number in (("overcommit_ratio", overcommit_ratio), ("max_map_count", max_map_count)):
+            if integer(number, "Machine", name) < 0:
+                raise ValueError(f"{name}: {number} is negative")
         for name, value, known in (("oom", oom, ("raise", "kill")), ("thp", thp, ("never", "madvise", "always"))):
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, known))}")

@@ -17,6 +17,7 @@ from vmemu.errors import syscall_error
 from vmemu.execve import build
 from vmemu.kernel import Image, Kernel
 from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, view
+from vmemu.memory.args import integer
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
@@ -48,7 +49,7 @@ class Process:
         self.pid = pid
 
     def __repr__(self) -> str:
-        return f"<vmemu.Process {self.pid} {self.state}>"
+        return f"<vmemu.Process {self.pid} {'of a closed machine' if self._kernel.closed else self.state}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Process) and self.pid == other.pid and self._kernel is other._kernel
@@ -180,9 +181,11 @@ class Process:
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
-        if n < 0:
-            raise ValueError(f"n: {n} is negative")
-        return Children(self._kernel, self._fork(n, mode) if n else range(0))
+        count = integer(n, "fork_many", "n")
+        if count < 0:
+            raise ValueError(f"n: {count} is negative")
+        self._space("fork_many")
+        return Children(self._kernel, self._fork(count, mode) if count else range(0))
 
     def _fork(self, n: int, mode: ForkMode | int | None) -> range:
         kernel = self._kernel
@@ -263,6 +266,7 @@ class Process:
         (0, 0), else EAGAIN, as nobody else runs meanwhile.
         """
         kernel = self._kernel
+        pid, options = integer(pid, "wait", "pid"), integer(options, "wait", "options")
         if options & ~os.WNOHANG:
             raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
         with kernel.lock:

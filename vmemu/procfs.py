@@ -35,6 +35,8 @@ class ProcFS:
 
         ENOENT if there is no such file or process; NotImplementedError for files that exist on Linux and not here yet.
         """
+        if not isinstance(path, str):
+            raise TypeError(f"procfs: path must be a str, not {type(path).__name__}")
         name = path.removeprefix("/proc/").strip("/")
         match = _PATH.fullmatch(name)
         process = self._processes.get(int(match["pid"])) if match else None

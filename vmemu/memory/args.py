@@ -7,20 +7,25 @@ from typing import SupportsIndex
 
 from vmemu.errors import syscall_error
 
-__all__ = ["MASK", "TASK_SIZE", "page_up", "u64"]
+__all__ = ["MASK", "TASK_SIZE", "integer", "page_up", "u64"]
 
 MASK = (1 << 64) - 1
 TASK_SIZE = 0x7FFF_FFFF_F000
 """End of the user half; the last page below 2^47 cannot be mapped."""
 
 
+def integer(value: SupportsIndex, call: str, what: str) -> int:
+    """*value* as an int; TypeError that names *what* if it is none."""
+    try:
+        return value.__index__()
+    except AttributeError:
+        raise TypeError(f"{call}: {what} must be an int, not {type(value).__name__}") from None
+
+
 def u64(value: SupportsIndex, call: str, what: str) -> int:
     """*value* as a register holds it: negative numbers wrap. TypeError if it is no integer, EINVAL if it has
     over 64 bits."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{call}: {what} must be an int, not {type(value).__name__}") from None
+    number = integer(value, call, what)
     if not -(1 << 63) <= number <= MASK:
         raise syscall_error(call, errno.EINVAL, f"{what} {number:#x} does not fit in 64 bits")
     return number & MASK

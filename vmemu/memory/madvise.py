@@ -8,7 +8,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
-from vmemu.memory.args import MASK, page_up, u64
+from vmemu.memory.args import MASK, integer, page_up, u64
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Advice
 
@@ -32,6 +32,7 @@ _ANONYMOUS_ONLY = (Advice.WIPEONFORK,)
 def madvise(space: Space, address: SupportsIndex, length: SupportsIndex, advice: int) -> None:
     """Advice for a range."""
     addr, size = u64(address, CALL, "address"), u64(length, CALL, "length")
+    advice = integer(advice, CALL, "advice")
     try:
         what = Advice(advice)
     except ValueError:

@@ -7,7 +7,7 @@ from typing import SupportsIndex
 
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
-from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
+from vmemu.memory.args import MASK, TASK_SIZE, integer, page_up, u64
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE
 
@@ -28,6 +28,7 @@ def _lock_range(address: SupportsIndex, length: SupportsIndex, call: str) -> tup
 
 def mlock(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
     """Locks the mappings of a range and, unless MLOCK_ONFAULT, faults their pages in (do_mlock())."""
+    flags = integer(flags, "mlock2", "flags")
     if flags & ~MLOCK_ONFAULT:
         raise syscall_error("mlock2", errno.EINVAL, f"flags {flags:#x}")
     start, end = _lock_range(address, length, "mlock")
@@ -92,6 +93,7 @@ def msync(space: Space, address: SupportsIndex, length: SupportsIndex, flags: in
     """Checks what msync(2) checks; there is no disk to write to, so pages stay as they are."""
     call = "msync"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
+    flags = integer(flags, call, "flags")
     if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC:
         raise syscall_error(call, errno.EINVAL, f"flags {flags:#x}")
     if addr % PAGE_SIZE:

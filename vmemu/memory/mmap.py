@@ -6,7 +6,7 @@ import errno
 from typing import SupportsIndex
 
 from vmemu._native import constants as c
-from vmemu.errors import syscall_error
+from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
 from vmemu.memory.args import TASK_SIZE, page_up, u64
 from vmemu.memory.commit import enough_memory
@@ -102,7 +102,11 @@ def mmap(
         else:
             core.map(space.sid, addr, addr + size, vm_flags, 0, addr // PAGE_SIZE, 0, call)
         if flags & (Map.POPULATE | Map.LOCKED) and not flags & Map.NONBLOCK:
-            _populate(space, addr, addr + size, vm_flags)
+            try:
+                _populate(space, addr, addr + size, vm_flags)
+            except OutOfMemory:
+                core.unmap(space.sid, addr, addr + size, call)
+                raise
     return addr
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import SupportsIndex
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
-from vmemu.errors import syscall_error
+from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.memory.args import MASK, page_up, u64
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import vm_prot
@@ -79,6 +80,9 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
     elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:
         flags &= ~c.VM_ACCOUNT  # nothing was written yet: the promise can be taken back
     _reflag(space, vma, start, end, flags, call)
+    if vma.flags & (c.VM_WRITE | c.VM_SHARED | c.VM_LOCKED) == c.VM_LOCKED and access & c.VM_WRITE:
+        with contextlib.suppress(OutOfMemory):
+            space.populate(start, end, True)  # locked memory that may be written shall not fault when it is
 
 
 def _reflag(space: Space, vma: Vma, start: int, end: int, flags: int, call: str) -> None:
@@ -93,7 +97,7 @@ def mseal(space: Space, address: SupportsIndex, length: SupportsIndex, flags: in
     """Seals a range, which must be mapped throughout: no change of its mappings from now on (mm/mseal.c)."""
     call = "mseal"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
-    if flags:
+    if u64(flags, call, "flags"):
         raise syscall_error(call, errno.EINVAL, f"flags {flags:#x}")
     end = addr + page_up(size) & MASK
     if addr % PAGE_SIZE or (size and not page_up(size)) or end < addr:

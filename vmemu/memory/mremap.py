@@ -4,12 +4,13 @@ check_prep_vma(); entries move as they are, no frame is copied.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import SupportsIndex
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
-from vmemu.errors import SyscallError, syscall_error
+from vmemu.errors import OutOfMemory, SyscallError, syscall_error
 from vmemu.memory.args import TASK_SIZE, page_up, u64
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import find_hole, munmap
@@ -171,6 +172,7 @@ def _charge(space: Space, vma: Vma, npages: int) -> None:
 
 
 def _populate(space: Space, vma: Vma, start: int, end: int) -> None:
-    """What a locked mapping gains is faulted in."""
+    """What a locked mapping gains is faulted in, as far as there are frames."""
     if vma.flags & c.VM_LOCKED and not vma.flags & c.VM_LOCKONFAULT and start < end:
-        space.populate(start, end, vma.flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE)
+        with contextlib.suppress(OutOfMemory):
+            space.populate(start, end, vma.flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE)

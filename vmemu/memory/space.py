@@ -15,7 +15,7 @@ from vmemu._native import Trap, Vma
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError
 from vmemu.kernel import Kernel
-from vmemu.memory.args import MASK, TASK_SIZE
+from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.commit import enough_memory
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
@@ -104,23 +104,17 @@ class Space:
         """One access for each address -> the FaultKind of each."""
         import numpy as np
 
-        where = np.asarray(addresses)
-        if where.dtype != np.uint64:
-            if where.size and where.dtype.kind not in "iu":
-                raise TypeError(f"addresses must be integers, not {where.dtype}")
-            if where.dtype.kind == "i" and where.size and where.min() < 0:
-                raise ValueError("addresses: negative")
-            where = where.astype(np.uint64)
-        if where.ndim != 1:
-            raise ValueError(f"addresses must have one dimension, not {where.ndim}")
-        where = np.ascontiguousarray(where)
+        where = _addresses(addresses)
         which, access = None, c.READ
-        if isinstance(write, bool | np.bool_):
-            access = c.WRITE if write else c.READ
+        flags = np.asarray(write)
+        if flags.size and flags.dtype.kind not in "biu":
+            raise TypeError(f"write must be a bool or an array of bool, not {flags.dtype}")
+        if not flags.ndim:
+            access = c.WRITE if flags else c.READ
+        elif flags.shape != where.shape:
+            raise ValueError(f"write has shape {flags.shape}, addresses {where.shape}")
         else:
-            which = np.ascontiguousarray(np.asarray(write, dtype=bool)).view(np.uint8)
-            if which.shape != where.shape:
-                raise ValueError(f"write has shape {which.shape}, addresses {where.shape}")
+            which = np.ascontiguousarray(flags.astype(bool)).view(np.uint8)
         kinds = np.zeros(where.shape, np.uint8)
         at, n = 0, len(where)
         while at < n:
@@ -144,10 +138,7 @@ class Space:
         return True
 
     def _address(self, address: SupportsIndex, access: int) -> int:
-        try:
-            number = address.__index__()
-        except AttributeError:
-            raise TypeError(f"address must be an int, not {type(address).__name__}") from None
+        number = integer(address, _NAMES[access], "address")
         if not 0 <= number <= MASK:
             raise SegmentationFault(self.pid, number, _NAMES[access], FaultKind.SEGV_MAPERR)
         return number
@@ -223,3 +214,20 @@ class Space:
     def room_for_split(self, extra: int = 1) -> bool:
         """*extra* more mappings would stay within max_map_count."""
         return int(self.kernel.core.sums(self.sid).nvmas) + extra <= self.kernel.max_map_count
+
+
+def _addresses(addresses: ArrayLike) -> NDArray[np.uint64]:
+    """A contiguous uint64 array (n,) of what was given as one."""
+    import numpy as np
+
+    where = np.asarray(addresses)
+    if where.ndim != 1:
+        raise ValueError(f"addresses must have one dimension, not {where.ndim}")
+    if where.dtype.kind == "i" and where.size and where.min() < 0:
+        raise ValueError("addresses: negative")
+    if where.size and where.dtype.kind not in "iu":
+        if isinstance(addresses, np.ndarray) or where.dtype.kind == "b":
+            raise TypeError(f"addresses must be integers, not {where.dtype}")
+        # a list of integers that NumPy finds no common type for
+        return np.array([integer(item, "access", "each address") for item in addresses], np.uint64)  # type: ignore[union-attr, arg-type]
+    return np.ascontiguousarray(where, np.uint64)

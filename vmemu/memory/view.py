@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
-from vmemu.memory.args import MASK, TASK_SIZE
+from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.space import Space
 from vmemu.memory.words import BRK, START_BRK, START_STACK
 from vmemu.types import PAGE_SIZE, ByKind, Mapping, MappingUsage, Prot, Translation
@@ -128,7 +128,8 @@ def pagemap(space: Space, address: SupportsIndex, npages: int) -> NDArray[np.uin
     """uint64 array of /proc/PID/pagemap entries."""
     import numpy as np
 
-    where = address.__index__()
+    where = integer(address, "pagemap", "address")
+    npages = integer(npages, "pagemap", "npages")
     if where % PAGE_SIZE or npages < 0 or not 0 <= where <= TASK_SIZE - npages * PAGE_SIZE:
         raise syscall_error("pagemap", errno.EINVAL, f"{npages} pages at {where:#x}")
     out = np.zeros(npages, np.uint64)
@@ -139,7 +140,7 @@ def pagemap(space: Space, address: SupportsIndex, npages: int) -> NDArray[np.uin
 
 def translate(space: Space, address: SupportsIndex) -> Translation | None:
     """What a page walk finds; None where no entry is."""
-    where = address.__index__()
+    where = integer(address, "translate", "address")
     if not 0 <= where <= MASK:
         return None
     found = space.kernel.core.translate(space.sid, where)
