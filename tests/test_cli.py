@@ -173,7 +173,7 @@ def test_broken_pipe_is_quiet(arguments: list[str]) -> None:
 
 
 def test_interrupt_ends_with_the_report() -> None:
-    command = [*COMMAND, "bomb", "--json", "--memory", "1TiB", "--max-processes", "100000000", "--fork", "on-demand"]
+    command = [*COMMAND, "bomb", "--json", "--memory", "64GiB", "--max-processes", "100000000", "--fork", "on-demand"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
