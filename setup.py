@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError
 
@@ -17,6 +18,14 @@ INSTALL = """\
   Fedora, RHEL:    dnf install gcc glibc-devel python3-devel
   Arch:            pacman -S gcc
   Alpine:          apk add gcc musl-dev python3-dev linux-headers"""
+
+
+class Build(build):
+    """Starts from nothing: a file that was deleted since the last build must not get into the wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildCore(build_ext):
@@ -61,6 +70,6 @@ wheel = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api"
 
 setup(
     cffi_modules=["csrc/build_core.py:ffi"],
-    cmdclass={"build_ext": BuildCore},
+    cmdclass={"build": Build, "build_ext": BuildCore},
     options={"bdist_wheel": wheel},
 )

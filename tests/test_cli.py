@@ -54,6 +54,7 @@ def test_help() -> None:
         (["bomb", "--seed"], "--seed: expected one argument"),
         (["bomb", "/no/such/program"], "/no/such/program: "),
         (["bomb", "no-such-program"], "no-such-program: "),
+        (["bomb", ""], "No such file or directory"),
         (["bomb", "/etc"], "/etc: "),
         (["bomb", "/etc/passwd"], "/etc/passwd: "),
         (["exec"], "PROGRAM is missing"),

@@ -124,8 +124,8 @@ def run(
     ):
         if value < least:
             raise ValueError(f"{name}: {value} is less than {least}")
-    path = find_program(program or default_program())
-    arguments = list(argv) if argv is not None else [program or path]
+    path = find_program(default_program() if program is None else program)
+    arguments = list(argv) if argv is not None else [path if program is None else program]
     clock = time.perf_counter
     began = clock()
     with Machine(memory=memory, fork_mode=fork, seed=seed) as machine:

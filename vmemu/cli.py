@@ -229,9 +229,10 @@ def _usage(parser: _Parser, program: str) -> Iterator[None]:
     try:
         yield
     except SyscallError as error:
+        why = (error.strerror or str(error)).removeprefix("execve: ")
         if error.errno == errno.ENOMEM:
-            parser.error(f"{program}: does not fit into the machine's memory ({error.strerror})")
-        parser.error(f"{program}: {error.strerror}")
+            why = f"does not fit into the machine's memory: {why}"
+        parser.exit(2, f"{parser.prog}: error: {program or repr(program)}: {why}\n")
     except ValueError as error:
         parser.error(str(error))
 

@@ -48,8 +48,8 @@ def run(
     for name, value, least in (("processes", processes, 1), ("dirty", dirty, 0), ("repeat", repeat, 1)):
         if value < least:
             raise ValueError(f"{name}: {value} is less than {least}")
-    path = bomb.find_program(program or bomb.default_program())
-    arguments = list(argv) if argv is not None else [program or path]
+    path = bomb.find_program(bomb.default_program() if program is None else program)
+    arguments = list(argv) if argv is not None else [path if program is None else program]
     heap_bytes = parse_size(heap, "heap")
     costs = []
     for way in WAYS:

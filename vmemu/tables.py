@@ -87,7 +87,8 @@ def print_bomb(report: BombReport, file: IO[str] | None = None) -> None:
     console.print(f"Fork bomb of {command}: {fork_word(report.fork)} fork, {size(report.memory)} of RAM", style="bold")
     table = _pairs()
     table.add_row("stopped by", report.stopped.value, _WHY[report.stopped])
-    table.add_row("processes", _count(report.processes), f"after {report.generations} complete generations")
+    complete = f"after {report.generations} complete generations" if report.processes else "the program did not fit"
+    table.add_row("processes", _count(report.processes), complete)
     table.add_row(
         "forks per second", f"{report.forks_per_s:,.0f}", f"{_count(report.forks)} forks in {span(report.seconds)}"
     )
