@@ -22,13 +22,16 @@ static int access_one(struct vm *vm, struct space *s, uint64_t va, int access, c
 		int writable = 0, again;
 		pte_t *e = table_walk(&vm->tables, s->root, va, &writable);
 
-		if (e && *e & PTE_P && (access != VMEMU_WRITE || (writable && *e & PTE_W)) &&
+		if (e && *e & PTE_P && (!(access & VMEMU_WRITE) || (writable && *e & PTE_W)) &&
 		    (access != VMEMU_FETCH || !(*e & PTE_NX))) {
-			*e |= access == VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
+			if (access != VMEMU_GUP_WRITE)
+				*e |= access == VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
+			else if (!(*e & PTE_D)) /* follow_page_pte() with FOLL_TOUCH */
+				frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY;
 			*pte = e;
 			return kind;
 		}
-		again = fault_resolve(vm, s, va, access, trap);
+		again = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
 		if (again < 0 || again >= VMEMU_SEGV_MAPERR)
 			return again;
 		VM_ASSERT(first); /* one fault makes the access possible */
@@ -107,12 +110,9 @@ int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer
 int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
 		 struct vmemu_trap *trap)
 {
-	const int gup = access == VMEMU_GUP_WRITE;
 	uint64_t done = 0, bytes = 0;
 	const pte_t *e;
 
-	if (gup)
-		access = VMEMU_WRITE;
 	while (bytes < length) {
 		int kind;
 
@@ -123,9 +123,6 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 			counts[kind]++;
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, va + bytes, done, kind);
-		if (gup && frame_of(&vm->frames, pte_pfn(*e))->flags & FRAME_OBJECT)
-			frame_of(&vm->frames, pte_pfn(*e))->flags |=
-				FRAME_DIRTY; /* follow_page_pte() with FOLL_TOUCH */
 		bytes += chunk(va + bytes, length - bytes);
 		done++;
 	}

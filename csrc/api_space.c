@@ -206,6 +206,15 @@ int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_
 	return leave(m, bad_range(start, end) ? -EINVAL : space_reflag(&m->vm, s, start, end, flags));
 }
 
+int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	return leave(m, at & PAGE_MASK || at >= TASK_SIZE ? -EINVAL : space_split(&m->vm, s, at));
+}
+
 int vmemu_space_zap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
 {
 	struct space *s = enter_space(m, space);

@@ -56,21 +56,19 @@ static void drop_tables(struct vm *vm, struct space *s, uint64_t start, uint64_t
 		table_zap(&vm->tables, &s->root, floor, ceiling);
 }
 
-/* MREMAP_DONTUNMAP: the old mapping stays as if never touched, and unlocked (dontunmap_complete()). Requires its blocks owned. */
-static int leave_behind(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+/* MREMAP_DONTUNMAP: the old mapping stays as if never touched, and all of it unlocked (dontunmap_complete()); neither is a
+ * reason to split or merge. Requires its block owned. */
+static void leave_behind(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	const uint64_t locked = VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT;
 	struct vma_pos pos;
 	const vma_t *v = vmas_find(&s->vmas, start, &pos);
-	int rc = v->flags & locked ? space_reflag(vm, s, start, end, v->flags & ~locked) : 0;
 
-	if (rc)
-		return rc;
-	v = vmas_find(&s->vmas, start, &pos);
+	if (v->flags & locked)
+		vmas_set_flags(&vm->env, &s->vmas, start, v->flags & ~locked);
 	if (v->start == start &&
 	    v->end == end) /* else others of its pages still have the identity (unlink_anon_vmas()) */
 		vmas_set_anon(&s->vmas, start, 0);
-	return 0;
 }
 
 int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t to, uint64_t length, int keep)
@@ -102,8 +100,9 @@ int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uin
 		rc = space_replace(vm, s, to, to + length, &new);
 	if (rc)
 		return rc;
-	rc = keep ? leave_behind(vm, s, start, end) : space_replace(vm, s, start, end, NULL);
-	if (rc) {
+	if (keep)
+		leave_behind(vm, s, start, end);
+	else if ((rc = space_replace(vm, s, start, end, NULL)) != 0) {
 		(void)space_replace(vm, s, to, to + length, NULL);
 		return rc;
 	}

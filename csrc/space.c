@@ -262,13 +262,28 @@ int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int
 		return rc;
 	v = vmas_find(&s->vmas, down ? edge : edge - 1, &pos);
 	grown = *v;
-	if (down) {
-		grown.pgoff -= (edge - to) >> PAGE_SHIFT;
-		grown.start = to;
-	} else {
+	if (!down) {
 		grown.end = to;
+		return space_replace(vm, s, grown.start, grown.end, &grown);
 	}
-	return space_replace(vm, s, grown.start, grown.end, &grown);
+	grown.pgoff -= (edge - to) >> PAGE_SHIFT;
+	grown.start = to;
+	return vmas_splice(&vm->env, &s->vmas, pos, 1, &grown, 1); /* a stack that grows does not merge */
+}
+
+int space_split(struct vm *vm, struct space *s, uint64_t at)
+{
+	struct vma_pos pos;
+	const vma_t *v;
+	vma_t parts[2];
+	int rc = vmas_own(&vm->env, &s->vmas, at, at);
+
+	v = rc ? NULL : vmas_find(&s->vmas, at, &pos);
+	if (!v || v->start >= at)
+		return rc;
+	parts[0] = vma_part(v, v->start, at);
+	parts[1] = vma_part(v, at, v->end);
+	return vmas_splice(&vm->env, &s->vmas, pos, 1, parts, 2);
 }
 
 /* ---- objects ---- */

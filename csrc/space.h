@@ -18,6 +18,8 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v);
 int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 /* New flags for [start, end). -EINVAL unless it lies in one mapping. */
 int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t flags);
+/* Makes two mappings of one that holds `at` inside (split_vma()). */
+int space_split(struct vm *vm, struct space *s, uint64_t at);
 /* Drops the pages of [start, end). */
 int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 /* Moves [start, end), in one mapping, to `to`; the mapping there is `length` bytes. -EINVAL, -EEXIST if not a hole. */

@@ -231,6 +231,8 @@ int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vm
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
+/* Makes two mappings of the one that holds `at` inside; 0 also if there is none. */
+int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at);
 /* Drops the pages of [start, end) and leaves the mappings. */
 int vmemu_space_zap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.

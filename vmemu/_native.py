@@ -288,6 +288,12 @@ class Core:
         if rc:
             _fail(rc, call)
 
+    def split(self, space: int, at: int, call: str) -> None:
+        """Makes two mappings of one."""
+        rc = lib.vmemu_space_split(self._m, space, at)
+        if rc:
+            _fail(rc, call)
+
     def zap(self, space: int, start: int, end: int, call: str) -> None:
         """Drops the pages of a range."""
         rc = lib.vmemu_space_zap(self._m, space, start, end)

@@ -108,7 +108,7 @@ def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
         raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
     if not vma.object:
         raise syscall_error(CALL, errno.EINVAL, "MADV_REMOVE is for files and shared memory")
-    if vma.flags & (c.VM_SHARED | c.VM_WRITE) != c.VM_SHARED | c.VM_WRITE:
+    if vma.flags & (c.VM_SHARED | c.VM_MAYWRITE) != c.VM_SHARED | c.VM_MAYWRITE:
         raise syscall_error(CALL, errno.EACCES, f"{vma.start:#x}-{vma.end:#x} is not shared and writable")
     first = vma.pgoff + (start - vma.start) // PAGE_SIZE
     space.kernel.core.object_punch(vma.object, first, (end - start) // PAGE_SIZE)

@@ -206,8 +206,11 @@ def find_hole(space: Space, hint: int, size: int, align: int = PAGE_SIZE) -> int
 
 
 def _check_sealed(space: Space, start: int, end: int, call: str) -> None:
-    for vma in space.kernel.core.vmas(space.sid, start, end):
+    """EPERM if any of the range is sealed. By then Linux has split the first mapping (vms_gather_munmap_vmas())."""
+    for number, vma in enumerate(space.vmas(start, end)):
         if vma.flags & c.VM_SEALED:
+            if number:
+                space.kernel.core.split(space.sid, start, call)
             raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
 
 
