@@ -14,8 +14,8 @@ int fault_allowed(uint64_t vm_flags, int access)
 /* The page is mapped, the access is a write (do_wp_page()). */
 static enum fault_action classify_write_protected(const struct fault_facts *f)
 {
-	if (f->pte & PTE_W)
-		return ACT_SPURIOUS;
+	if (f->pte & PTE_W) /* a table on the way was shared, and is not any more */
+		return f->frame_flags & FRAME_ANON ? ACT_REUSE : ACT_SPURIOUS;
 	if (f->vma->flags & (VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
 		return ACT_MKWRITE;
 	if (f->frame_flags & FRAME_ZERO)
