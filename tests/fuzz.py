@@ -1,0 +1,763 @@
+"""Fuzzers: random calls with hostile arguments, to be run on a core built with sanitizers (tests/test_sanitizers.py).
+
+    python tests/fuzz.py TARGET [--seconds N] [--seed N]
+
+Targets: `api` goes through the public interface, `border` calls the C functions themselves with everything that
+csrc/vmemu_cdef.h promises to check, `elf` execs mutated programs. Whatever it is asked, vmemu must never crash, hang or
+raise anything but its own errors, and the machine must be consistent at any time. The last line printed counts the
+operations. A failure prints the seed of its round and the last operations of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vmemu._core import ffi, lib
+
+from vmemu import (
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    Advice,
+    File,
+    ForkMode,
+    Machine,
+    Map,
+    Overcommit,
+    Process,
+    VmemuError,
+)
+
+PAGE = 4096
+TASK_SIZE = 0x7FFF_FFFF_F000
+TOP = 1 << 64
+EDGES = (0, PAGE, 65536, 1 << 21, 1 << 30, 1 << 39, TASK_SIZE - PAGE, TASK_SIZE, 1 << 47, 1 << 52, 1 << 63, TOP - PAGE)
+ARENA = 0x4000_0000
+ARENA_PAGES = 1200
+"""Where most mappings go, so that they meet: two leaf tables and a half."""
+
+
+class Round:
+    """One machine's worth of random operations; counts them and remembers the last ones."""
+
+    log: BinaryIO | None = None
+    """Unbuffered: says what led to a crash."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.operations = 0
+        self.last: collections.deque[str] = collections.deque(maxlen=40)
+
+    def note(self, text: str) -> None:
+        self.operations += 1
+        self.last.append(text)
+        if self.log is not None:
+            self.log.write(f"\n{text}".encode())
+
+    def say(self, text: str) -> None:
+        self.last[-1] += f" {text}"
+        if self.log is not None:
+            self.log.write(f" {text}".encode())
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    # ---- arguments ----
+
+    def address(self) -> int:
+        r = self.rng
+        kind = r.random()
+        if kind < 0.8:
+            at = ARENA + r.randrange(ARENA_PAGES) * PAGE
+        elif kind < 0.95:
+            at = r.choice(EDGES) + r.randrange(-3, 4) * PAGE
+        else:
+            at = r.getrandbits(r.choice((16, 32, 47, 48, 64)))
+        if r.random() < 0.1:
+            at += r.choice((1, 7, 4095, -1))
+        return at % TOP
+
+    def length(self) -> int:
+        r = self.rng
+        kind = r.random()
+        if kind < 0.8:
+            return r.randrange(1, 40) * PAGE
+        if kind < 0.9:
+            return r.randrange(0, 700) * PAGE + r.choice((0, 0, 1, 4095))
+        return r.choice(
+            (0, 1, TASK_SIZE, TASK_SIZE - ARENA, 1 << 46, 1 << 47, 1 << 52, 1 << 63, TOP - 1, TOP - PAGE, TOP)
+        )
+
+    def page(self) -> int:
+        return ARENA + self.rng.randrange(ARENA_PAGES) * PAGE
+
+
+# ---- the public interface ----
+
+
+class Api(Round):
+    """Random calls on processes and files of one machine."""
+
+    def run(self) -> None:
+        r = self.rng
+        memory = r.choice((64, 100, 300, 1000, 20000)) * PAGE
+        with Machine(
+            memory,
+            fork_mode=r.choice(list(ForkMode)),
+            zero_page=r.random() < 0.8,
+            reuse=r.random() < 0.9,
+            contents=r.random() < 0.8,
+            fault_around=r.choice((0, 1, 3, 16, 16, 512)),
+            overcommit=r.choice(list(Overcommit)),
+            max_map_count=r.choice((20, 200, 65530)),
+        ) as m:
+            self.machine = m
+            self.files: list[File] = []
+            calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
+            weights = [8 if f.__name__ in ("do_write", "do_mmap", "do_fork", "do_touch") else 3 for f in calls]
+            with contextlib.suppress(VmemuError):
+                m.spawn()
+            for _ in range(r.choice((50, 200, 400))):
+                call = r.choices(calls, weights)[0]
+                self.note(call.__name__)
+                if r.random() < 0.03:
+                    m._kernel.core.fail(r.randrange(1, 12))
+                with contextlib.suppress(VmemuError, NotImplementedError):
+                    call()
+                if r.random() < 0.1:
+                    m._kernel.core.fail(0)
+                    m.verify()
+            m._kernel.core.fail(0)
+            for p in list(m.processes.values()):
+                if p.state == "running" and p.pid != 1:
+                    p.exit()
+            self.files.clear()
+            m.verify()
+
+    def process(self) -> Process:
+        alive = [p for p in self.machine.processes.values() if p.state != "zombie"]
+        return self.rng.choice(alive[1:] or alive)
+
+    def file(self) -> File | None:
+        return self.rng.choice(self.files) if self.files else None
+
+    def do_spawn(self) -> None:
+        if len(self.machine.processes) < 12:
+            self.machine.spawn()
+
+    def do_create(self) -> None:
+        r = self.rng
+        if len(self.files) < 4:
+            size = r.choice((0, 1, 4095, PAGE, 3 * PAGE + 5, 20 * PAGE))
+            self.files.append(self.machine.create_file("f", bytes(size), writenotify=r.random() < 0.5))
+        elif r.random() < 0.3:
+            self.files.pop(r.randrange(len(self.files))).close()
+
+    def do_open(self) -> None:
+        if len(self.files) < 4:
+            self.files.append(self.machine.open_file(sys.executable))
+
+    def do_mmap(self) -> None:
+        r, p = self.rng, self.process()
+        flags = r.choice((1, 2, 2, 2, 3)) | r.choice((0, 0x10, 0x10, 0x10, 0x100000))
+        if r.random() < 0.6:
+            flags |= Map.ANONYMOUS
+        for bit in (Map.POPULATE, Map.NORESERVE, Map.GROWSDOWN, Map.LOCKED):
+            if r.random() < 0.08:
+                flags |= bit
+        if r.random() < 0.03:
+            flags = r.getrandbits(32)
+        where, size = r.choice((None, self.address(), self.page())), self.length()
+        prot, offset = r.choice((0, 1, 2, 3, 3, 3, 4, 5, 7)), r.choice((0, 0, 1, 3, 1 << 39)) * PAGE
+        self.say(f"{p.pid} {where and hex(where)} {size:#x} {prot} {flags:#x} {offset:#x}")
+        p.mmap(where, size, prot, flags, self.file(), offset)
+
+    def do_munmap(self) -> None:
+        p, a, n = self.process(), self.address(), self.length()
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        p.munmap(a, n)
+
+    def do_mprotect(self) -> None:
+        p, a, n, prot = self.process(), self.address(), self.length(), self.rng.choice((0, 1, 2, 3, 3, 5, 7, 8, 99))
+        self.say(f"{p.pid} {a:#x} {n:#x} {prot}")
+        p.mprotect(a, n, prot)
+
+    def do_mremap(self) -> None:
+        r, p = self.rng, self.process()
+        flags = r.choice(
+            (0, MREMAP_MAYMOVE, MREMAP_MAYMOVE | MREMAP_FIXED, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, r.getrandbits(4))
+        )
+        a, old = self.address(), self.length()
+        new, to = r.choice((old, self.length())), r.choice((None, self.address()))
+        self.say(f"{p.pid} {a:#x} {old:#x} {new:#x} {flags} {to and hex(to)}")
+        p.mremap(a, old, new, flags, to)
+
+    def do_madvise(self) -> None:
+        p, a, n = self.process(), self.address(), self.length()
+        advice = self.rng.choice((*Advice, Advice.DONTNEED, Advice.REMOVE, Advice.WIPEONFORK, Advice.DONTFORK, -1, 999))
+        self.say(f"{p.pid} {a:#x} {n:#x} {advice}")
+        p.madvise(a, n, advice)
+
+    def do_lock(self) -> None:
+        r, p, a, n = self.rng, self.process(), self.address(), self.length()
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        r.choice((p.mlock, p.munlock, lambda a, n: p.mlock(a, n, r.choice((0, 1, 2)))))(a, n)
+
+    def do_others(self) -> None:
+        r, p, a, n = self.rng, self.process(), self.address(), self.length()
+        which = r.randrange(5)
+        self.say(f"{which} {p.pid} {a:#x} {n:#x}")
+        if which == 0:
+            p.mincore(a, min(n, 1 << 32))
+        elif which == 1:
+            p.msync(a, n, r.getrandbits(3))
+        elif which == 2:
+            p.brk(r.choice((0, p.brk(0) + r.randrange(-8, 30) * PAGE, a)))
+        elif which == 3 and r.random() < 0.1:
+            p.mseal(a, n)
+        elif which == 4:
+            p.translate(a)
+
+    def do_read(self) -> None:
+        r, p, a = self.rng, self.process(), self.address()
+        n = r.choice((0, 1, 5000, r.randrange(1 << 17)))
+        if r.random() < 0.1 and self.machine.meminfo().total <= 300 * PAGE:  # what is not memory here is in the host
+            n = 1 << 62
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        p.read(a, n, fetch=r.random() < 0.1)
+
+    def do_write(self) -> None:
+        r, p, a = self.rng, self.process(), self.address()
+        n = r.choice((0, 1, 5000, r.randrange(1 << 16)))
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        p.write(a, r.choice((bytes, bytearray, lambda n: memoryview(bytes(n))))(n))
+
+    def do_touch(self) -> None:
+        p, a, n = self.process(), self.address(), self.length()
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        p.touch(a, n, write=self.rng.random() < 0.5)
+
+    def do_access(self) -> None:
+        p, n = self.process(), self.rng.choice((0, 1, 50))
+        where = [self.address() for _ in range(n)]
+        self.say(f"{p.pid} {list(map(hex, where))}")
+        import numpy as np
+
+        writes = np.array([self.rng.random() < 0.5 for _ in where], bool)
+        kinds = p.access(np.array(where, np.uint64), self.rng.choice((True, False, writes)))
+        assert kinds.shape == (n,)
+
+    def do_fork(self) -> None:
+        r, p = self.rng, self.process()
+        if len(self.machine.processes) > 14:
+            return
+        mode = r.choice((None, *ForkMode))
+        self.say(f"{p.pid} {mode}")
+        if r.random() < 0.1:
+            p.fork_many(r.choice((0, 1, 3)), mode)
+        elif r.random() < 0.1:
+            p.vfork()
+        else:
+            p.fork(mode)
+
+    def do_exit(self) -> None:
+        p = self.process()
+        self.say(f"{p.pid}")
+        if self.rng.random() < 0.5:
+            p.exit(self.rng.randrange(300))
+
+    def do_wait(self) -> None:
+        self.process().wait(self.rng.choice((-1, 0, 3, 1 << 40)), self.rng.choice((0, os.WNOHANG, 99)))
+
+    def do_exec(self) -> None:
+        p = self.process()
+        self.say(f"{p.pid}")
+        if self.rng.random() < 0.2:
+            p.execve("/bin/sh", ["sh"], {"A": "B"})
+
+    def do_file(self) -> None:
+        r, f = self.rng, self.file()
+        if f is None:
+            return
+        which, at = r.randrange(4), r.choice((0, 1, PAGE, r.randrange(1 << 17), -1, (1 << 63) - 1, 1 << 63))
+        self.say(f"{which} {f.inode} {at:#x}")
+        if which == 0:
+            f.pwrite(bytes(r.choice((0, 1, 9000))), at)
+        elif which == 1:
+            f.truncate(at if at < 0 else at % (1 << 20))
+        elif which == 2:
+            f.pread(r.choice((0, 9000, -1)), at)
+        else:
+            assert f.size >= 0
+
+    def do_look(self) -> None:
+        r, p = self.rng, self.process()
+        which = r.randrange(8)
+        self.say(f"{which} {p.pid}")
+        if which == 0:
+            p.smaps()
+        elif which == 1:
+            p.pagemap(self.page(), r.choice((0, 1, 600)))
+        elif which == 2:
+            assert p.uss <= p.rss >= p.pss
+        elif which == 3:
+            self.machine.meminfo()
+        elif which == 4:
+            self.machine.procfs.read(f"{p.pid}/maps")
+        elif which == 5:
+            self.machine.frame_stats()
+        elif which == 6:
+            assert p.page_tables >= 0
+        else:
+            assert p.faults.total >= 0
+
+
+# ---- the border ----
+
+
+class Border(Round):
+    """Random calls of the C functions. Buffers are as long as they have to be; everything else is hostile."""
+
+    def run(self) -> None:
+        r = self.rng
+        options = r.choice((7, 7, 7, r.getrandbits(3)))
+        around = r.choice((0, 1, 3, 16, 512, 2**32 - 1))
+        m = lib.vmemu_machine_new(r.choice((16, 64, 300, 5000)), options, around)
+        assert m != ffi.NULL
+        self.m = m
+        self.spaces = [0]
+        self.objects = [0]
+        self.holds: collections.Counter[int] = collections.Counter()
+        self.message = ffi.new("char[512]")
+        self.trap = ffi.new("struct vmemu_trap *")
+        try:
+            calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
+            weights = [8 if f.__name__ in ("do_map", "do_write", "do_touch", "do_fork") else 3 for f in calls]
+            for _ in range(r.choice((100, 400, 1000))):
+                call = r.choices(calls, weights)[0]
+                self.note(call.__name__)
+                if r.random() < 0.03:
+                    lib.vmemu_machine_fail(m, r.randrange(1, 12))
+                call()
+                if r.random() < 0.04:
+                    self.check()
+            self.check()
+            for space in self.spaces[1:]:
+                assert lib.vmemu_space_free(m, space) == 0
+            for object_, n in self.holds.items():
+                for _ in range(n):
+                    assert lib.vmemu_object_release(m, object_) == 0
+            self.check()
+            info = ffi.new("struct vmemu_machine_info *")
+            lib.vmemu_machine_info(m, info)
+            assert info.free + info.zero == info.nframes, (info.free, info.nframes)
+            assert (info.nspaces, info.nobjects, info.account) == (0, 0, 0)
+        finally:
+            lib.vmemu_machine_free(m)
+
+    def check(self) -> None:
+        lib.vmemu_machine_fail(self.m, 0)
+        rc = lib.vmemu_machine_check(self.m, self.message, 512)
+        assert rc == 0, (rc, ffi.string(self.message))
+
+    def ok(self, rc: int, *allowed: int, say: str = "") -> int:
+        """The result is not negative or one of the errnos that the call may give."""
+        self.say(f"{say} -> {rc}")
+        assert rc >= 0 or -rc in allowed, f"rc {rc}"
+        return rc
+
+    def space(self) -> int:
+        r = self.rng
+        if r.random() < 0.03:
+            return r.choice((0, 63, 64, 1 << 31, 2**32 - 1))
+        return r.choice(self.spaces[1:] or self.spaces)
+
+    def object(self) -> int:
+        r = self.rng
+        if r.random() < 0.03:
+            return r.choice((0, 63, 64, 1 << 31, 2**32 - 1))
+        return r.choice(self.objects)
+
+    def range(self) -> tuple[int, int]:
+        r = self.rng
+        if r.random() < 0.9:
+            a = self.page()
+            return a, a + r.choice((1, 2, 5, 30, 600)) * PAGE
+        return self.address(), self.address()
+
+    def do_space(self) -> None:
+        if len(self.spaces) < 10:
+            out = ffi.new("uint32_t *")
+            if self.ok(lib.vmemu_space_new(self.m, out), errno.ENOMEM) == 0:
+                self.spaces.append(out[0])
+
+    def do_free(self) -> None:
+        s = self.space()
+        rc = self.ok(lib.vmemu_space_free(self.m, s), errno.EBADF, say=f"{s}")
+        assert (rc == 0) == (s in self.spaces[1:])
+        if rc == 0:
+            self.spaces.remove(s)
+
+    def do_fork(self) -> None:
+        if len(self.spaces) > 14:
+            return
+        n = self.rng.choice((0, 1, 1, 1, 3))
+        out = ffi.new("uint32_t[]", n + 1)
+        s, mode = self.space(), self.rng.choice((0, 1, 2, 2, 1, 2, -1, 3, 2**31 - 1))
+        rc = self.ok(
+            lib.vmemu_space_fork(self.m, s, mode, n, out), errno.ENOMEM, errno.EBADF, errno.EINVAL, say=f"{s} {mode}"
+        )
+        if rc == 0:
+            self.spaces += list(out)[:n]
+
+    def do_info(self) -> None:
+        m, s, r = self.m, self.space(), self.rng
+        bad = (errno.EBADF,)
+        self.ok(lib.vmemu_space_info(m, s, ffi.new("struct vmemu_space_info *")), *bad)
+        self.ok(lib.vmemu_space_sums(m, s, ffi.new("struct vmemu_sums *")), *bad)
+        counts = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
+        if self.ok(lib.vmemu_space_faults(m, s, counts), *bad) == 0:
+            self.ok(lib.vmemu_space_set_faults(m, s, counts))
+        words = ffi.new("uint64_t[]", lib.VMEMU_NWORDS)
+        if self.ok(lib.vmemu_space_words(m, s, words), *bad) == 0:
+            self.ok(lib.vmemu_space_set_words(m, s, words))
+        self.ok(lib.vmemu_machine_faults(m, counts))
+        self.ok(lib.vmemu_machine_info(m, ffi.new("struct vmemu_machine_info *")))
+        one, two = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        self.ok(lib.vmemu_machine_sharing(m, one, two), errno.ENOMEM)
+        self.ok(lib.vmemu_machine_zero_page(m, one), errno.EINVAL, errno.ENOMEM)
+        first, n = r.choice((0, 3, 5000, 2**64 - 1)), r.choice((0, 1, 10))
+        out = ffi.new("uint64_t[]", n + 1)
+        self.ok(lib.vmemu_machine_mapcounts(m, first, n, out), errno.EINVAL, errno.ENOMEM)
+        self.ok(lib.vmemu_machine_frame_flags(m, first, n, out), errno.EINVAL, errno.ENOMEM)
+        self.ok(lib.vmemu_machine_mapcounts(m, first, 2**64 - 3 if first else 5001, out), errno.EINVAL, errno.ENOMEM)
+
+    def do_find(self) -> None:
+        s, a, r = self.space(), self.address(), self.rng
+        out = ffi.new("struct vmemu_vma[5]")
+        missing = (errno.ENOENT, errno.EBADF)
+        if self.ok(lib.vmemu_space_find(self.m, s, a, out), *missing) == 0:
+            assert out[0].end > a
+        if self.ok(lib.vmemu_space_find_before(self.m, s, a, out), *missing) == 0:
+            assert out[0].end <= a
+        assert self.ok(lib.vmemu_space_vmas(self.m, s, a, out, 5), errno.EBADF) <= 5
+        hole = ffi.new("uint64_t *")
+        low, high = self.address(), r.choice((TASK_SIZE, self.address()))
+        length, align = self.length() % TOP, r.choice((PAGE, 2 << 20, 3 * PAGE, 1 << 63, TOP - PAGE, 0, 1))
+        rc = self.ok(
+            lib.vmemu_space_hole(self.m, s, low, high, length, align, r.getrandbits(1), hole),
+            *(errno.ENOMEM, errno.EBADF, errno.EINVAL),
+            say=f"{s} {low:#x} {high:#x} {length:#x} {align:#x}",
+        )
+        if rc == 0:
+            assert low <= hole[0] <= hole[0] + length <= high
+            assert hole[0] % align == 0
+            rc = lib.vmemu_space_find(self.m, s, hole[0], out)
+            assert rc or out[0].start >= hole[0] + length
+
+    def do_map(self) -> None:
+        r = self.rng
+        start, end = self.range()
+        object_ = self.object() if r.random() < 0.5 else 0
+        flags = r.choice((0, 1, 3, 3, 3, 5, 7)) | 0x70
+        if object_ and r.random() < 0.5:
+            flags |= lib.VMEMU_VM_SHARED | lib.VMEMU_VM_MAYSHARE
+        for bit in ("GROWSDOWN", "LOCKED", "DONTCOPY", "ACCOUNT", "WIPEONFORK", "SEALED"):
+            if r.random() < 0.1 and not (object_ and bit == "WIPEONFORK"):
+                flags |= getattr(lib, f"VMEMU_VM_{bit}")
+        pgoff = (
+            r.choice((0, 0, 1, 7, 1 << 40, (1 << 52) - 1, 1 << 52, 2**64 - 1)) if object_ else start // PAGE % (1 << 52)
+        )
+        vma = ffi.new("struct vmemu_vma *", (start, end, pgoff, flags, r.getrandbits(64), object_, r.choice((0, 0, 1))))
+        self.say(f"{start:#x}-{end:#x} {flags:#x} {object_} {pgoff:#x}")
+        self.ok(lib.vmemu_space_map(self.m, self.space(), vma), errno.EBADF, errno.EINVAL, errno.ENOMEM)
+
+    def do_unmap(self) -> None:
+        s, (start, end) = self.space(), self.range()
+        which = self.rng.choice((lib.vmemu_space_unmap, lib.vmemu_space_zap))
+        self.ok(which(self.m, s, start, end), errno.EBADF, errno.EINVAL, errno.ENOMEM, say=f"{s} {start:#x} {end:#x}")
+
+    def do_reflag(self) -> None:
+        """Flags that a system call may change; which memory is shared is for ever."""
+        s, (start, end), r = self.space(), self.range(), self.rng
+        v = ffi.new("struct vmemu_vma *")
+        flags = r.getrandbits(3)
+        if lib.vmemu_space_find(self.m, s, start, v) == 0:
+            flags |= v.flags & ~7
+            if r.random() < 0.8:
+                start, end = max(start, v.start), min(end, v.end)
+        for bit in ("LOCKED", "DONTCOPY", "ACCOUNT", "SEALED"):
+            if r.random() < 0.1:
+                flags ^= getattr(lib, f"VMEMU_VM_{bit}")
+        self.ok(
+            lib.vmemu_space_reflag(self.m, s, start, end, flags),
+            *(errno.EBADF, errno.EINVAL, errno.ENOMEM),
+            say=f"{s} {start:#x}-{end:#x} {flags:#x}",
+        )
+
+    def do_move(self) -> None:
+        s, (start, end), r = self.space(), self.range(), self.rng
+        to, length = r.choice((self.page(), self.address())), r.choice((end - start, end - start + 8 * PAGE, 0)) % TOP
+        v = ffi.new("struct vmemu_vma *")
+        if r.random() < 0.9 and lib.vmemu_space_find(self.m, s, start, v) == 0:
+            start, end = max(start, v.start), min(max(end, v.start + PAGE), v.end)
+            length = end - start + r.choice((0, 0, 3)) * PAGE
+        if r.random() < 0.7:
+            hole = ffi.new("uint64_t *")
+            if lib.vmemu_space_hole(self.m, s, ARENA, TASK_SIZE, max(length, PAGE) % (1 << 46), PAGE, 0, hole) == 0:
+                to = hole[0]
+        self.ok(
+            lib.vmemu_space_move(self.m, s, start, end, to, length % TOP, r.getrandbits(1)),
+            *(errno.EBADF, errno.EINVAL, errno.ENOMEM, errno.EEXIST),
+            say=f"{s} {start:#x}-{end:#x} {to:#x} {length:#x}",
+        )
+
+    def do_extend(self) -> None:
+        s, r = self.space(), self.rng
+        v = ffi.new("struct vmemu_vma *")
+        edge, to, down = self.address(), self.address(), r.getrandbits(1)
+        if lib.vmemu_space_find(self.m, s, edge, v) == 0 and r.random() < 0.9:
+            edge = v.start if down else v.end
+            to = (edge + (-1 if down else 1) * r.choice((0, 1, 3, 300)) * PAGE) % TOP
+        self.ok(
+            lib.vmemu_space_extend(self.m, s, edge, to, down),
+            *(errno.EBADF, errno.EINVAL, errno.ENOMEM, errno.EEXIST),
+            say=f"{s} {edge:#x} {to:#x} {down}",
+        )
+
+    def access(self, rc: int) -> None:
+        self.ok(rc, errno.EBADF)
+        assert rc <= lib.VMEMU_TRAP_PAUSE
+        if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
+            size = self.rng.choice((0, 1, 5000, 32 * PAGE))
+            data = ffi.from_buffer(bytes(size))
+            index, object_ = self.trap.index, self.trap.object
+            self.ok(lib.vmemu_object_fill(self.m, object_, index, 32, data, size, index), errno.ENOMEM)
+
+    def do_read(self) -> None:
+        s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 5000, 70000))
+        kind = self.rng.choice((0, 2, 0, 1, 3, -1, 77))
+        self.say(f"{s} {a:#x} {n}")
+        self.access(lib.vmemu_space_read(self.m, s, a, ffi.new("uint8_t[]", n + 1), n, kind, self.trap))
+
+    def do_write(self) -> None:
+        s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 5000, 70000))
+        self.say(f"{s} {a:#x} {n}")
+        self.access(lib.vmemu_space_write(self.m, s, a, ffi.new("uint8_t[]", n + 1), n, self.trap))
+
+    def do_touch(self) -> None:
+        s, a, n = self.space(), self.address(), self.length() % TOP
+        counts = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
+        kind = self.rng.choice((0, 1, 2, 3, 1, 1, -1, 77))
+        self.say(f"{s} {a:#x} {n:#x} {kind}")
+        self.access(lib.vmemu_space_touch(self.m, s, a, n, kind, counts, self.trap))
+
+    def do_access(self) -> None:
+        n = self.rng.choice((0, 1, 40))
+        where = ffi.new("uint64_t[]", [self.address() for _ in range(n)] + [0])
+        writes = self.rng.choice((ffi.NULL, ffi.new("uint8_t[]", [self.rng.getrandbits(1) for _ in range(n + 1)])))
+        kinds = ffi.new("uint8_t[]", n + 1)
+        self.access(lib.vmemu_space_access(self.m, self.space(), where, writes, 1, n, kinds, self.trap))
+
+    def do_look(self) -> None:
+        s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 700))
+        out = ffi.new("uint64_t[]", n + 1)
+        allowed = (errno.EBADF, errno.EINVAL, errno.ENOMEM)
+        self.ok(lib.vmemu_space_pagemap(self.m, s, a, n, out), *allowed)
+        self.ok(lib.vmemu_space_pagemap(self.m, s, TASK_SIZE, 1, out), errno.EBADF, errno.EINVAL)
+        t = ffi.new("struct vmemu_translation *")
+        self.ok(lib.vmemu_space_translate(self.m, s, a, t), errno.ENOENT, errno.EBADF)
+        start, end = self.range()
+        self.ok(lib.vmemu_space_usage(self.m, s, start, end, ffi.new("struct vmemu_usage *")), *allowed)
+        if 0 <= end - start < 1 << 24:
+            vector = ffi.new("uint8_t[]", (end - start) // PAGE + 2)
+            self.ok(lib.vmemu_space_mincore(self.m, s, start, end, vector), *allowed)
+
+    def do_object(self) -> None:
+        r, m, o = self.rng, self.m, self.object()
+        which = r.randrange(3)
+        if which == 0 and len(self.objects) < 8:
+            out = ffi.new("uint32_t *")
+            kind = r.choice((1, 2, 6, 9, 1, 2, 0, 3, 7, 2**32 - 1))
+            size = r.choice((0, 1, PAGE, 20 * PAGE + 3, 300 * PAGE, (1 << 63) - 1, 1 << 63, TOP - 1))
+            if (
+                self.ok(lib.vmemu_object_new(m, kind, size, out), errno.EINVAL, errno.ENOMEM, say=f"{kind} {size:#x}")
+                == 0
+            ):
+                self.objects.append(out[0])
+                self.holds[out[0]] += 1
+        elif which == 1 and self.ok(lib.vmemu_object_hold(m, o), errno.EBADF, say=f"hold {o}") == 0:
+            self.holds[o] += 1
+        elif which == 2:
+            rc = self.ok(lib.vmemu_object_release(m, o), errno.EBADF, errno.EINVAL, say=f"release {o}")
+            assert (rc == 0) == (self.holds[o] > 0)
+            if rc == 0:
+                self.holds[o] -= 1
+            if rc != -errno.EINVAL and not self.holds[o] and o in self.objects[1:]:
+                self.objects.remove(o)
+
+    def do_page_cache(self) -> None:
+        r, m, o = self.rng, self.m, self.object()
+        which, allowed = r.randrange(5), (errno.EBADF, errno.EINVAL, errno.ENOMEM)
+        index = r.choice((0, 1, 5, 19, 1 << 40, (1 << 52) - 1, 1 << 52, 2**64 - 1))
+        n = r.choice((0, 1, 5, 32, 1 << 51, 1 << 52, 2**64 - 1))
+        buffer, size = ffi.new("uint8_t[]", 9001), r.choice((0, 1, 9000))
+        offset = r.choice((0, 1, 4095, 81920, (1 << 63) - 1, TOP - 1, TOP - 5000))
+        self.say(f"{which} {o} {index:#x} {n:#x} {offset:#x} {size}")
+        if which == 0:
+            major = r.choice((index, TOP - 1, 3))
+            self.ok(lib.vmemu_object_fill(m, o, index, min(n, 64), buffer, size, major), *allowed)
+        elif which == 1:
+            assert self.ok(lib.vmemu_object_read(m, o, offset, buffer, size), *allowed) <= size
+        elif which == 2:
+            assert self.ok(lib.vmemu_object_write(m, o, offset, buffer, size), *allowed) <= size
+        elif which == 3:
+            new = r.choice((0, 1, PAGE, 3 * PAGE + 7, 90 * PAGE, (1 << 63) - 1, 1 << 63))
+            self.ok(lib.vmemu_object_resize(m, o, new), *allowed, say=f"{new:#x}")
+        else:
+            self.ok(lib.vmemu_object_punch(m, o, index, n), *allowed)
+        self.ok(lib.vmemu_object_info(m, o, ffi.new("struct vmemu_object_info *")), errno.EBADF)
+
+
+# ---- programs ----
+
+
+def _programs(directory: Path) -> Iterator[bytes]:
+    """Real programs to mutate: small ones of this host and, where there is a compiler, static ones."""
+    for name in ("/bin/true", "/bin/sh", "/bin/ls"):
+        if os.path.exists(name):
+            yield Path(name).read_bytes()
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    source = directory / "tiny.c"
+    source.write_text("int x[5000] = {1}; int y[5000];\nvoid _start(void) { for (;;) ; }\n")
+    for flags in ("-static", "-static-pie", "-pie"):
+        out = directory / f"tiny{flags}"
+        command = [compiler, "-nostdlib", flags, "-o", str(out), str(source)]
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        if compiler and not subprocess.run(command, env=environment, capture_output=True, check=False).returncode:
+            yield out.read_bytes()
+
+
+class Elf(Round):
+    """Programs with a few bytes changed, most of them in headers, executed."""
+
+    programs: tuple[bytes, ...] = ()
+    directory = Path()
+
+    def mutated(self) -> bytes:
+        r = self.rng
+        content = bytearray(r.choice(self.programs))
+        for _ in range(r.choice((0, 1, 1, 2, 3, 8))):
+            kind = r.random()
+            size = r.choice((1, 2, 4, 8))
+            if kind < 0.3:
+                at = r.randrange(64)
+            elif kind < 0.9:  # a field of a program header
+                at = 64 + 56 * r.randrange(12) + r.choice((0, 4, 8, 16, 24, 32, 40, 48))
+                size = 4 if at % 56 in (8, 12) else 8
+            else:
+                at = r.randrange(len(content))
+            value = r.choice((0, 1, 7, 0xFFF, 0x1000, 1 << 20, 1 << 30, 1 << 31, TASK_SIZE, 1 << 63, TOP - PAGE))
+            if r.random() < 0.4:
+                value = r.getrandbits(size * 8)
+            at = min(at, len(content) - 8)
+            content[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
+        if r.random() < 0.1:
+            del content[r.randrange(len(content)) :]
+        return bytes(content)
+
+    def run(self) -> None:
+        r = self.rng
+        path = self.directory / "program"
+        memory = r.choice((64, 400, 3000, 20000)) * PAGE
+        with Machine(memory, overcommit=r.choice(list(Overcommit)), aslr=r.random() < 0.5) as m:
+            for _ in range(20):
+                path.write_bytes(self.mutated())
+                path.chmod(0o755)
+                self.note("spawn")
+                (self.directory / "last").write_bytes(path.read_bytes())
+                before = len(m.processes)
+                if r.random() < 0.05:
+                    m._kernel.core.fail(r.randrange(1, 60))
+                try:
+                    p = m.spawn(os.fspath(path), ["a", "b"] * r.choice((0, 1, 30)), {"X": "y" * r.choice((0, 1, 9000))})
+                except VmemuError:
+                    assert len(m.processes) == before
+                except NotImplementedError:
+                    pass
+                else:
+                    p.maps()
+                    with contextlib.suppress(VmemuError):
+                        p.read(p.entry_point, 16, fetch=True)
+                        p.write(p.stack_pointer - 64, b"x" * 64)
+                    with contextlib.suppress(VmemuError):
+                        p.fork(r.choice(list(ForkMode))).exit()
+                    if r.random() < 0.7:
+                        p.exit()
+                m._kernel.core.fail(0)
+                m.verify()
+
+
+TARGETS: dict[str, type[Round]] = {"api": Api, "border": Border, "elf": Elf}
+
+
+def fuzz(target: str, seconds: float, seed: int, log: BinaryIO | None = None) -> int:
+    """Runs rounds until the time is over; returns how many operations ran. Raises what a round raised."""
+    end, operations, rounds = time.monotonic() + seconds, 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        Elf.directory = Path(name)
+        if target == "elf":
+            Elf.programs = tuple(_programs(Elf.directory))
+        while time.monotonic() < end or not rounds:
+            one = TARGETS[target](seed + rounds)
+            if log is not None:
+                log.truncate(0)
+                log.seek(0)
+                log.write(f"{target} --seed {seed + rounds}".encode())
+                one.log = log
+            try:
+                one.run()
+            except BaseException:
+                print(f"{target}: failed with --seed {seed + rounds}; the last operations:")
+                for line in one.last:
+                    print(f"    {line}")
+                raise
+            operations += one.operations
+            rounds += 1
+    print(f"{target}: {operations} operations in {rounds} machines, seeds {seed} to {seed + rounds - 1}")
+    return operations
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="fuzz vmemu")
+    parser.add_argument("target", choices=sorted(TARGETS))
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="file that has the operations of the round under way, after a crash")
+    options = parser.parse_args()
+    try:
+        with options.log.open("wb", buffering=0) if options.log else contextlib.nullcontext() as log:
+            fuzz(options.target, options.seconds, options.seed, log)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
