@@ -79,6 +79,8 @@ def mmap(
         vm_flags = vm_prot(prot) | _MAY | _other_flags(flags)
         if file is not None:
             vm_flags |= _file_flags(file, prot, flags, pgoff, size)
+            if vm_flags & (c.VM_SHARED | c.VM_MAYSHARE) == c.VM_MAYSHARE:
+                vm_flags &= ~c.VM_MAYWRITE
         else:
             vm_flags |= _anonymous_flags(flags)
         if flags & Map.NORESERVE and space.kernel.overcommit != Overcommit.NEVER:
