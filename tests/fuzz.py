@@ -540,7 +540,7 @@ class Border(Round):
         )
 
     def access(self, rc: int) -> None:
-        self.ok(rc, errno.EBADF)
+        self.ok(rc, errno.EBADF, errno.EINVAL)
         assert rc <= lib.VMEMU_TRAP_PAUSE
         if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
             size = self.rng.choice((0, 1, 5000, 32 * PAGE))
