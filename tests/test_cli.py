@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,11 +167,34 @@ def test_compare_json() -> None:
 def test_broken_pipe_is_quiet(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
-        done = subprocess.run([*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run(
+            [*COMMAND, *arguments], env=buffered, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        )
     finally:
         os.close(writer)
     assert done.stderr == b""
+
+
+def test_output_that_cannot_be_written() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "exec", "/bin/sh"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "vmemu: error: cannot write the output: No space left on device\n"
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff[b]"
+    shutil.copy("/bin/sh", name)
+    done = subprocess.run([*COMMAND, "exec", name, b"\xfe"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(name) > 3
+    assert (
+        subprocess.run([*COMMAND, "bomb", "--generations", "1", name], capture_output=True, check=False).returncode == 0
+    )
 
 
 def test_interrupt_ends_with_the_report() -> None:

@@ -1,6 +1,7 @@
 """The command `vmemu`: reads the command line, calls what does the work, prints what it found.
 
-Exit status: 0, 2 for a usage error (one line on stderr says which), 130 if it was interrupted.
+Exit status: 0; 1 if the output can't be written; 2 for a usage error (one line on stderr says which); 130 if it was
+interrupted; 141 if the reader of its output went away.
 Everything heavy is imported by the command that needs it, so that --help is fast.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -38,21 +40,39 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (default: the process's own). Returns the exit status; usage errors exit with 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be valid text
+    try:
+        try:
+            return _command(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _discard_output()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        if type(error) is not OSError:  # not one of vmemu's
+            raise
+        _discard_output()
+        print(f"vmemu: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _discard_output() -> None:
+    """Leave nothing for the interpreter to flush to where it can't be written."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _command(argv: Sequence[str] | None) -> int:
     parser, commands = _parser()
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
-    try:
-        status: int = options.run(options, commands[options.command])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; leave nothing for the interpreter to flush into the closed pipe.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    status: int = options.run(options, commands[options.command])
     return status
 
 
