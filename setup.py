@@ -36,13 +36,18 @@ class BuildCore(build_ext):
         self.force = True  # the flags depend on the environment (csrc/build_core.py), which time stamps do not show
 
     def build_extensions(self) -> None:
-        compiler = self.compiler.compiler_so[0]
-        if shutil.which(compiler) is None:
-            raise SystemExit(
-                f"\nvmemu: there is no C compiler: {compiler!r} was not found.\n"
-                "The core of vmemu is written in C and is compiled during installation. Install one, for example\n"
-                f"{INSTALL}\nor name one that you have in the environment variable CC.\n"
-            )
+        wanted = self.compiler.compiler_so[0]
+        if shutil.which(wanted) is None:  # the compiler that Python was built with, or the one named in CC
+            found = None if "CC" in os.environ else next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+            if found is None:
+                raise SystemExit(
+                    f"\nvmemu: there is no C compiler: {wanted!r} was not found.\n"
+                    "The core of vmemu is written in C and is compiled during installation. Install one, for example\n"
+                    f"{INSTALL}\nor name one that you have in the environment variable CC.\n"
+                )
+            for command in ("compiler", "compiler_so", "linker_so"):
+                words = getattr(self.compiler, command)
+                setattr(self.compiler, command, [found if word == wanted else word for word in words])
         include = Path(sysconfig.get_path("include"))
         if not (include / "Python.h").exists():
             raise SystemExit(
