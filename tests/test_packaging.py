@@ -178,3 +178,10 @@ def test_without_a_compiler(root: Path, sdist: Path, builder: Path, tmp_path: Pa
 def test_python_m_vmemu(tmp_path: Path) -> None:
     done = run(sys.executable, "-P", "-m", "vmemu", "--version", cwd=tmp_path)
     assert done.stdout == f"vmemu {importlib.metadata.version('vmemu')}\n"
+
+
+def test_benchmarks_run(root: Path) -> None:
+    """Each once, without measuring."""
+    command = "-m pytest bench -q -p no:cacheprovider --benchmark-disable".split()
+    done = run(sys.executable, *command, cwd=root)
+    assert done.returncode == 0, done.stdout
