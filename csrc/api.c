@@ -36,7 +36,8 @@ void vmemu_machine_free(vmemu_machine *m)
 {
 	struct vm *vm = &m->vm;
 
-	enter(m); /* whoever is inside comes out first */
+	/* nobody is inside: whoever has m keeps it alive. The lock is not touched, for after a fork of the host's process it
+	 * may be held by a thread that is not there. */
 	for (uint32_t id = 1; id < vm->capacity; id++)
 		if (vm->spaces[id])
 			space_free(vm, vm->spaces[id]);
@@ -45,8 +46,6 @@ void vmemu_machine_free(vmemu_machine *m)
 	look_mapcounts_free(vm);
 	tables_destroy(&vm->tables);
 	frames_destroy(&vm->frames);
-	(void)pthread_mutex_unlock(&m->lock);
-	(void)pthread_mutex_destroy(&m->lock);
 	free(m);
 }
 

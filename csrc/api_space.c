@@ -5,23 +5,45 @@
 #include "look.h"
 #include "space.h"
 
-/* Linux's fork is one call; many at once are all or none. */
+/* What a mapping is for good. */
+#define SHARED_FLAGS ((uint64_t)(VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
+
+/* n children, all or none. */
+static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, uint32_t *ids)
+{
+	struct space *child;
+
+	for (uint32_t i = 0; i < n; i++) {
+		int rc = fork_space(vm, parent, mode, &child);
+
+		if (!rc) {
+			ids[i] = child->id;
+			continue;
+		}
+		while (i--)
+			space_free(vm, vm->spaces[ids[i]]);
+		return rc;
+	}
+	return 0;
+}
+
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out)
 {
-	struct space *s = enter_space(m, space), *child;
-	int rc = 0;
+	struct space *s = enter_space(m, space);
+	uint32_t *ids;
+	int rc;
 
 	if (!s)
 		return -EBADF;
 	if (mode < VMEMU_FORK_EAGER || mode > VMEMU_FORK_ON_DEMAND)
 		return leave(m, -EINVAL);
-	for (uint32_t i = 0; i < n && !rc; i++) {
-		rc = fork_space(&m->vm, s, mode, &child);
-		if (!rc)
-			out[i] = child->id;
-		for (uint32_t k = 0; rc && k < i; k++)
-			space_free(&m->vm, m->vm.spaces[out[k]]);
-	}
+	ids = host_alloc(&m->vm.host, (n + 1) * sizeof(*ids));
+	if (!ids)
+		return leave(m, -ENOMEM);
+	rc = fork_all(&m->vm, s, mode, n, ids);
+	if (!rc)
+		memcpy(out, ids, n * sizeof(*ids));
+	host_free(&m->vm.host, ids, (n + 1) * sizeof(*ids));
 	return leave(m, rc);
 }
 
@@ -182,7 +204,7 @@ int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vm
 
 	if (!s)
 		return -EBADF;
-	if (bad_range(vma->start, vma->end) || vma->pgoff >> 52 ||
+	if (bad_range(vma->start, vma->end) || vma->pgoff >> 52 || (vma->flags & SHARED_FLAGS && !vma->object) ||
 	    (vma->object && !object_get(&m->vm.objects, vma->object)))
 		return leave(m, -EINVAL);
 	return leave(m, space_map(&m->vm, s, vma));
@@ -201,9 +223,15 @@ int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_
 {
 	struct space *s = enter_space(m, space);
 
+	struct vma_pos pos;
+	const vma_t *v;
+
 	if (!s)
 		return -EBADF;
-	return leave(m, bad_range(start, end) ? -EINVAL : space_reflag(&m->vm, s, start, end, flags));
+	v = vmas_find(&s->vmas, start, &pos);
+	if (bad_range(start, end) || !v || (v->flags ^ flags) & SHARED_FLAGS)
+		return leave(m, -EINVAL);
+	return leave(m, space_reflag(&m->vm, s, start, end, flags));
 }
 
 int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at)
@@ -257,6 +285,8 @@ int vmemu_space_read(vmemu_machine *m, uint32_t space, uint64_t address, void *b
 
 	if (!s)
 		return -EBADF;
+	if (access != VMEMU_READ && access != VMEMU_FETCH)
+		return leave(m, -EINVAL);
 	return leave(m, access_read(&m->vm, s, address, buffer, length, access, trap));
 }
 
@@ -277,6 +307,8 @@ int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64
 
 	if (!s)
 		return -EBADF;
+	if (access < VMEMU_READ || access > VMEMU_GUP_WRITE)
+		return leave(m, -EINVAL);
 	return leave(m, access_touch(&m->vm, s, address, length, access, counts, trap));
 }
 
@@ -287,6 +319,8 @@ int vmemu_space_access(vmemu_machine *m, uint32_t space, const uint64_t *address
 
 	if (!s)
 		return -EBADF;
+	if (access < VMEMU_READ || access > VMEMU_FETCH)
+		return leave(m, -EINVAL);
 	return leave(m, access_batch(&m->vm, s, addresses, writes, access, n, kinds, trap));
 }
 

@@ -290,6 +290,8 @@ int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struc
 	const pte_t *e;
 	int writable = 0, kind;
 
+	if (vm->frames.zero == NO_PFN)
+		facts.options &= ~(uint32_t)VMEMU_OPT_ZERO_PAGE;
 	facts.vma = vmas_find(&s->vmas, va, &pos);
 	if (facts.vma && facts.vma->start <= va) {
 		struct leaf leaf;

@@ -154,9 +154,11 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 			continue;
 		rc = vmas_own(&vm->env, &child->vmas, part.start, part.end);
 		if (!rc && part.flags & VMEMU_VM_WIPEONFORK)
-			rc = space_zap(vm, child, part.start, part.end);
+			rc = table_own_range(&vm->tables, &child->root, part.start, part.end, 0);
 		if (rc)
 			break;
+		if (part.flags & VMEMU_VM_WIPEONFORK)
+			table_zap(&vm->tables, &child->root, part.start, part.end);
 		part = child_vma(vm, &part);
 		vmas_set_flags(&vm->env, &child->vmas, part.start, part.flags);
 		if (part.flags & VMEMU_VM_WIPEONFORK)

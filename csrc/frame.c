@@ -31,7 +31,6 @@ int frames_init(struct frames *f, struct host *host, uint64_t nframes, uint32_t 
 		return -ENOMEM;
 	}
 	(void)madvise(f->ram, nframes << PAGE_SHIFT, MADV_HUGEPAGE); /* a host without THP is only slower */
-	(void)madvise(f->ram, nframes << PAGE_SHIFT, MADV_DONTFORK);
 	return 0;
 }
 

@@ -32,15 +32,14 @@ static int in_reach(const struct object *obj, uint64_t index)
 
 /* ---- life ---- */
 
+/* Ids go round, as those of spaces do. */
 int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id)
 {
 	struct vma_users *users = &o->env->users;
 	struct host *host = o->env->host;
-	uint32_t i = o->hint ? o->hint : 1;
+	uint32_t i;
 
-	while (i < o->capacity && o->of[i].kind)
-		i++;
-	if (i >= o->capacity) {
+	if (o->capacity / 2 <= o->count) {
 		uint32_t grown = o->capacity ? o->capacity * 2 : 64;
 		struct object *of = host_zalloc(host, grown * sizeof(*of));
 		struct vma_user *user = host_zalloc(host, grown * sizeof(*user));
@@ -56,15 +55,17 @@ int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id)
 		}
 		host_free(host, o->of, o->capacity * sizeof(*of));
 		host_free(host, users->of, users->capacity * sizeof(*user));
-		i = o->capacity ? o->capacity : 1;
 		o->of = of;
 		users->of = user;
 		o->capacity = users->capacity = grown;
 	}
+	do
+		o->cursor = o->cursor + 1 < o->capacity ? o->cursor + 1 : 1;
+	while (o->of[o->cursor].kind);
+	i = o->cursor;
 	o->of[i] = (struct object){ .kind = kind, .held = 1, .size = size };
 	o->count++;
 	o->env->account += object_charge(&o->of[i]);
-	o->hint = i + 1;
 	*id = i;
 	return 0;
 }
@@ -85,8 +86,6 @@ static void free_if_unused(struct objects *o, uint32_t id)
 	o->env->account -= object_charge(obj);
 	obj->kind = 0;
 	o->count--;
-	if (id < o->hint)
-		o->hint = id;
 }
 
 void object_release(struct objects *o, uint32_t id)

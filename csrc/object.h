@@ -27,7 +27,7 @@ struct objects {
 	struct object *of; /* by id, from 1 */
 	uint32_t capacity;
 	uint32_t count;
-	uint32_t hint; /* no free id below this one */
+	uint32_t cursor; /* last id given out */
 };
 
 /* -ENOMEM. The new object is held. */

@@ -58,7 +58,8 @@ static void block_put(struct vma_env *env, struct vma_block *b)
 static void block_fill(struct vma_env *env, struct vma_block *b, const vma_t *v, uint32_t n)
 {
 	VM_ASSERT(b->count + n <= b->capacity);
-	memcpy(&b->v[b->count], v, n * sizeof(*v));
+	if (n) /* v may be NULL */
+		memcpy(&b->v[b->count], v, n * sizeof(*v));
 	b->count = (uint16_t)(b->count + n);
 	use_all(env, v, n, 1);
 }
@@ -220,6 +221,8 @@ int vmas_own(struct vma_env *env, struct vmas *s, uint64_t start, uint64_t end)
 	if (rc)
 		return rc;
 	k = find_block(s->index, start ? start - 1 : 0);
+	if (k && k == s->index->count) /* above everything: the last block will take it */
+		k--;
 	last = find_block(s->index, end);
 	for (; k <= last && k < s->index->count; k++) {
 		rc = own_block(env, &s->index->slot[k]);

@@ -226,10 +226,10 @@ int vmemu_space_vmas(vmemu_machine *m, uint32_t space, uint64_t address, struct 
 /* A hole of `length` in [low, high), its start a multiple of `align`: the highest (top != 0) or lowest. -ENOMEM: none. */
 int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t high, uint64_t length, uint64_t align,
 		     int top, uint64_t *out);
-/* Maps [vma->start, vma->end), replacing what is there. vma->anon is ignored. */
+/* Maps [vma->start, vma->end), replacing what is there. vma->anon is ignored. Without an object it is private (-EINVAL). */
 int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma);
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
-/* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. */
+/* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. Not SHARED and MAYSHARE: -EINVAL. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
 /* Makes two mappings of the one that holds `at` inside; 0 also if there is none. */
 int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at);
@@ -244,7 +244,7 @@ int vmemu_space_extend(vmemu_machine *m, uint32_t space, uint64_t edge, uint64_t
 
 /* ---- accesses ---- */
 
-/* Each returns 0 when all is done, or a VMEMU_TRAP_* with `trap` filled in. */
+/* Each returns 0 when all is done, or a VMEMU_TRAP_* with `trap` filled in; -EINVAL for an unknown `access`. */
 int vmemu_space_read(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint64_t length, int access,
 		     struct vmemu_trap *trap);
 int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer, uint64_t length,

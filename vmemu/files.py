@@ -138,8 +138,9 @@ class File:
                 self._table.core.object_resize(self._inode.object, offset + len(view))
             try:
                 while done < len(view):
-                    done += self._table.core.object_write(self._inode.object, offset + done, view, done)
-                    if done < len(view):
+                    n = self._table.core.object_write(self._inode.object, offset + done, view, done)
+                    done += n
+                    if not n:
                         self._read_in((offset + done) // PAGE_SIZE, "pwrite")
             except OutOfMemory:  # the size moves with what was written
                 self._table.core.object_resize(self._inode.object, max(before, offset + done if done else 0))

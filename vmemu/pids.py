@@ -18,13 +18,15 @@ FREE, RUNNING, ZOMBIE = 0, 1, 2
 INIT = 1
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
+RESERVED_PIDS = 300
+"""Where the search begins again after a wrap-around."""
 
 
 class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
 
     def __init__(self) -> None:
-        self.state = array("B", [FREE])
+        self.state = bytearray([FREE])
         self.parent = array("I", [0])
         self.space = array("I", [0])
         """Id of the space in the core; a vfork child has its parent's until it execs or exits."""
@@ -39,18 +41,18 @@ class ProcessTable:
         self.next = array("I", [0])
         self.prev = array("I", [0])
         self._columns = (
-            (self.state, RUNNING),
-            (self.parent, 0),
-            (self.space, 0),
-            (self.status, 0),
-            (self.borrower, 0),
-            (self.image, 0),
-            (self.first_child, 0),
-            (self.last_child, 0),
-            (self.next, 0),
-            (self.prev, 0),
+            self.parent,
+            self.space,
+            self.status,
+            self.borrower,
+            self.image,
+            self.first_child,
+            self.last_child,
+            self.next,
+            self.prev,
         )
         self._last = 0
+        self._wrapped = False
         self._count = 0
 
     def __len__(self) -> int:
@@ -62,31 +64,35 @@ class ProcessTable:
         return (pid for pid in range(1, len(state)) if pid < len(state) and state[pid])
 
     def reserve(self, n: int, call: str) -> range:
-        """The next n pids in a row, not yet in use. EAGAIN if there are none (alloc_pid(): pid_max)."""
+        """The next n pids in a row that are free. EAGAIN if there are none (alloc_pid(): pid_max)."""
         first = self._last + 1
-        if first + n > PID_MAX:
-            first = self._wrapped(n)
-        if first == 0:
+        if self._wrapped or first + n > PID_MAX:
+            self._wrapped = True
+            first = self._search(first, n)
+            if first < 0:
+                first = self._search(RESERVED_PIDS, n)
+        if first < 0:
             raise syscall_error(call, errno.EAGAIN, f"no {n} free pids in a row below {PID_MAX}")
         return range(first, first + n)
 
-    def _wrapped(self, n: int) -> int:
-        """First of n free pids in a row, from 300 on (RESERVED_PIDS), as after a wrap-around."""
-        run = 0
-        for pid in range(300, min(len(self.state), PID_MAX)):
-            run = 0 if self.state[pid] else run + 1
-            if run == n:
-                return pid - n + 1
-        return 0
+    def _search(self, start: int, n: int) -> int:
+        """First of n free pids in a row from *start* on, -1 if there are none."""
+        found = self.state.find(bytes(n), start)
+        if found < 0:  # the end of the columns, and what lies behind it
+            found = max(start, len(self.state.rstrip(bytes([FREE]))))
+        return found if found + n <= PID_MAX else -1
 
     def add(self, pids: range, parent: int, image: int) -> None:
         """New running processes, youngest children of *parent* in order."""
         n, first, last = len(pids), pids[0], pids[-1]
         missing = last + 1 - len(self.state)
-        for column, initial in self._columns:
-            if missing > 0:
-                column.extend(array(column.typecode, [0]) * missing)
-            column[first : last + 1] = array(column.typecode, [initial]) * n
+        if missing > 0:
+            self.state.extend(bytes(missing))
+            for column in self._columns:
+                column.extend(array("I", [0]) * missing)
+        self.state[first : last + 1] = bytes([RUNNING]) * n
+        for column in self._columns:
+            column[first : last + 1] = array("I", [0]) * n
         self.parent[first : last + 1] = array("I", [parent]) * n
         self.image[first : last + 1] = array("I", [image]) * n
         if n > 1:

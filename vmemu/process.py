@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from vmemu._native import constants as c
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from vmemu.files import File
+
+_SLICE_SECONDS = 0.04
+"""What one call into the core may take at most, roughly."""
 
 __all__ = ["Children", "Process", "ProcessMap", "boot_init", "spawn"]
 
@@ -195,10 +200,9 @@ class Process:
             table = kernel.processes
             pids = table.reserve(n, "fork")
             _check_commit(space, n)
-            spaces = kernel.core.space_fork(space.sid, how, n)
+            spaces = _fork_spaces(space, how, n)
             table.add(pids, self.pid, table.image[self.pid])
-            for pid, sid in zip(pids, spaces, strict=True):
-                table.space[pid] = sid
+            table.space[pids[0] : pids[-1] + 1] = spaces
             return pids
 
     def vfork(self) -> Process:
@@ -273,9 +277,8 @@ class Process:
             self._space("wait")
             table = kernel.processes
             alive = False
-            for child in table.children(self.pid):
-                if pid not in (-1, child):
-                    continue
+            named = 0 < pid < len(table.state) and table.state[pid] and table.parent[pid] == self.pid
+            for child in table.children(self.pid) if pid == -1 else [pid] if named else []:
                 alive = True
                 if table.state[child] == ZOMBIE:
                     status = table.status[child]
@@ -433,6 +436,22 @@ class Process:
         """rip at the first instruction: the interpreter's entry if there is one; 0 if nothing was executed."""
         image = self._image()
         return image.entry_point if image else 0
+
+
+def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
+    """Ids of *n* children of a space, all or none; made in batches, between which Ctrl-C has its chance."""
+    core = space.kernel.core
+    spaces, batch = array("I"), 16
+    try:
+        while len(spaces) < n:
+            began = perf_counter()
+            spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
+            batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
+    except BaseException:
+        for sid in spaces:
+            core.space_free(sid)
+        raise
+    return spaces
 
 
 def _check_commit(space: Space, n: int) -> None:

@@ -27,8 +27,8 @@ __all__ = ["STACK_GUARD", "Space"]
 
 STACK_GUARD = 256 * PAGE_SIZE
 """Bytes kept free below a stack (stack_guard_gap)."""
-_CHUNK = 4 << 20
-"""Bytes read at a time, so that a huge length fails where memory ends and not in the host."""
+_LARGE = 64 << 20
+"""Bytes from which on a read looks at the mappings before it asks the host for a buffer."""
 _NAMES = {c.READ: "read", c.WRITE: "write", c.FETCH: "fetch", c.GUP_WRITE: "write"}
 _KINDS = len(FaultKind)
 
@@ -51,12 +51,18 @@ class Space:
         if length < 0:
             raise ValueError(f"length: {length} is negative")
         where = self._address(address, access)
-        if length <= _CHUNK:
-            return bytes(self._read(where, length, access))
-        parts = []
-        for at in range(0, length, _CHUNK):
-            parts.append(self._read(where + at, min(_CHUNK, length - at), access))
-        return b"".join(parts)
+        if length > _LARGE:  # fail where memory ends, not for want of a buffer
+            length = min(length, self._mapped(where, length) + 1)
+        return bytes(self._read(where, length, access))
+
+    def _mapped(self, address: int, length: int) -> int:
+        """How many of *length* bytes from *address* on are mapped without a hole."""
+        at = address
+        for vma in self.kernel.core.vmas(self.sid, address, min(address + length, TASK_SIZE)):
+            if vma.start > at:
+                break
+            at = vma.end
+        return at - address
 
     def _read(self, address: int, length: int, access: int) -> bytearray:
         buffer, done = bytearray(length), 0
@@ -94,7 +100,7 @@ class Space:
     def _touch(self, address: int, length: int, access: int, counts: array[int]) -> None:
         end = min(address + length, 1 << 64)
         while address < end:
-            trap = self.kernel.core.touch(self.sid, address, end - address, access, counts)
+            trap = self.kernel.core.touch(self.sid, address, min(end - address, MASK), access, counts)
             if not trap.reason:
                 return
             address = trap.address
