@@ -85,7 +85,8 @@ def test_reading_an_untouched_page_takes_the_path_for_itself() -> None:
 
 @pytest.mark.parametrize("n", [2, 7, 30])
 def test_mapcounts_and_pss_are_exact_whoever_shares_which_tables(n: int) -> None:
-    """Mapcounts, PSS and USS against a count of paths from the pagemaps of all processes, after each of many changes."""
+    """Mapcounts, PSS and USS against a count of paths from the pagemaps of all processes, after each of many
+    changes."""
     rng = random.Random(n)
     with machine(fork_mode=OD) as m:
         p = m.spawn()
