@@ -72,7 +72,7 @@ def environment(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield {
         **plain,
         "LD_PRELOAD": preload(compiler),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "PYTHONPATH": str(out),
     }
