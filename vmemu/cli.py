@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
-    from vmemu.report import BombReport, CompareReport, ExecReport
+    from vmemu.lab.report import BombReport, CompareReport, ExecReport
 
 __all__ = ["main"]
 
@@ -258,8 +258,8 @@ def _usage(parser: _Parser, program: str) -> Iterator[None]:
 
 
 def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
-    from vmemu import bomb
-    from vmemu.report import Generation, Stopped
+    from vmemu.lab import bomb
+    from vmemu.lab.report import Generation, Stopped
     from vmemu.types import ForkMode
 
     words = _words(options)
@@ -281,7 +281,7 @@ def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
 
     with _usage(parser, program), _interrupt() as stop:
         if sys.stderr.isatty():
-            from vmemu.tables import BombProgress
+            from vmemu.lab.tables import BombProgress
 
             with BombProgress(options.memory) as progress:
                 report = explode(progress, stop)
@@ -295,7 +295,7 @@ def _exec(options: argparse.Namespace, parser: _Parser) -> int:
     words = _words(options)
     if not words:
         parser.error("PROGRAM is missing")
-    from vmemu import startup
+    from vmemu.lab import startup
 
     with _usage(parser, words[0]):
         report = startup.run(
@@ -306,7 +306,7 @@ def _exec(options: argparse.Namespace, parser: _Parser) -> int:
 
 
 def _compare(options: argparse.Namespace, parser: _Parser) -> int:
-    from vmemu import bomb, compare
+    from vmemu.lab import bomb, compare
 
     words = _words(options)
     program = words[0] if words else bomb.default_program()
@@ -340,12 +340,12 @@ def _status() -> Iterator[Callable[[str], None] | None]:
 
 
 def _print(report: BombReport | ExecReport | CompareReport, as_json: bool) -> None:
-    from vmemu import report as reports
+    from vmemu.lab import report as reports
 
     if as_json:
         print(json.dumps(reports.to_json(report), indent=2))
         return
-    from vmemu import tables
+    from vmemu.lab import tables
 
     if isinstance(report, reports.BombReport):
         tables.print_bomb(report)

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dictionary
 
-from vmemu.bomb import find_program
+from vmemu.lab.bomb import find_program
+from vmemu.lab.report import ExecReport
 from vmemu.machine import Machine
-from vmemu.report import ExecReport
 
 __all__ = ["AUX_NAMES", "run"]
 

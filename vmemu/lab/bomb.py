@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vmemu.errors import SyscallError, syscall_error
+from vmemu.lab.report import BombReport, Generation, Stopped
 from vmemu.machine import Machine
 from vmemu.process import Process
-from vmemu.report import BombReport, Generation, Stopped
 from vmemu.types import PAGE_SIZE, ForkMode, Prot
 
 __all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "ended_by", "find_program", "run", "start"]

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vmemu.report import BombReport, CompareReport, ExecReport, ForkCost, Generation, Stopped, fork_word
+from vmemu.lab.report import BombReport, CompareReport, ExecReport, ForkCost, Generation, Stopped, fork_word
 from vmemu.types import PAGE_SIZE, FaultCounts
 
 __all__ = ["BombProgress", "print_bomb", "print_compare", "print_exec", "size", "span"]

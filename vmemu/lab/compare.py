@@ -11,11 +11,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from vmemu import bomb
 from vmemu.errors import SyscallError
+from vmemu.lab import bomb
+from vmemu.lab.report import CompareReport, ForkCost, Stopped, fork_word
 from vmemu.machine import Machine
 from vmemu.process import Process
-from vmemu.report import CompareReport, ForkCost, Stopped, fork_word
 from vmemu.types import PAGE_SIZE, ForkMode, parse_size
 
 __all__ = ["WAYS", "run"]

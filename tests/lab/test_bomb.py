@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from vmemu import ForkMode, SyscallError, bomb, compare
-from vmemu.report import BombReport, Generation, Stopped, to_json
+from vmemu import ForkMode, SyscallError
+from vmemu.lab import bomb, compare
+from vmemu.lab.report import BombReport, Generation, Stopped, to_json
 from vmemu.types import PAGE_SIZE
 
 
