@@ -41,6 +41,9 @@ class SyscallError(VmemuError, OSError):
         """The errno's symbolic name, e.g. ``"EINVAL"``."""
         return _errno.errorcode.get(self.errno or 0, str(self.errno))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (self.args, self.filename, isinstance(self, OutOfMemory))
+
 
 class OutOfMemory(SyscallError, MemoryError):
     """No free frame was left in the emulated machine (or no memory in the host for its bookkeeping); errno is
@@ -149,3 +152,9 @@ def syscall_error(call: str, number: int, why: str = "", filename: str | None = 
         text += f" ({why})"
     cls = _BY_ERRNO.get(number, SyscallError)
     return cls(number, text, filename) if filename is not None else cls(number, text)
+
+
+def _again(args: tuple[int, str], filename: str | None, memory: bool) -> SyscallError:
+    """A pickled one: the classes by errno have no name of their own under which to be found."""
+    cls = OutOfMemory if memory else _BY_ERRNO.get(args[0], SyscallError)
+    return cls(*args, filename) if filename is not None else cls(*args)

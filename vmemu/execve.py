@@ -88,8 +88,12 @@ def _carry_out(space: Space, plan: ExecPlan) -> None:
         ],
     )
     files: dict[str, File] = {}  # held until everything is mapped
-    for segment in plan.segments:
-        _map(space, segment, files)
+    try:
+        for segment in plan.segments:
+            _map(space, segment, files)
+    finally:
+        for file in files.values():
+            file.close()
     space.write(plan.stack_data_address, plan.stack_data)
     for start, end in plan.zero:
         space.write(start, bytes(end - start))

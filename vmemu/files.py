@@ -280,11 +280,15 @@ class FileTable:
             kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM
             self._add(inode, kind, len(view))
             file = File(self, inode, name, self._new_tag(inode, name), True)
-            if writenotify:
-                npages = -(-len(view) // PAGE_SIZE)
-                self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
-            else:
-                file.pwrite(view, 0)
+            try:
+                if writenotify:
+                    npages = -(-len(view) // PAGE_SIZE)
+                    self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
+                else:
+                    file.pwrite(view, 0)
+            except BaseException:
+                file.close()
+                raise
             return file
 
     def open(self, path: str | os.PathLike[str]) -> File:

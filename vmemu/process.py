@@ -521,7 +521,7 @@ class ProcessMap(Dictionary[int, Process]):
         return Process(self._kernel, pid)
 
     def __repr__(self) -> str:
-        return f"<vmemu.ProcessMap: {len(self)} processes>"
+        return f"<vmemu.ProcessMap: {'closed' if self._kernel.closed else f'{len(self)} processes'}>"
 
 
 def boot_init(kernel: Kernel) -> Process:

@@ -22,14 +22,14 @@ _BOTTOM_UP = (TASK_SIZE // 3 + PAGE_SIZE - 1) & -PAGE_SIZE
 _HUGE_PAGE = 2 << 20
 _MAX_PAGES = 1 << 52
 _MAX_FILE_PAGES = ((1 << 63) - 1) // PAGE_SIZE
-_LEGACY_FLAGS = 0x0007F93F | 0x3F << 26
+_LEGACY_FLAGS = 0x0007F93F | 0x1F << 26
 """LEGACY_MAP_MASK: flags that MAP_SHARED_VALIDATE knows on x86-64."""
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
 
 
 def vm_prot(prot: int) -> int:
     """VM flags for PROT_* bits; others are ignored (calc_vm_prot_bits())."""
-    return prot & (Prot.READ | Prot.WRITE | Prot.EXEC)
+    return int(prot) & 7
 
 
 def mmap(
@@ -133,8 +133,10 @@ def _file_flags(file: File, prot: int, flags: int, pgoff: int, size: int) -> int
         raise syscall_error(call, errno.EOVERFLOW, "offset and length are beyond the largest file")
     kind = flags & 0xF
     out = 0
+    if flags & Map.HUGETLB:
+        raise syscall_error(call, errno.EINVAL, "MAP_HUGETLB with an ordinary file")
     if kind == Map.SHARED_VALIDATE:
-        if flags & ~_LEGACY_FLAGS & ~Map.FIXED_NOREPLACE & 0xFFFF_FFFF:
+        if flags & ~_LEGACY_FLAGS:
             raise syscall_error(call, errno.EOPNOTSUPP, f"flags {flags:#x}")
         kind = int(Map.SHARED)
     if kind == Map.SHARED:

@@ -19,7 +19,9 @@ __all__ = ["mprotect", "mseal"]
 
 _ACCESS = c.VM_READ | c.VM_WRITE | c.VM_EXEC
 _PROT_SEM = 8
-_VALID = Prot.READ | Prot.WRITE | Prot.EXEC | _PROT_SEM
+# plain numbers: the complement of an IntFlag has only the bits that it knows
+_VALID = int(Prot.READ | Prot.WRITE | Prot.EXEC) | _PROT_SEM
+_GROWSDOWN, _GROWSUP = int(Prot.GROWSDOWN), int(Prot.GROWSUP)
 
 
 def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: int) -> None:
@@ -27,9 +29,9 @@ def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: 
     call = "mprotect"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
     prot = u64(prot, call, "prot")
-    grows = prot & (Prot.GROWSDOWN | Prot.GROWSUP)
+    grows = prot & (_GROWSDOWN | _GROWSUP)
     prot &= ~grows
-    if grows == Prot.GROWSDOWN | Prot.GROWSUP:
+    if grows == _GROWSDOWN | _GROWSUP:
         raise syscall_error(call, errno.EINVAL, "PROT_GROWSDOWN and PROT_GROWSUP")
     if addr % PAGE_SIZE:
         raise syscall_error(call, errno.EINVAL, f"address {addr:#x} is not page aligned")
@@ -45,7 +47,7 @@ def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: 
         vma = core.find(space.sid, addr)
         if vma is None or vma.start >= end:
             raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {addr:#x}")
-        if grows & Prot.GROWSDOWN:
+        if grows & _GROWSDOWN:
             if not vma.flags & c.VM_GROWSDOWN:
                 raise syscall_error(call, errno.EINVAL, "PROT_GROWSDOWN on a mapping that does not grow")
             addr = vma.start
