@@ -57,15 +57,16 @@ static uint64_t chunk(uint64_t va, uint64_t left)
 	return min_u64(PAGE_BYTES - (va & PAGE_MASK), left);
 }
 
-int access_read(struct vm *vm, struct space *s, uint64_t va, void *buffer, uint64_t length, int access,
-		struct vmemu_trap *trap)
+/* Bytes between a buffer and memory, page by page: out of memory into `to`, or, if that is NULL, into memory from `from`. */
+static int transfer(struct vm *vm, struct space *s, uint64_t va, uint8_t *to, const uint8_t *from, uint64_t length,
+		    int access, struct vmemu_trap *trap)
 {
-	uint8_t *to = buffer;
 	uint64_t done = 0, n;
 	uint32_t pages = 0;
 	const pte_t *e;
 
 	for (; done < length; done += n) {
+		uint8_t *at;
 		int kind;
 
 		if (++pages > SLICE_PAGES)
@@ -74,37 +75,30 @@ int access_read(struct vm *vm, struct space *s, uint64_t va, void *buffer, uint6
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, va + done, done, kind);
 		n = chunk(va + done, length - done);
-		if (vm->frames.contents)
-			memcpy(to + done, frame_bytes(&vm->frames, pte_pfn(*e)) + ((va + done) & PAGE_MASK), n);
-		else
-			memset(to + done, 0, n);
+		at = frame_bytes(&vm->frames, pte_pfn(*e)) + ((va + done) & PAGE_MASK);
+		if (!vm->frames.contents) {
+			if (to)
+				memset(to + done, 0, n);
+		} else if (to) {
+			memcpy(to + done, at, n);
+		} else {
+			memcpy(at, from + done, n);
+		}
 	}
 	trap->done = done;
 	return 0;
 }
 
+int access_read(struct vm *vm, struct space *s, uint64_t va, void *buffer, uint64_t length, int access,
+		struct vmemu_trap *trap)
+{
+	return transfer(vm, s, va, buffer, NULL, length, access, trap);
+}
+
 int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer, uint64_t length,
 		 struct vmemu_trap *trap)
 {
-	const uint8_t *from = buffer;
-	uint64_t done = 0, n;
-	uint32_t pages = 0;
-	const pte_t *e;
-
-	for (; done < length; done += n) {
-		int kind;
-
-		if (++pages > SLICE_PAGES)
-			return stop(trap, va + done, done, -VMEMU_TRAP_PAUSE);
-		kind = access_one(vm, s, va + done, VMEMU_WRITE, &e, trap);
-		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
-			return stop(trap, va + done, done, kind);
-		n = chunk(va + done, length - done);
-		if (vm->frames.contents)
-			memcpy(frame_bytes(&vm->frames, pte_pfn(*e)) + ((va + done) & PAGE_MASK), from + done, n);
-	}
-	trap->done = done;
-	return 0;
+	return transfer(vm, s, va, NULL, buffer, length, VMEMU_WRITE, trap);
 }
 
 int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,

@@ -91,7 +91,8 @@ int vmemu_machine_check(vmemu_machine *m, char *msg, size_t size)
 	return leave(m, check_machine(&m->vm, msg, size));
 }
 
-int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out)
+static int each_frame(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t (*look)(const struct vm *, pfn_t),
+		      uint64_t *out)
 {
 	int rc;
 
@@ -100,21 +101,18 @@ int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64
 		return leave(m, -EINVAL);
 	rc = look_mapcounts(&m->vm);
 	for (uint64_t i = 0; !rc && i < n; i++)
-		out[i] = look_mapcount(&m->vm, (pfn_t)(first + i));
+		out[i] = look(&m->vm, (pfn_t)(first + i));
 	return leave(m, rc);
+}
+
+int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out)
+{
+	return each_frame(m, first, n, look_mapcount, out);
 }
 
 int vmemu_machine_frame_flags(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out)
 {
-	int rc;
-
-	enter(m);
-	if (first > m->vm.frames.nframes || n > m->vm.frames.nframes - first)
-		return leave(m, -EINVAL);
-	rc = look_mapcounts(&m->vm);
-	for (uint64_t i = 0; !rc && i < n; i++)
-		out[i] = look_frame_flags(&m->vm, (pfn_t)(first + i));
-	return leave(m, rc);
+	return each_frame(m, first, n, look_frame_flags, out);
 }
 
 int vmemu_machine_sharing(vmemu_machine *m, uint64_t *mapped, uint64_t *shared)

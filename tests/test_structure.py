@@ -15,6 +15,7 @@ PYTHON = """
     machine
     procfs
     process
+    lifecycle
     execve
     loader memory
     kernel

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from vmemu import lifecycle
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.files import File
 from vmemu.kernel import Kernel
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
-from vmemu.process import Process, ProcessMap, boot_init, spawn
+from vmemu.process import Process, ProcessMap
 from vmemu.procfs import ProcFS
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, MemInfo, Overcommit, parse_size
 
@@ -91,7 +92,7 @@ class Machine:
         )
         self.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         """Frame of the zero page, None without one."""
-        self.init = boot_init(self._kernel)
+        self.init = Process(self._kernel, lifecycle.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""
         self.processes = ProcessMap(self._kernel)
         """pid -> Process, zombies included; a live view."""
@@ -129,7 +130,7 @@ class Machine:
         """A new child of init: without a program it has no mappings at all, else it execs *program* (see
         Process.execve)."""
         path = None if program is None else os.fspath(program)
-        return spawn(self._kernel, path, argv, environment, link)
+        return Process(self._kernel, lifecycle.spawn(self._kernel, path, argv, environment, link))
 
     def open_file(self, path: str | os.PathLike[str]) -> File:
         """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it

@@ -1,30 +1,25 @@
-"""Processes: fork, vfork, execve, exit, wait, and the calls that a process makes on its memory.
+"""Processes as users have them: a handle whose methods are the system calls, the accesses, and what there is to see.
 
-A Process is a handle, its pid and its machine; all state is in the process table and the core. What a child inherits is
-decided here: the memory as its fork mode says, the image, nothing else yet.
+A Process is its pid and its machine; all state is in the process table and the core. What fork, exec, exit and wait do
+is in `lifecycle`, what the calls on mappings do in `memory`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu._native import constants as c
+from vmemu import lifecycle
 from vmemu.errors import syscall_error
-from vmemu.execve import build
 from vmemu.kernel import Image, Kernel
 from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, view
 from vmemu.memory.args import integer
-from vmemu.memory.commit import enough_memory
 from vmemu.memory.space import Space
-from vmemu.memory.words import EMPTY
-from vmemu.pids import INIT, RUNNING, ZOMBIE
-from vmemu.types import PAGE_SIZE, ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Overcommit, Translation
+from vmemu.pids import RUNNING, ZOMBIE
+from vmemu.types import ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,19 +27,16 @@ if TYPE_CHECKING:
 
     from vmemu.files import File
 
-_SLICE_SECONDS = 0.04
-"""What one call into the core may take at most, roughly."""
-
-__all__ = ["Children", "Process", "ProcessMap", "boot_init", "spawn"]
+__all__ = ["Children", "Process", "ProcessMap"]
 
 
 class Process:
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
-    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls
-    on a process
-    that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory works.
+    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a
+    process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory
+    works.
     """
 
     __slots__ = ("_kernel", "pid")
@@ -69,21 +61,11 @@ class Process:
 
     def _look(self, call: str) -> Space:
         """The memory, for looking."""
-        kernel, pid = self._kernel, self.pid
-        table = kernel.processes
-        if pid >= len(table.state) or table.state[pid] != RUNNING:
-            raise syscall_error(call, errno.ESRCH, f"process {pid} has exited")
-        return Space(kernel, table.space[pid], pid)
+        return lifecycle.look(self._kernel, self.pid, call)
 
     def _space(self, call: str) -> Space:
         """The memory, for using it."""
-        space = self._look(call)
-        borrower = self._kernel.processes.borrower[self.pid]
-        if borrower:
-            raise syscall_error(
-                call, errno.EBUSY, f"process {self.pid} is suspended in vfork until {borrower} execs or exits"
-            )
-        return space
+        return lifecycle.use(self._kernel, self.pid, call)
 
     # ---- system calls on mappings ----
 
@@ -182,7 +164,7 @@ class Process:
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, self._fork(1, mode)[0])
+        return Process(self._kernel, lifecycle.fork(self._kernel, self.pid, 1, self._mode(mode))[0])
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -190,35 +172,15 @@ class Process:
         if count < 0:
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
-        return Children(self._kernel, self._fork(count, mode) if count else range(0))
+        pids = lifecycle.fork(self._kernel, self.pid, count, self._mode(mode)) if count else range(0)
+        return Children(self._kernel, pids)
 
-    def _fork(self, n: int, mode: ForkMode | int | None) -> range:
-        kernel = self._kernel
-        how = kernel.fork_mode if mode is None else ForkMode(mode)
-        with kernel.lock:
-            space = self._space("fork")
-            table = kernel.processes
-            pids = table.reserve(n, "fork")
-            _check_commit(space, n)
-            spaces = _fork_spaces(space, how, n)
-            table.add(pids, self.pid, table.image[self.pid])
-            table.space[pids[0] : pids[-1] + 1] = spaces
-            return pids
+    def _mode(self, mode: ForkMode | int | None) -> ForkMode:
+        return self._kernel.fork_mode if mode is None else ForkMode(mode)
 
     def vfork(self) -> Process:
         """vfork(2): a child that runs in this very memory; this process is suspended until the child execs or exits."""
-        kernel = self._kernel
-        with kernel.lock:
-            space = self._space("vfork")
-            table = kernel.processes
-            pids = table.reserve(1, "vfork")
-            counted = kernel.core.faults(space.sid)
-            table.add(pids, self.pid, table.image[self.pid])
-            child = pids[0]
-            table.space[child] = space.sid
-            table.borrower[self.pid] = child
-            kernel.borrowed_at[child] = counted
-            return Process(kernel, child)
+        return Process(self._kernel, lifecycle.vfork(self._kernel, self.pid))
 
     def execve(
         self,
@@ -233,35 +195,13 @@ class Process:
         *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped
         too, as ld.so would. Errors as execve(2); they leave the process as it was.
         """
-        kernel = self._kernel
-        with kernel.lock:
-            self._space("execve")
-            sid, image = build(kernel, self.pid, os.fspath(program), argv, environment, link)
-            counted = self._faults()
-            self._leave_space()
-            kernel.core.set_faults(sid, [a + b for a, b in zip(counted, kernel.core.faults(sid), strict=True)])
-            kernel.processes.space[self.pid] = sid
-            kernel.processes.image[self.pid] = kernel.new_image(image)
+        lifecycle.execve(self._kernel, self.pid, os.fspath(program), argv, environment, link)
 
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to init, which reaps at once."""
-        kernel = self._kernel
         if not isinstance(code, int):
             raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
-        with kernel.lock:
-            self._space("exit")
-            if self.pid == INIT:
-                raise syscall_error("exit", errno.EPERM, "init cannot exit")
-            table = kernel.processes
-            self._leave_space()
-            table.state[self.pid] = ZOMBIE
-            table.status[self.pid] = (code & 0xFF) << 8
-            dead = [child for child in table.children(self.pid) if table.state[child] == ZOMBIE]
-            table.adopt(self.pid, INIT)
-            if table.parent[self.pid] == INIT:
-                dead.append(self.pid)
-            for pid in dead:
-                table.remove(pid)
+        lifecycle.exit_(self._kernel, self.pid, code)
 
     def wait(self, pid: int = -1, options: int = 0) -> tuple[int, int]:
         """waitpid(2): reaps a zombie child, the oldest or the one named -> (pid, status as in os.wait()).
@@ -269,38 +209,7 @@ class Process:
         ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG
         (0, 0), else EAGAIN, as nobody else runs meanwhile.
         """
-        kernel = self._kernel
-        pid, options = integer(pid, "wait", "pid"), integer(options, "wait", "options")
-        if options & ~os.WNOHANG:
-            raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
-        with kernel.lock:
-            self._space("wait")
-            table = kernel.processes
-            alive = False
-            named = 0 < pid < len(table.state) and table.state[pid] and table.parent[pid] == self.pid
-            for child in table.children(self.pid) if pid == -1 else [pid] if named else []:
-                alive = True
-                if table.state[child] == ZOMBIE:
-                    status = table.status[child]
-                    table.remove(child)
-                    return child, status
-        if not alive:
-            raise syscall_error("wait", errno.ECHILD, f"process {self.pid} has no such child")
-        if options & os.WNOHANG:
-            return 0, 0
-        raise syscall_error("wait", errno.EAGAIN, "every child is alive; a real process would block")
-
-    def _leave_space(self) -> None:
-        """Gives a borrowed space back to the parent, which goes on, or frees its own."""
-        kernel = self._kernel
-        table = kernel.processes
-        before = kernel.borrowed_at.pop(self.pid, None)
-        if before is None:
-            kernel.core.space_free(table.space[self.pid])
-        else:
-            kernel.core.set_faults(table.space[self.pid], before)
-            table.borrower[table.parent[self.pid]] = 0
-        table.space[self.pid] = 0
+        return lifecycle.wait(self._kernel, self.pid, integer(pid, "wait", "pid"), integer(options, "wait", "options"))
 
     # ---- looking ----
 
@@ -327,21 +236,12 @@ class Process:
             raise syscall_error("children", errno.ESRCH, f"process {self.pid} is gone")
         return [Process(self._kernel, pid) for pid in self._kernel.processes.children(self.pid)]
 
-    def _faults(self) -> list[int]:
-        """Faults by kind that are this process's own, vfork taken into account."""
-        kernel, pid = self._kernel, self.pid
-        table = kernel.processes
-        borrower = table.borrower[pid]
-        counted = kernel.borrowed_at[borrower] if borrower else kernel.core.faults(table.space[pid])
-        before = kernel.borrowed_at.get(pid)
-        return list(counted) if before is None else [a - b for a, b in zip(counted, before, strict=True)]
-
     @property
     def faults(self) -> FaultCounts:
         """Faults so far by kind; a child starts at 0, exec goes on counting. Snapshot."""
         with self._kernel.lock:
             self._look("faults")
-            return FaultCounts(*self._faults())
+            return FaultCounts(*lifecycle.faults(self._kernel, self.pid))
 
     def maps(self) -> list[Mapping]:
         """The mappings, as /proc/PID/maps has them. Snapshot."""
@@ -438,45 +338,6 @@ class Process:
         return image.entry_point if image else 0
 
 
-def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
-    """Ids of *n* children of a space, all or none; made in batches, between which Ctrl-C has its chance."""
-    core = space.kernel.core
-    spaces, batch = array("I"), 16
-    try:
-        while len(spaces) < n:
-            began = perf_counter()
-            spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
-            batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
-    except BaseException:
-        for sid in spaces:
-            core.space_free(sid)
-        raise
-    return spaces
-
-
-def _check_commit(space: Space, n: int) -> None:
-    """Whether *n* children may be promised their memory: each accountable mapping that they get is charged on its own
-    (dup_mmap()), which matters to the heuristic. Raises ENOMEM.
-    """
-    kernel = space.kernel
-    sums = kernel.core.sums(space.sid)
-    pages = int(sums.account)
-    if kernel.overcommit == Overcommit.ALWAYS or not pages:
-        return
-    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages:
-        return
-    if sums.special or kernel.overcommit == Overcommit.HEURISTIC:
-        sizes = [
-            (vma.end - vma.start) // PAGE_SIZE
-            for vma in space.vmas()
-            if vma.flags & (c.VM_ACCOUNT | c.VM_DONTCOPY) == c.VM_ACCOUNT
-        ]
-        pages = max(sizes, default=0) if kernel.overcommit == Overcommit.HEURISTIC else sum(sizes)
-    needed = pages if kernel.overcommit == Overcommit.HEURISTIC else pages * n
-    if not enough_memory(kernel, space.sid, needed):
-        raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} pages more than may be promised")
-
-
 class Children(Sequence[Process]):
     """Processes of consecutive pids; handles are made when asked for."""
 
@@ -522,34 +383,3 @@ class ProcessMap(Dictionary[int, Process]):
 
     def __repr__(self) -> str:
         return f"<vmemu.ProcessMap: {'closed' if self._kernel.closed else f'{len(self)} processes'}>"
-
-
-def boot_init(kernel: Kernel) -> Process:
-    """Process 1, with an empty memory."""
-    return _new(kernel, 0, kernel.core.space_new("boot"), 0)
-
-
-def spawn(
-    kernel: Kernel,
-    program: str | None,
-    argv: Sequence[str | bytes] | None,
-    environment: Dictionary[str, str] | Sequence[str | bytes] | None,
-    link: bool,
-) -> Process:
-    """A child of init, empty or executing *program*."""
-    with kernel.lock:
-        if program is None:
-            return _new(kernel, INIT, kernel.core.space_new("spawn"), 0)
-        pid = kernel.processes.reserve(1, "spawn")[0]
-        sid, image = build(kernel, pid, os.fspath(program), argv, environment, link)
-        return _new(kernel, INIT, sid, kernel.new_image(image))
-
-
-def _new(kernel: Kernel, parent: int, sid: int, image: int) -> Process:
-    table = kernel.processes
-    pids = table.reserve(1, "spawn")
-    table.add(pids, parent, image)
-    table.space[pids[0]] = sid
-    if not image:
-        kernel.core.set_words(sid, EMPTY)
-    return Process(kernel, pids[0])
