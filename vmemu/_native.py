@@ -16,7 +16,7 @@ from vmemu._core import ffi, lib
 from vmemu.errors import InvariantError, OutOfMemory, VmemuError, syscall_error
 from vmemu.types import FaultCounts, FaultKind
 
-__all__ = ["Closed", "Core", "Trap", "Vma", "constants"]
+__all__ = ["Closed", "Core", "Trap", "Vma", "byte_view", "constants"]
 
 NWORDS: int = lib.VMEMU_NWORDS
 _KINDS: int = lib.VMEMU_NKINDS
@@ -88,6 +88,14 @@ class Trap(NamedTuple):
     """Index of the missing page in `object`."""
     object: int = 0
     kind: int = 0
+
+
+def byte_view(data: Any) -> memoryview:
+    """The bytes of any contiguous buffer. TypeError or ValueError for what is none, or holds references."""
+    view = memoryview(data)
+    if "O" in view.format:
+        raise TypeError("data must be bytes, not Python objects")
+    return view.cast("B")
 
 
 def _fail(rc: int, call: str) -> None:

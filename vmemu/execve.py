@@ -55,6 +55,7 @@ def build(
             _carry_out(Space(kernel, sid, pid), plan)
         except BaseException:
             kernel.core.space_abandon(sid)
+            kernel.files.sweep()
             raise
     return sid, Image(
         path=plan.path,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import stat
 import weakref
 from contextlib import AbstractContextManager
 
-from vmemu._native import Core
+from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, VmemuError, syscall_error
 from vmemu.types import PAGE_SIZE
@@ -108,6 +109,7 @@ class File:
     def pread(self, n: int, offset: int) -> bytes:
         """Up to *n* bytes from *offset*, fewer at the end of the file, pread(2). EINVAL for negative numbers."""
         self._check("pread")
+        n, offset = operator.index(n), operator.index(offset)
         if n < 0 or offset < 0:
             raise syscall_error("pread", errno.EINVAL, f"{n} bytes at offset {offset}")
         length = max(0, min(n, self.size - offset))
@@ -127,7 +129,8 @@ class File:
         bytes written until then stay.
         """
         self._check("pwrite", writing=True)
-        view = memoryview(data).cast("B")
+        offset = operator.index(offset)
+        view = byte_view(data)
         if offset < 0:
             raise syscall_error("pwrite", errno.EINVAL, f"offset {offset}")
         if offset + len(view) > _SIZE_MAX:
@@ -150,6 +153,7 @@ class File:
     def truncate(self, size: int) -> None:
         """Sets the size, ftruncate(2): pages beyond it leave every mapping, private copies included. EINVAL, EFBIG."""
         self._check("ftruncate", writing=True)
+        size = operator.index(size)
         if size < 0:
             raise syscall_error("ftruncate", errno.EINVAL, f"size {size}")
         if size > _SIZE_MAX:
@@ -236,7 +240,7 @@ class FileTable:
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
         if len(self._by_object) >= self._sweep_at:
-            self._sweep()
+            self.sweep()
         inode.object = self.core.object_new(kind, size)
         stale = self._by_object.get(inode.object)
         if stale is not None:
@@ -244,14 +248,15 @@ class FileTable:
         self._by_object[inode.object] = inode
 
     def _forget(self, inode: Inode) -> None:
-        """The inode's object is gone: with its last mapping, while nobody had it open."""
+        inode.close()
         inode.object = 0
         for tag in inode.tags:
             del self._names[tag]
         if inode.key is not None and self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Forgets the inodes whose object is gone: with its last mapping, while nobody had it open."""
         for object_, inode in list(self._by_object.items()):
             if self.core.object_info(object_) is None:
                 self._forget(inode)
@@ -274,7 +279,7 @@ class FileTable:
         """A file in memory."""
         if not isinstance(name, str):
             raise TypeError(f"create_file: name must be a str, not {type(name).__name__}")
-        view = memoryview(data).cast("B")
+        view = byte_view(data)
         with self.lock:
             inode = Inode(self._new_number(), MEMORY_DEVICE, name)
             kind = c.OBJ_FILE | c.OBJ_WRITENOTIFY if writenotify else c.OBJ_SHMEM

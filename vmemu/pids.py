@@ -65,12 +65,12 @@ class ProcessTable:
 
     def reserve(self, n: int, call: str) -> range:
         """The next n pids in a row that are free. EAGAIN if there are none (alloc_pid(): pid_max)."""
-        first = self._last + 1
-        if self._wrapped or first + n > PID_MAX:
-            self._wrapped = True
+        first = self._last + 1 if n < PID_MAX else -1
+        if first >= 0 and (self._wrapped or first + n > PID_MAX):
             first = self._search(first, n)
             if first < 0:
                 first = self._search(RESERVED_PIDS, n)
+                self._wrapped |= first >= 0
         if first < 0:
             raise syscall_error(call, errno.EAGAIN, f"no {n} free pids in a row below {PID_MAX}")
         return range(first, first + n)

@@ -11,7 +11,7 @@ import errno
 from array import array
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from vmemu._native import Trap, Vma
+from vmemu._native import Trap, Vma, byte_view
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError
 from vmemu.kernel import Kernel
@@ -48,6 +48,7 @@ class Space:
     def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
         """*length* bytes at *address*."""
         access = c.FETCH if fetch else c.READ
+        length = integer(length, "read", "length")
         if length < 0:
             raise ValueError(f"length: {length} is negative")
         where = self._address(address, access)
@@ -79,7 +80,7 @@ class Space:
         if isinstance(data, str):
             raise TypeError("data must be a bytes-like object, not str")
         if not isinstance(data, bytes | bytearray):
-            data = memoryview(data).cast("B")
+            data = byte_view(data)
         length, done = len(data), 0
         while True:
             trap = self.kernel.core.write(self.sid, where + done & MASK, data, done, length - done)
@@ -90,6 +91,7 @@ class Space:
 
     def touch(self, address: SupportsIndex, length: int, write: bool) -> FaultCounts:
         """One access to each page of [address, address + length)."""
+        length = integer(length, "touch", "length")
         if length < 0:
             raise ValueError(f"length: {length} is negative")
         access = c.WRITE if write else c.READ
@@ -235,5 +237,8 @@ def _addresses(addresses: ArrayLike) -> NDArray[np.uint64]:
         if isinstance(addresses, np.ndarray) or where.dtype.kind == "b":
             raise TypeError(f"addresses must be integers, not {where.dtype}")
         # a list of integers that NumPy finds no common type for
-        return np.array([integer(item, "access", "each address") for item in addresses], np.uint64)  # type: ignore[union-attr, arg-type]
+        numbers = [integer(item, "access", "each address") for item in addresses]  # type: ignore[union-attr, arg-type]
+        if not all(0 <= number <= MASK for number in numbers):
+            raise ValueError("addresses must fit in 64 bits")
+        return np.array(numbers, np.uint64)
     return np.ascontiguousarray(where, np.uint64)
