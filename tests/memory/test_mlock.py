@@ -103,6 +103,16 @@ def test_locks_are_not_inherited(mode: ForkMode) -> None:
         p.madvise(a, 3 * PAGE, Advice.DONTNEED)
 
 
+@every_mode
+def test_mappings_that_differed_in_a_lock_stay_apart_in_the_child(mode: ForkMode) -> None:
+    """dup_mmap() clears the lock and merges nothing, whatever the fork mode."""
+    with machine(fork_mode=mode) as m:
+        p = m.spawn()
+        a = anon(p, 3)
+        p.mlock(a + PAGE, PAGE, flags=1)
+        assert [(v.start - a) // PAGE for v in p.fork().maps()] == [0, 1, 2]
+
+
 @sharing_mode
 def test_mlock_breaks_copy_on_write(mode: ForkMode) -> None:
     """Locking after fork copies what is shared."""

@@ -78,6 +78,14 @@ def test_errno(what: str) -> None:
     assert outcome(call, changes="sealed" in what or "closed" in what) == expected
 
 
+@pytest.mark.parametrize("bit", [*range(18, 32)])
+def test_shared_validate_refuses_flags_that_it_does_not_know(bit: int) -> None:
+    """As recorded on 6.18: 19 to 25 and 31 are EOPNOTSUPP, 18 (MAP_HUGETLB of an ordinary file) EINVAL, 26 to 30
+    taken."""
+    expected = "EINVAL" if bit == 18 else "ok" if 26 <= bit <= 30 else "EOPNOTSUPP"
+    assert outcome(lambda w: w.p.mmap(None, PAGE, R, Map.SHARED_VALIDATE | 1 << bit, w.tmp)) == expected
+
+
 def test_numbers_of_the_standard_module_work_too() -> None:
     """Plain integers and the constants of Python's mmap module are taken like Prot and Map."""
     with machine() as m:

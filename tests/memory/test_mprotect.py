@@ -48,6 +48,12 @@ def test_errno(what: str) -> None:
     assert outcome(call) == expected
 
 
+@pytest.mark.parametrize("bit", [*range(3, 24), *range(26, 64)])
+def test_unknown_bits(bit: int) -> None:
+    """Every bit but PROT_SEM is refused."""
+    assert outcome(lambda w: w.p.mprotect(A, PAGE, R | 1 << bit)) == ("ok" if bit == 3 else "EINVAL")
+
+
 def test_a_later_hole_is_reported_after_the_work_before_it() -> None:
     """ENOMEM with what lies before the hole changed, as on Linux."""
     with world() as w:
