@@ -55,7 +55,7 @@ def build(
             _carry_out(Space(kernel, sid, pid), plan)
         except BaseException:
             kernel.core.space_abandon(sid)
-            kernel.files.sweep()
+            kernel.files.tidy()
             raise
     return sid, Image(
         path=plan.path,

@@ -251,23 +251,31 @@ class FileTable:
         inode.close()
         inode.object = 0
         for tag in inode.tags:
-            del self._names[tag]
+            self._names.pop(tag, None)
         if inode.key is not None and self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
 
     def sweep(self) -> None:
         """Forgets the inodes whose object is gone: with its last mapping, while nobody had it open."""
         for object_, inode in list(self._by_object.items()):
-            if self.core.object_info(object_) is None:
-                self._forget(inode)
+            # a handle that is dropped meanwhile sweeps as well, in the middle of this
+            if self.core.object_info(object_) is None and self._by_object.get(object_) is inode:
                 del self._by_object[object_]
+                self._forget(inode)
         self._sweep_at = max(64, 2 * len(self._by_object))
+
+    def tidy(self) -> None:
+        """Sweeps if an object has gone since the last time."""
+        if self._by_object and self.core.info().nobjects < len(self._by_object):
+            with self.lock:
+                self.sweep()
 
     def release(self, inode: Inode) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""
         if inode.object:
             with contextlib.suppress(VmemuError):  # the machine may be closed
                 self.core.object_release(inode.object)
+                self.tidy()
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""

@@ -187,6 +187,7 @@ def _leave_space(kernel: Kernel, pid: int) -> None:
     before = kernel.borrowed_at.pop(pid, None)
     if before is None:
         kernel.core.space_free(table.space[pid])
+        kernel.files.tidy()
     else:
         kernel.core.set_faults(table.space[pid], before)
         table.borrower[table.parent[pid]] = 0

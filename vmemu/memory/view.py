@@ -47,8 +47,9 @@ _CODES = (
 
 def maps(space: Space) -> list[Mapping]:
     """The mappings in address order."""
-    words = space.kernel.core.words(space.sid)
-    return [_mapping(space, vma, words) for vma in space.vmas()]
+    with space.kernel.lock:  # what is mapped shall not lose its file before it is named
+        words = space.kernel.core.words(space.sid)
+        return [_mapping(space, vma, words) for vma in space.vmas()]
 
 
 def _mapping(space: Space, vma: Vma, words: list[int]) -> Mapping:
