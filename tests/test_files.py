@@ -231,6 +231,19 @@ def test_a_host_file_that_became_shorter_is_a_bus_error(tmp_path: Path) -> None:
         assert p.read(a, 1) == b"x"
 
 
+def test_closed_files_and_ended_programs_leave_no_descriptors(tmp_path: Path) -> None:
+    """The host's file is closed with its last user."""
+    before = len(os.listdir("/proc/self/fd"))
+    with machine() as m:
+        for i in range(20):
+            path = tmp_path / f"{i}"
+            path.write_bytes(b"x")
+            m.open_file(path).close()
+        m.spawn("/bin/sh").exit()
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize(
     ("path", "number"),
     [

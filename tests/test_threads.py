@@ -321,7 +321,7 @@ def test_munmap_while_another_thread_reads_a_file(tmp_path: Path) -> None:
 
 
 def test_looking_while_others_change() -> None:
-    """smaps, pagemap, procfs, counters while mappings and processes come and go."""
+    """maps, smaps, pagemap, procfs, counters while mappings and processes come and go."""
     with machine(memory="32MiB") as m:
         p = m.spawn()
         anon(p, 4, A)
@@ -342,8 +342,9 @@ def test_looking_while_others_change() -> None:
             p.wait(c.pid)
 
         def look() -> None:
+            assert any(v.start == A for v in p.maps())
             assert any(usage.mapping.start == A for usage in p.smaps())
-            m.procfs.read(f"{p.pid}/smaps")
+            m.procfs.read(f"{p.pid}/maps")
             assert p.pss <= 1 << 20
             assert p.rss >= 0
             p.pagemap(A, 4)
