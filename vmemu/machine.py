@@ -12,6 +12,7 @@ from typing import Self
 from vmemu import lifecycle
 from vmemu._native import Core
 from vmemu._native import constants as c
+from vmemu.errors import VmemuError
 from vmemu.files import File
 from vmemu.kernel import Kernel
 from vmemu.memory.args import integer
@@ -71,6 +72,10 @@ class Machine:
         for name, value, known in (("oom", oom, ("raise", "kill")), ("thp", thp, ("never", "madvise", "always"))):
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, known))}")
+        for name, flag in (("zero_page", zero_page), ("contents", contents), ("aslr", aslr), ("reuse", reuse)):
+            if not isinstance(flag, bool | int):
+                raise TypeError(f"{name}: {flag!r} is not a bool")
+        seed = integer(seed, "Machine", "seed")
         if parse_size(swap, "swap"):
             raise NotImplementedError("Machine(swap=...): there is no swap yet")
         if oom != "raise":
@@ -100,6 +105,8 @@ class Machine:
         """/proc of this machine."""
 
     def __enter__(self) -> Self:
+        if self._kernel.closed:
+            raise VmemuError("the machine is closed")
         return self
 
     def __exit__(

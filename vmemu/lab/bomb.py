@@ -29,6 +29,8 @@ MAX_PROCESSES = 32768
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 """Fixed, so that the stack is the same whoever runs the command."""
 
+_PAGES = 1 << 35
+"""Of the user half of an address space."""
 _PROGRESS_EVERY = 64
 """Forks between two calls of a progress function."""
 
@@ -124,6 +126,8 @@ def run(
     ):
         if value < least:
             raise ValueError(f"{name}: {value} is less than {least}")
+    if dirty > _PAGES:
+        raise ValueError(f"dirty: {dirty} pages are more than an address space has")
     path = find_program(default_program() if program is None else program)
     arguments = list(argv) if argv is not None else [path if program is None else program]
     clock = time.perf_counter

@@ -26,7 +26,16 @@ _CLEAR = {
     Advice.DODUMP: c.VM_DONTDUMP,
 }
 _READ_AHEAD = {Advice.NORMAL: 0, Advice.RANDOM: c.VM_RAND_READ, Advice.SEQUENTIAL: c.VM_SEQ_READ}
-_ANONYMOUS_ONLY = (Advice.WIPEONFORK,)
+_DISCARD = (
+    Advice.DONTNEED,
+    Advice.DONTNEED_LOCKED,
+    Advice.FREE,
+    Advice.REMOVE,
+    Advice.DONTFORK,
+    Advice.WIPEONFORK,
+    Advice.GUARD_INSTALL,
+)
+"""Advice that may lose what memory holds (is_madv_discard())."""
 
 
 def madvise(space: Space, address: SupportsIndex, length: SupportsIndex, advice: int) -> None:
@@ -67,12 +76,13 @@ def madvise(space: Space, address: SupportsIndex, length: SupportsIndex, advice:
 def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     """One mapping's part of the range."""
     core = space.kernel.core
+    if what in _DISCARD:
+        _check_discard(vma)
     if what in _SET or what in _CLEAR or what in _READ_AHEAD:
         _reflag(space, vma, start, end, what)
     elif what in (Advice.DONTNEED, Advice.DONTNEED_LOCKED):
         if vma.flags & c.VM_LOCKED and what == Advice.DONTNEED:
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
-        _check_discard(vma)
         core.zap(space.sid, start, end, CALL)
     elif what == Advice.REMOVE:
         _remove(space, vma, start, end)

@@ -17,12 +17,12 @@ from vmemu.types import PAGE_SIZE, Map, Overcommit, Prot
 __all__ = ["brk", "find_hole", "map_private", "mmap", "munmap", "vm_prot"]
 
 MMAP_MIN_ADDR = 65536
+_MAP_32BIT = 0x40
 _BOTTOM_UP = (TASK_SIZE // 3 + PAGE_SIZE - 1) & -PAGE_SIZE
 """TASK_UNMAPPED_BASE, where the search goes on upwards when nothing is free below mmap_base."""
 _HUGE_PAGE = 2 << 20
-_MAX_PAGES = 1 << 52
 _MAX_FILE_PAGES = ((1 << 63) - 1) // PAGE_SIZE
-_LEGACY_FLAGS = 0x0007F93F | 0x1F << 26
+_LEGACY_FLAGS = 0x0007F9FF | 0x1F << 26
 """LEGACY_MAP_MASK: flags that MAP_SHARED_VALIDATE knows on x86-64."""
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
 
@@ -64,8 +64,6 @@ def mmap(
     size = page_up(size)
     if not size:
         raise syscall_error(call, errno.ENOMEM, "length wraps around")
-    if pgoff + size // PAGE_SIZE > _MAX_PAGES:
-        raise syscall_error(call, errno.EOVERFLOW, "offset and length")
     with space.kernel.lock:
         if not space.room_for_split(0):
             raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
@@ -103,7 +101,7 @@ def mmap(
                 core.object_release(shared.object)
         else:
             core.map(space.sid, addr, addr + size, vm_flags, 0, addr // PAGE_SIZE, 0, call)
-        if flags & (Map.POPULATE | Map.LOCKED) and not flags & Map.NONBLOCK:
+        if flags & Map.LOCKED or flags & (Map.POPULATE | Map.NONBLOCK) == Map.POPULATE:
             try:
                 _populate(space, addr, addr + size, vm_flags)
             except OutOfMemory:
@@ -123,6 +121,8 @@ def _other_flags(flags: int) -> int:
     out = c.VM_GROWSDOWN if flags & Map.GROWSDOWN else 0
     if flags & Map.LOCKED:
         out |= c.VM_LOCKED
+    if flags & Map.STACK:  # no other effect (calc_vm_flag_bits())
+        out |= c.VM_NOHUGEPAGE
     return out
 
 
@@ -181,6 +181,11 @@ def _place(space: Space, addr: int, size: int, fixed: bool, flags: int, file: Fi
     hint = addr & -PAGE_SIZE
     if hint:
         hint = max(hint, MMAP_MIN_ADDR)
+    if flags & _MAP_32BIT:
+        found = _low_hole(space, hint, size)
+        if found is None:
+            raise syscall_error(call, errno.ENOMEM, f"no hole of {size} bytes below 2 GiB")
+        return found
     align = _HUGE_PAGE if file is None and not flags & Map.SHARED and size % _HUGE_PAGE == 0 else PAGE_SIZE
     found = find_hole(space, hint, size, align)
     if found is None:
@@ -188,16 +193,30 @@ def _place(space: Space, addr: int, size: int, fixed: bool, flags: int, file: Fi
     return found
 
 
+def _free_at(space: Space, address: int, size: int, limit: int) -> bool:
+    """Nothing is mapped in the range, which ends below *limit*, nor is it a stack's guard gap."""
+    if address > limit - size:
+        return False
+    core, sid = space.kernel.core, space.sid
+    after, before = core.find(sid, address), core.find_before(sid, address + size)
+    end = limit if after is None else after.start - (STACK_GUARD if after.flags & c.VM_GROWSDOWN else 0)
+    return address + size <= end and (before is None or before.end <= address)
+
+
+def _low_hole(space: Space, hint: int, size: int) -> int | None:
+    """MAP_32BIT: from 1 to 2 GiB, upwards (find_start_end())."""
+    if hint and _free_at(space, hint, size, 2 << 30):
+        return hint
+    return space.kernel.core.hole(space.sid, 1 << 30, 2 << 30, size, PAGE_SIZE, False)
+
+
 def find_hole(space: Space, hint: int, size: int, align: int = PAGE_SIZE) -> int | None:
     """Where a mapping goes: at the hint if it is free, else in the highest hole that fits below mmap_base, else upwards
     (arch_get_unmapped_area_topdown()).
     """
     core, sid = space.kernel.core, space.sid
-    if hint and hint <= TASK_SIZE - size:
-        after, before = core.find(sid, hint), core.find_before(sid, hint + size)
-        end = TASK_SIZE if after is None else after.start - (STACK_GUARD if after.flags & c.VM_GROWSDOWN else 0)
-        if hint + size <= end and (before is None or before.end <= hint):
-            return hint
+    if hint and _free_at(space, hint, size, TASK_SIZE):
+        return hint
     base = core.words(sid)[MMAP_BASE]
     if align > PAGE_SIZE:
         found = core.hole(sid, PAGE_SIZE, base, size, align, True)

@@ -82,7 +82,8 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
     elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:
         flags &= ~c.VM_ACCOUNT  # nothing was written yet: the promise can be taken back
     _reflag(space, vma, start, end, flags, call)
-    if vma.flags & (c.VM_WRITE | c.VM_SHARED | c.VM_LOCKED) == c.VM_LOCKED and access & c.VM_WRITE:
+    locked = vma.flags & (c.VM_WRITE | c.VM_SHARED | c.VM_LOCKED | c.VM_LOCKONFAULT) == c.VM_LOCKED
+    if locked and access & c.VM_WRITE:
         with contextlib.suppress(OutOfMemory):
             space.populate(start, end, True)  # locked memory that may be written shall not fault when it is
 

@@ -47,7 +47,7 @@ def mremap(
         if vma is None or vma.start > addr:
             raise _error(errno.EFAULT, f"nothing is mapped at {addr:#x}")
         if elsewhere:
-            if old == new:
+            if old == new and flags & MREMAP_FIXED:
                 return _move_all(space, addr, old, to, flags)
             return _move_to(space, vma, addr, old, new, to, flags)
         if vma.flags & c.VM_SEALED:
