@@ -257,12 +257,16 @@ class FileTable:
 
     def sweep(self) -> None:
         """Forgets the inodes whose object is gone: with its last mapping, while nobody had it open."""
-        for object_, inode in list(self._by_object.items()):
-            # a handle that is dropped meanwhile sweeps as well, in the middle of this
-            if self.core.object_info(object_) is None and self._by_object.get(object_) is inode:
-                del self._by_object[object_]
-                self._forget(inode)
+        for inode in self._by_object.copy().values():
+            self._forget_if_gone(inode)
         self._sweep_at = max(64, 2 * len(self._by_object))
+
+    def _forget_if_gone(self, inode: Inode) -> None:
+        """A handle may be dropped, and come here, in the middle of whatever else is done with the table."""
+        object_ = inode.object
+        if object_ and self.core.object_info(object_) is None and self._by_object.get(object_) is inode:
+            del self._by_object[object_]
+            self._forget(inode)
 
     def tidy(self) -> None:
         """Sweeps if an object has gone since the last time."""
@@ -275,7 +279,8 @@ class FileTable:
         if inode.object:
             with contextlib.suppress(VmemuError):  # the machine may be closed
                 self.core.object_release(inode.object)
-                self.tidy()
+                with self.lock:
+                    self._forget_if_gone(inode)
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
