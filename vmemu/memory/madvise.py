@@ -104,12 +104,7 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         flags = flags & ~(c.VM_RAND_READ | c.VM_SEQ_READ) | _READ_AHEAD[what]
     else:
         flags = (flags | _SET.get(what, 0)) & ~_CLEAR.get(what, 0)
-    if flags == vma.flags:
-        return
-    extra = (start > vma.start) + (end < vma.end)
-    if extra and not space.room_for_split(extra):
-        raise syscall_error(CALL, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-    space.kernel.core.reflag(space.sid, start, end, flags, CALL)
+    space.reflag(vma, start, end, flags, CALL)
 
 
 def _remove(space: Space, vma: Vma, start: int, end: int) -> None:

@@ -60,10 +60,7 @@ def _apply(space: Space, start: int, end: int, locked: int, call: str) -> None:
             raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
         stop = min(vma.end, end)
         flags = vma.flags & ~_LOCKED | locked
-        extra = (at > vma.start) + (stop < vma.end)
-        if flags != vma.flags and extra and not space.room_for_split(extra):
-            raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-        core.reflag(space.sid, at, stop, flags, call)
+        space.reflag(vma, at, stop, flags, call)
         at = stop
 
 

@@ -81,19 +81,11 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
             flags |= c.VM_ACCOUNT
     elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:
         flags &= ~c.VM_ACCOUNT  # nothing was written yet: the promise can be taken back
-    _reflag(space, vma, start, end, flags, call)
+    space.reflag(vma, start, end, flags, call)
     locked = vma.flags & (c.VM_WRITE | c.VM_SHARED | c.VM_LOCKED | c.VM_LOCKONFAULT) == c.VM_LOCKED
     if locked and access & c.VM_WRITE:
         with contextlib.suppress(OutOfMemory):
             space.populate(start, end, True)  # locked memory that may be written shall not fault when it is
-
-
-def _reflag(space: Space, vma: Vma, start: int, end: int, flags: int, call: str) -> None:
-    """New flags for a part of *vma*, which may split it. ENOMEM at max_map_count."""
-    extra = (start > vma.start) + (end < vma.end)
-    if flags != vma.flags and extra and not space.room_for_split(extra):
-        raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-    space.kernel.core.reflag(space.sid, start, end, flags, call)
 
 
 def mseal(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
@@ -114,4 +106,4 @@ def mseal(space: Space, address: SupportsIndex, length: SupportsIndex, flags: in
         if at < end:
             raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
         for vma in space.vmas(addr, end):
-            _reflag(space, vma, max(vma.start, addr), min(vma.end, end), vma.flags | c.VM_SEALED, call)
+            space.reflag(vma, max(vma.start, addr), min(vma.end, end), vma.flags | c.VM_SEALED, call)

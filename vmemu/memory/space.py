@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from vmemu._native import Trap, Vma, byte_view
 from vmemu._native import constants as c
-from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError
+from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError, syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.commit import enough_memory
@@ -218,6 +218,13 @@ class Space:
     def vmas(self, start: int = 0, end: int = TASK_SIZE) -> list[Vma]:
         """The mappings that overlap [start, end)."""
         return list(self.kernel.core.vmas(self.sid, start, end))
+
+    def reflag(self, vma: Vma, start: int, end: int, flags: int, call: str) -> None:
+        """New flags for a part of *vma*, which may split it. ENOMEM at max_map_count."""
+        extra = (start > vma.start) + (end < vma.end)
+        if flags != vma.flags and extra and not self.room_for_split(extra):
+            raise syscall_error(call, errno.ENOMEM, f"more than {self.kernel.max_map_count} mappings")
+        self.kernel.core.reflag(self.sid, start, end, flags, call)
 
     def room_for_split(self, extra: int = 1) -> bool:
         """*extra* more mappings would stay within max_map_count."""
