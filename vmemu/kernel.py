@@ -43,7 +43,6 @@ class Kernel:
         fork_mode: ForkMode,
         overcommit: Overcommit,
         overcommit_ratio: int,
-        contents: bool,
         rng: random.Random | None,
         max_map_count: int,
     ) -> None:
@@ -57,7 +56,6 @@ class Kernel:
         self.fork_mode = fork_mode
         self.overcommit = overcommit
         self.overcommit_ratio = overcommit_ratio
-        self.contents = contents
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count

@@ -91,7 +91,6 @@ class Machine:
             fork_mode=ForkMode(fork_mode),
             overcommit=Overcommit(overcommit),
             overcommit_ratio=overcommit_ratio,
-            contents=contents,
             rng=random.Random(seed) if aslr else None,
             max_map_count=max_map_count,
         )
