@@ -17,7 +17,7 @@ vmemu_machine *vmemu_machine_new(uint64_t nframes, uint32_t options, uint32_t ar
 	m->vm.options = options;
 	m->vm.around = around;
 	m->vm.env.host = &m->vm.host;
-	if (frames_init(&m->vm.frames, &m->vm.host, nframes, options & VMEMU_OPT_CONTENTS)) {
+	if (frames_init(&m->vm.frames, &m->vm.host, m->vm.events, nframes, options & VMEMU_OPT_CONTENTS)) {
 		free(m);
 		return NULL;
 	}
@@ -60,6 +60,13 @@ int vmemu_machine_faults(vmemu_machine *m, uint64_t *out)
 {
 	enter(m);
 	memcpy(out, m->vm.faults, sizeof(m->vm.faults));
+	return leave(m, 0);
+}
+
+int vmemu_machine_events(vmemu_machine *m, uint64_t *out)
+{
+	enter(m);
+	memcpy(out, m->vm.events, sizeof(m->vm.events));
 	return leave(m, 0);
 }
 
@@ -113,6 +120,24 @@ int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64
 int vmemu_machine_frame_flags(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out)
 {
 	return each_frame(m, first, n, look_frame_flags, out);
+}
+
+int vmemu_machine_count_frames(vmemu_machine *m, uint64_t with, uint64_t without, uint64_t *n)
+{
+	int rc;
+
+	enter(m);
+	rc = look_mapcounts(&m->vm);
+	if (!rc)
+		*n = look_count_frames(&m->vm, with, without);
+	return leave(m, rc);
+}
+
+int vmemu_machine_whole(vmemu_machine *m, uint64_t *n)
+{
+	enter(m);
+	*n = frames_whole(&m->vm.frames);
+	return leave(m, 0);
 }
 
 int vmemu_machine_sharing(vmemu_machine *m, uint64_t *mapped, uint64_t *shared)

@@ -44,6 +44,10 @@ static int check_frames(const struct check *c)
 		free += n - used;
 	}
 	free += f->nframes - min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
+	CHECK(f->events[VMEMU_EV_PGALLOC] - f->events[VMEMU_EV_PGFREE] == f->nframes - free,
+	      "%llu frames were taken and %llu given back, but %llu are in use",
+	      (unsigned long long)f->events[VMEMU_EV_PGALLOC], (unsigned long long)f->events[VMEMU_EV_PGFREE],
+	      (unsigned long long)(f->nframes - free));
 	CHECK(free == f->free, "%llu frames free, counted %llu", (unsigned long long)f->free, (unsigned long long)free);
 	CHECK(anon == f->anon && file == f->file && shmem == f->shmem && tables == f->tables,
 	      "frames by kind: anon %llu file %llu shmem %llu tables %llu, counted %llu %llu %llu %llu",

@@ -108,6 +108,7 @@ static int do_reuse(struct fault *f)
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_EXCLUSIVE;
 	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	f->vm->events[VMEMU_EV_PGREUSE]++;
 	f->vm->tables.generation++;
 	return VMEMU_COW_REUSE;
 }
@@ -120,6 +121,7 @@ static int do_mkwrite(struct fault *f)
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_DIRTY;
 	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	f->vm->events[VMEMU_EV_PGREUSE]++;
 	f->vm->tables.generation++;
 	return VMEMU_FILE_MINOR;
 }

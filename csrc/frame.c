@@ -15,10 +15,11 @@ static void *reserve(uint64_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-int frames_init(struct frames *f, struct host *host, uint64_t nframes, uint32_t contents)
+int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t nframes, uint32_t contents)
 {
 	memset(f, 0, sizeof(*f));
 	f->host = host;
+	f->events = events;
 	f->nframes = f->free = nframes;
 	f->nblocks = (nframes + BLOCK_FRAMES - 1) / BLOCK_FRAMES;
 	f->zero = NO_PFN;
@@ -114,6 +115,15 @@ static void count(struct frames *f, uint32_t flags, uint64_t by)
 		f->tables += by;
 }
 
+uint64_t frames_whole(const struct frames *f)
+{
+	uint64_t n = f->nframes - min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
+
+	for (uint64_t b = 0; b < f->virgin; b++)
+		n += f->blocks[b].used ? 0 : block_frames(f, b);
+	return n;
+}
+
 int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
 	struct block *blk;
@@ -143,6 +153,7 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	fr->flags = (uint16_t)(FRAME_USED | flags);
 	fr->cgroup = 0;
 	f->free--;
+	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
 	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
 	return 0;
@@ -199,6 +210,7 @@ void frame_free(struct frames *f, pfn_t pfn)
 	VM_ASSERT(fr->flags & FRAME_USED && pfn != f->zero);
 	count(f, fr->flags, (uint64_t)-1);
 	f->free++;
+	f->events[VMEMU_EV_PGFREE]++;
 	if (blk->used == block_frames(f, b))
 		list_push(f, &f->partial[blk->kind], b);
 #ifdef VMEMU_JUNK

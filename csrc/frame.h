@@ -65,10 +65,11 @@ struct frames {
 	pfn_t zero;	     /* the zero page or NO_PFN */
 	uint32_t contents;   /* data frames hold bytes */
 	struct host *host;
+	uint64_t *events; /* the machine's, by enum vmemu_event */
 };
 
 /* Requires nframes >= 1. On failure -ENOMEM, nothing to undo. */
-int frames_init(struct frames *f, struct host *host, uint64_t nframes, uint32_t contents);
+int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t nframes, uint32_t contents);
 void frames_destroy(struct frames *f);
 
 /* A frame with one reference and FRAME_USED | flags. *zeroed (may be NULL) tells whether its bytes are known to be zero.
@@ -78,6 +79,9 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed);
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn);
 /* The same, its bytes those of `from`; counted as a copy. */
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn);
+
+/* Free frames in blocks that are free as a whole. */
+uint64_t frames_whole(const struct frames *f);
 
 /* Drops a reference to a frame that is not a table; the last one frees it. */
 void frame_put(struct frames *f, pfn_t pfn);

@@ -125,6 +125,17 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 	return out;
 }
 
+uint64_t look_count_frames(const struct vm *vm, uint64_t with, uint64_t without)
+{
+	uint64_t n = 0, used = min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes);
+
+	for (uint64_t pfn = 0; pfn < used; pfn++)
+		n += (look_frame_flags(vm, (pfn_t)pfn) & (with | without)) == with;
+	if (with == UINT64_C(1) << KPF_BUDDY)
+		n += vm->frames.nframes - used;
+	return n;
+}
+
 /* ---- one space ---- */
 
 /* Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). */

@@ -14,6 +14,8 @@ uint64_t look_mapcount(const struct vm *vm, pfn_t pfn);
 void look_sharing(const struct vm *vm, uint64_t *mapped, uint64_t *shared);
 /* In kpageflags' bits. Requires look_mapcounts. */
 uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn);
+/* Frames that have all of `with` and none of `without`. Requires look_mapcounts. */
+uint64_t look_count_frames(const struct vm *vm, uint64_t with, uint64_t without);
 void look_mapcounts_free(struct vm *vm);
 
 /* As in vmemu_cdef.h; pagemap and usage require look_mapcounts. */

@@ -37,6 +37,7 @@ struct vm {
 	uint32_t options;
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];
+	uint64_t events[VMEMU_NEVENTS]; /* since boot */
 };
 
 #endif

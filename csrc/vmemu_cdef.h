@@ -32,6 +32,14 @@ enum vmemu_kind {
 	VMEMU_OOM = 13
 };
 
+/* What /proc/vmstat counts since boot, other than by kind of fault. New events go before VMEMU_NEVENTS. */
+enum vmemu_event {
+	VMEMU_EV_PGALLOC = 0, /* frames taken, page tables and the zero page included */
+	VMEMU_EV_PGFREE = 1,  /* frames given back */
+	VMEMU_EV_PGREUSE = 2, /* write faults resolved in place (wp_page_reuse()) */
+	VMEMU_NEVENTS = 3
+};
+
 /* GUP_WRITE, for touch only: a write by the kernel on behalf of the process (populate, mlock), which leaves page-cache
  * pages dirty for everybody who maps them, not just in this space's entry. */
 enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2, VMEMU_GUP_WRITE = 3 };
@@ -186,6 +194,8 @@ void vmemu_machine_free(vmemu_machine *m);
 int vmemu_machine_info(vmemu_machine *m, struct vmemu_machine_info *out);
 /* Faults of all processes since boot, by kind, into out[VMEMU_NKINDS]. */
 int vmemu_machine_faults(vmemu_machine *m, uint64_t *out);
+/* Counts by enum vmemu_event since boot, into out[VMEMU_NEVENTS]. */
+int vmemu_machine_events(vmemu_machine *m, uint64_t *out);
 /* Takes a frame for the zero page (with VMEMU_OPT_ZERO_PAGE; else -EINVAL). */
 int vmemu_machine_zero_page(vmemu_machine *m, uint64_t *pfn);
 /* The nth allocation from now (1 is the next), of a frame or of host memory, fails once; 0 switches that off. */
@@ -196,6 +206,10 @@ int vmemu_machine_check(vmemu_machine *m, char *msg, size_t size);
 int vmemu_machine_mapcounts(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out);
 /* Flags of frames in the layout of /proc/kpageflags. */
 int vmemu_machine_frame_flags(vmemu_machine *m, uint64_t first, uint64_t n, uint64_t *out);
+/* Frames that have all of the flags `with` and none of `without`, in kpageflags' layout. */
+int vmemu_machine_count_frames(vmemu_machine *m, uint64_t with, uint64_t without, uint64_t *n);
+/* Free frames in aligned blocks of 512 that are free as a whole. */
+int vmemu_machine_whole(vmemu_machine *m, uint64_t *n);
 /* Frames mapped at all, and more than once (exact, whole machine). */
 int vmemu_machine_sharing(vmemu_machine *m, uint64_t *mapped, uint64_t *shared);
 /* The emulated RAM itself: nframes * 4096 bytes at the returned address. */

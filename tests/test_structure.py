@@ -29,7 +29,8 @@ PYTHON = """
 PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
-    "memory": "mprotect mremap madvise mlock view / mmap / space / commit / args words / __init__",
+    "memory": "mprotect mremap madvise mlock view census / mmap / space / commit / args words / __init__",
+    "procfs": "__init__ / tree / vmstat",
 }
 """The order inside each package, rows apart by slashes."""
 

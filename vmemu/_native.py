@@ -22,6 +22,12 @@ NWORDS: int = lib.VMEMU_NWORDS
 _KINDS: int = lib.VMEMU_NKINDS
 _COUNTS = f"uint64_t[{_KINDS}]"
 _WORDS = f"uint64_t[{NWORDS}]"
+_EVENT_COUNTS = f"uint64_t[{lib.VMEMU_NEVENTS}]"
+_EVENTS = tuple(
+    name.removeprefix("VMEMU_EV_").lower()
+    for _, name in sorted(ffi.typeof("enum vmemu_event").elements.items())
+    if name != "VMEMU_NEVENTS"
+)
 _BATCH = 64
 
 
@@ -142,6 +148,12 @@ class Core:
         lib.vmemu_machine_faults(self._m, out)
         return FaultCounts(*out)
 
+    def events(self) -> dict[str, int]:
+        """Counts since boot by the name of enum vmemu_event, without its prefix and in lower case."""
+        out = ffi.new(_EVENT_COUNTS)
+        lib.vmemu_machine_events(self._m, out)
+        return dict(zip(_EVENTS, out, strict=True))
+
     def zero_page(self) -> int:
         """Takes a frame for the zero page and returns its pfn."""
         out = ffi.new("uint64_t *")
@@ -177,6 +189,20 @@ class Core:
         if rc:
             _fail(rc, "kpagecount")
         return out
+
+    def count_frames(self, with_: int, without: int) -> int:
+        """Frames that have all of some flags and none of others."""
+        out = ffi.new("uint64_t *")
+        rc = lib.vmemu_machine_count_frames(self._m, with_, without, out)
+        if rc:
+            _fail(rc, "kpageflags")
+        return int(out[0])
+
+    def whole(self) -> int:
+        """Free frames in blocks that are free as a whole."""
+        out = ffi.new("uint64_t *")
+        lib.vmemu_machine_whole(self._m, out)
+        return int(out[0])
 
     def sharing(self) -> tuple[int, int]:
         """(frames mapped, frames mapped more than once)."""

@@ -193,6 +193,8 @@ class FileTable:
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
+        self.bytes_read = 0
+        """From the host's files, since boot."""
 
     def close(self, closed: Core) -> None:
         """The machine is closed; *closed* stands in for its core."""
@@ -366,6 +368,7 @@ class FileTable:
                 data = os.pread(inode.fd, READ_AROUND * PAGE_SIZE, first * PAGE_SIZE)
             except OSError:
                 return False
+            self.bytes_read += len(data)
             if len(data) <= (index - first) * PAGE_SIZE:  # the host's file became shorter
                 return False
         self.core.object_fill(inode.object, first, READ_AROUND, data, major, call)

@@ -59,6 +59,8 @@ class Kernel:
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count
+        self.zero_pfn: int | None = None
+        """Frame of the zero page."""
         self.borrowed_at: dict[int, tuple[int, ...]] = {}
         """By vfork child: what its space had counted when it was born; what was counted since is the child's."""
 

@@ -19,6 +19,7 @@ from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.process import Process, ProcessMap
 from vmemu.procfs import ProcFS
+from vmemu.procfs.vmstat import vmstat
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, MemInfo, Overcommit, parse_size
 
 __all__ = ["Machine"]
@@ -94,8 +95,7 @@ class Machine:
             rng=random.Random(seed) if aslr else None,
             max_map_count=max_map_count,
         )
-        self.zero_pfn = self._kernel.core.zero_page() if zero_page else None
-        """Frame of the zero page, None without one."""
+        self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         self.init = Process(self._kernel, lifecycle.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""
         self.processes = ProcessMap(self._kernel)
@@ -155,6 +155,11 @@ class Machine:
         return self._kernel.files.create(name, data, writenotify)
 
     @property
+    def zero_pfn(self) -> int | None:
+        """Frame of the zero page, None without one."""
+        return self._kernel.zero_pfn
+
+    @property
     def faults(self) -> FaultCounts:
         """Faults of all processes since boot, by kind. Snapshot."""
         return self._kernel.core.machine_faults()
@@ -177,8 +182,8 @@ class Machine:
         )
 
     def vmstat(self) -> dict[str, int]:
-        """/proc/vmstat. Not there yet."""
-        raise NotImplementedError("Machine.vmstat()")
+        """/proc/vmstat: every name of Linux 6.18 in its order; pages, or events since boot. Snapshot."""
+        return vmstat(self._kernel)
 
     def frame_stats(self) -> FrameStats:
         """How many frames are mapped, shared, and were copied. Snapshot; one pass over RAM's bookkeeping."""

@@ -14,7 +14,7 @@ import pytest
 from machines import ANON, PAGE, RW, SHARED, A, R, anon, filled, machine, pfn
 
 from vmemu import Advice, Map, Mapping, Prot, SyscallError
-from vmemu.procfs import maps as render
+from vmemu.procfs.tree import maps as render
 
 LINE = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-])([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*)| )\n?"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.process import ProcessMap
+from vmemu.procfs.vmstat import vmstat_text
 from vmemu.types import Mapping, MappingUsage
 
 __all__ = ["ProcFS"]
@@ -19,7 +20,7 @@ _NAME_COLUMN = 73
 _PATH = re.compile(r"(?P<pid>\d+)/(?P<file>[a-z_]+)")
 _NOT_YET = (
     "smaps_rollup pagemap status stat statm cmdline environ comm io oom_score oom_score_adj limits auxv "
-    "meminfo vmstat clear_refs"
+    "meminfo clear_refs"
 ).split()
 
 
@@ -51,6 +52,8 @@ class ProcFS:
             return self._kernel.core.mapcounts(0, self._kernel.npages).tobytes()
         if process is None and file == "kpageflags":
             return self._kernel.core.frame_flags(0, self._kernel.npages).tobytes()
+        if process is None and file == "vmstat":
+            return vmstat_text(self._kernel)
         if file in _NOT_YET:
             raise NotImplementedError(f"procfs: {file}")
         raise syscall_error("open", errno.ENOENT, f"/proc/{name}")
