@@ -65,6 +65,8 @@ static int check_leaf_entry(const struct check *c, pfn_t table, pte_t e, uint32_
 	const struct frame *fr;
 	pfn_t pfn = pte_pfn(e);
 
+	if (e == PTE_GUARD)
+		return 0;
 	CHECK(pte_mapped(e), "table %u: entry %#llx holds nothing", table, (unsigned long long)e);
 	CHECK(pfn < f->nframes && f->of[pfn].flags & FRAME_USED && !(f->of[pfn].flags & FRAME_TABLE),
 	      "table %u: entry %#llx maps a frame that is free or a table", table, (unsigned long long)e);

@@ -22,6 +22,11 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		if (!e[i])
 			continue;
 		CHECK(v, "space %u: %#llx is in the tables and in no mapping", vc->space->id, at);
+		if (e[i] == PTE_GUARD) {
+			CHECK(v->flags & VMEMU_VM_MAYBE_GUARD, "space %u: %#llx: guard in a mapping that had none",
+			      vc->space->id, at);
+			continue;
+		}
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
 		CHECK(!(e[i] & PTE_W) || v->flags & VMEMU_VM_WRITE,
 		      "space %u: %#llx is writable in a read-only mapping", vc->space->id, at);

@@ -36,6 +36,8 @@ enum fault_action fault_classify(const struct fault_facts *f)
 		return f->vma->flags & VMEMU_VM_GROWSDOWN ? ACT_GROW_STACK : ACT_NO_MAPPING;
 	if (!fault_allowed(f->vma->flags, f->access))
 		return ACT_FORBIDDEN;
+	if (f->pte == PTE_GUARD)
+		return ACT_NO_MAPPING;
 	if (pte_mapped(f->pte))
 		return write ? classify_write_protected(f) : ACT_SPURIOUS;
 	if (!f->vma->object)

@@ -315,10 +315,11 @@ int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struc
 			}
 			e = leaf.pte;
 		}
+		if (e)
+			f.pte = facts.pte = *e;
 		if (e && pte_mapped(*e)) {
 			const struct frame *fr = frame_of(&vm->frames, pte_pfn(*e));
 
-			f.pte = facts.pte = *e;
 			facts.frame_flags = fr->flags;
 			facts.frame_refs = fr->refs;
 		}

@@ -3,10 +3,10 @@
 
 #include "space.h"
 
-/* vma_needs_copy(): without an anonymous frame every page can be found again by a fault. */
+/* vma_needs_copy(): without an anonymous frame or a guard every page can be found again by a fault. */
 static int needs_copy(const vma_t *v)
 {
-	return v->anon != 0;
+	return v->anon || v->flags & VMEMU_VM_MAYBE_GUARD;
 }
 
 struct copier {
@@ -15,8 +15,8 @@ struct copier {
 	int eager;
 };
 
-/* One entry of the parent for the child; *copy has a reference to its frame. */
-static int copy_entry(struct copier *c, pte_t *e, pte_t *copy)
+/* One entry of the parent for the child; *copy has a reference to its frame (copy_present_pte()). */
+static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 {
 	struct frames *frames = &c->vm->frames;
 	struct frame *fr;
@@ -27,7 +27,7 @@ static int copy_entry(struct copier *c, pte_t *e, pte_t *copy)
 		return 0;
 	pfn = pte_pfn(*e);
 	fr = frame_of(frames, pfn);
-	*copy &= ~PTE_A;
+	*copy &= v->flags & VMEMU_VM_SHARED ? ~(PTE_A | PTE_D) : ~PTE_A;
 	if (fr->flags & FRAME_ZERO)
 		return 0;
 	if (!(fr->flags & FRAME_ANON)) {
@@ -81,7 +81,7 @@ static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 			if (rc)
 				return rc;
 		}
-		rc = copy_entry(r->c, &e[i], &copy);
+		rc = copy_entry(r->c, r->vma, &e[i], &copy);
 		if (rc)
 			return rc;
 		at = (struct leaf){ leaf.table, i, leaf.pte - leaf.index + i };

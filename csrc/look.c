@@ -140,6 +140,8 @@ uint64_t look_count_frames(const struct vm *vm, uint64_t with, uint64_t without)
 
 /* Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). */
 #define PM_EXCLUSIVE (UINT64_C(1) << 56)
+#define PM_GUARD (UINT64_C(1) << 58)
+#define PM_SWAP (UINT64_C(1) << 62)
 #define PM_FILE (UINT64_C(1) << 61)
 #define PM_PRESENT (UINT64_C(1) << 63)
 
@@ -158,6 +160,8 @@ static int pagemap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 		const struct frame *fr;
 		uint64_t bits;
 
+		if (e[i] == PTE_GUARD) /* a swap entry: its type and offset, which are those of the marker */
+			c->out[(va - c->va) >> PAGE_SHIFT] = PM_GUARD | PM_SWAP | 31 | 4 << 5;
 		if (!pte_mapped(e[i]))
 			continue;
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));

@@ -2,7 +2,8 @@
  *
  *   63 NX | 62..59 pkey | 58..52 software | 51..12 frame | 11..9 software | G PS D A PCD PWT US RW P
  *
- * An entry without P is one of: 0 (none); PROT_NONE, which keeps its frame and has G set, as in Linux; a marker.
+ * An entry without P is one of: 0 (none); PROT_NONE, which keeps its frame and has G set, as in Linux; a marker, which holds
+ * no frame and has 31 in its pkey bits, Linux's swap type for markers.
  * Intel SDM vol. 3A, 4.5; arch/x86/include/asm/pgtable_types.h.
  */
 #ifndef VMEMU_PTE_H
@@ -21,6 +22,8 @@ typedef uint64_t pte_t;
 #define PTE_PROTNONE (UINT64_C(1) << 8) /* G's bit, which means nothing without P */
 #define PTE_NX (UINT64_C(1) << 63)
 #define PTE_FRAME UINT64_C(0x000ffffffffff000)
+/* A guard region: any access is as if nothing were mapped (PTE_MARKER_GUARD). */
+#define PTE_GUARD (UINT64_C(31) << 59 | UINT64_C(4) << 9)
 
 #define LEVELS 4 /* 4: root, 1: the table whose entries map 4 KiB */
 #define TABLE_ENTRIES 512u

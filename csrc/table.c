@@ -319,7 +319,7 @@ static void zap(struct tables *t, pfn_t table, int level, uint64_t base, uint64_
 	for (; i < last; i++) {
 		uint64_t va = base + i * ENTRY_BYTES(level);
 
-		if (!e[i])
+		if (!e[i] || (e[i] == PTE_GUARD && !drop && level == 1))
 			continue;
 		if (level == 1) {
 			struct leaf leaf = { table, i, &e[i] };

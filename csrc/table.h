@@ -69,7 +69,7 @@ void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e);
 
 /* Empties [start, end). Requires table_own_range(..., whole = 0) just before. Tables wholly inside are dropped. */
 void table_zap(struct tables *t, pfn_t *root, uint64_t start, uint64_t end);
-/* The same, keeping the tables (MADV_DONTNEED). Requires table_own_range(..., whole = 1). */
+/* The same, keeping the tables and the guards (MADV_DONTNEED). Requires table_own_range(..., whole = 1). */
 void table_clear(struct tables *t, pfn_t root, uint64_t start, uint64_t end);
 
 /* Another reference to a table, and the end of one; the last frees all below it. */

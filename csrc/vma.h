@@ -21,6 +21,9 @@
 /* Bit of vma.anon: the identity came through fork, its chain is longer than one (list_is_singular() fails). */
 #define ANON_FORKED (UINT64_C(1) << 63)
 
+/* Flags that do not keep neighbours from merging: what they make together has them (VM_STICKY). */
+#define VMA_STICKY ((uint64_t)VMEMU_VM_MAYBE_GUARD)
+
 typedef struct vmemu_vma vma_t;
 typedef struct vmemu_sums sums_t;
 

@@ -23,7 +23,7 @@ void sums_add(sums_t *s, const vma_t *v, uint64_t by)
 
 int vma_mergeable(const vma_t *l, const vma_t *r)
 {
-	if (l->end != r->start || l->flags != r->flags || l->object != r->object || l->tag != r->tag ||
+	if (l->end != r->start || (l->flags ^ r->flags) & ~VMA_STICKY || l->object != r->object || l->tag != r->tag ||
 	    vma_index_of(l, l->end) != r->pgoff)
 		return 0;
 	if (l->anon == r->anon)
@@ -36,14 +36,15 @@ int vma_adoptable(const vma_t *l, const vma_t *r)
 {
 	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC;
 
-	return l->end == r->start && l->object == r->object && l->tag == r->tag && !((l->flags ^ r->flags) & ~access) &&
-	       vma_index_of(l, l->end) == r->pgoff;
+	return l->end == r->start && l->object == r->object && l->tag == r->tag &&
+	       !((l->flags ^ r->flags) & ~(access | VMA_STICKY)) && vma_index_of(l, l->end) == r->pgoff;
 }
 
 uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v)
 {
 	if (n && vma_mergeable(&list[n - 1], v)) {
 		list[n - 1].end = v->end;
+		list[n - 1].flags |= v->flags & VMA_STICKY;
 		if (!list[n - 1].anon)
 			list[n - 1].anon = v->anon;
 		return n;

@@ -79,6 +79,7 @@ enum vmemu_option {
 #define VMEMU_VM_MAYEXEC 0x40
 #define VMEMU_VM_MAYSHARE 0x80
 #define VMEMU_VM_GROWSDOWN 0x100
+#define VMEMU_VM_MAYBE_GUARD 0x800
 #define VMEMU_VM_LOCKED 0x2000
 #define VMEMU_VM_SEQ_READ 0x8000
 #define VMEMU_VM_RAND_READ 0x10000
@@ -249,6 +250,10 @@ int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_
 int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at);
 /* Drops the pages of [start, end) and leaves the mappings. */
 int vmemu_space_zap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* Puts guards on all pages of [start, end), which lies in one mapping, and drops what was there; takes guards off.
+ * Neither drops or splits the mapping, but one that had guards is marked as such for good. */
+int vmemu_space_guard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+int vmemu_space_unguard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.
  * keep != 0: the old mapping stays, empty. */
 int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t to, uint64_t length,

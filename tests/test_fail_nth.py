@@ -100,6 +100,9 @@ def _script() -> None:
     add("move and grow", lambda w: w.p.mremap(F + 7 * PAGE, 2 * PAGE, 5 * PAGE, 3, F))
     add("wipe", lambda w: w.p.madvise(A + 10 * PAGE, 2 * PAGE, Advice.WIPEONFORK))
     add("dontfork", lambda w: w.p.madvise(A + 12 * PAGE, PAGE, Advice.DONTFORK))
+    add("guard", lambda w: w.p.madvise(A + 14 * PAGE, PAGE, Advice.GUARD_INSTALL))
+    add("guard in a new table", lambda w: w.c.madvise(S + 16 * PAGE, PAGE, Advice.GUARD_INSTALL))  # type: ignore[union-attr]
+    add("unguard", lambda w: w.p.madvise(A + 13 * PAGE, 2 * PAGE, Advice.GUARD_REMOVE))
     add("mlock", lambda w: w.p.mlock(A + 13 * PAGE, 2 * PAGE))
     add("fork specials", lambda w: w.p.fork(w.mode).exit())
     add("fork many", lambda w: [kid.exit() for kid in w.p.fork_many(3, w.mode)])

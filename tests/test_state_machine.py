@@ -93,18 +93,22 @@ class Memory:
         self.pages: dict[int, Page] = {}
         self.own: dict[int, bytes] = {}
         """Contents of private pages that were written; all else is zeros or the object's."""
+        self.guards: set[int] = set()
         self.brk = 0
 
     def unmap(self, first: int, last: int) -> None:
         for page in range(first, last):
             self.pages.pop(page, None)
             self.own.pop(page, None)
+            self.guards.discard(page)
 
     def fork(self) -> Memory:
         child = Memory()
         child.brk = self.brk
         child.pages = {n: p.with_flag("locked", False) for n, p in self.pages.items() if "dontfork" not in p.flags}
-        child.own = {n: b for n, b in self.own.items() if n in child.pages and "wipe" not in child.pages[n].flags}
+        kept = {n for n, p in child.pages.items() if "wipe" not in p.flags}
+        child.own = {n: b for n, b in self.own.items() if n in kept}
+        child.guards = self.guards & kept
         return child
 
     # ---- accesses ----
@@ -134,6 +138,8 @@ class Memory:
 
     def fault_in(self, n: int, write: bool) -> bytes:
         page = self.pages[n]
+        if n in self.guards:
+            raise Failed(FaultKind.SEGV_MAPERR)
         if n in self.own:
             return self.own[n]
         if page.object is not None and page.index >= page.object.npages:
@@ -406,12 +412,14 @@ class Comparison(RuleBasedStateMachine):
 
         def move(got: int, start: int, stop: int, length: int) -> None:
             taken = {n: (pages[n], memory.own.get(n)) for n in range(start, stop)}
+            guards = {n - start + got for n in memory.guards.intersection(taken)}
             if keep:
                 low, high = next(v for v in vmas if v[0] <= start < v[1])
                 for n in range(low, high):  # all of the mapping, not just what went away
                     pages[n] = pages[n].with_flag("locked", False)
                 for n in range(start, stop):
                     memory.own.pop(n, None)
+                    memory.guards.discard(n)
             else:
                 memory.unmap(start, stop)
             last = taken[stop - 1][0]
@@ -423,6 +431,7 @@ class Comparison(RuleBasedStateMachine):
                 pages[got + i] = page
                 if own is not None:
                     memory.own[got + i] = own
+            memory.guards |= guards
             if "locked" in last.flags:
                 memory.populate(got + stop - start, got + length)
 
@@ -500,7 +509,7 @@ class Comparison(RuleBasedStateMachine):
             (Advice.DONTNEED,) * 4
             + (Advice.DONTFORK, Advice.DOFORK, Advice.WIPEONFORK, Advice.KEEPONFORK, Advice.REMOVE)
             + (Advice.POPULATE_READ, Advice.POPULATE_WRITE, Advice.RANDOM, Advice.NORMAL, Advice.DONTDUMP)
-            + (Advice.WILLNEED, Advice.DONTNEED_LOCKED)
+            + (Advice.WILLNEED, Advice.DONTNEED_LOCKED, Advice.GUARD_INSTALL, Advice.GUARD_REMOVE)
         ),
     )
     def madvise(self, data: Any, advice: Advice) -> None:
@@ -532,6 +541,13 @@ class Comparison(RuleBasedStateMachine):
                 if advice == Advice.WIPEONFORK and page.object is not None:
                     raise Failed("EINVAL")
                 pages[n] = page.with_flag("wipe", advice == Advice.WIPEONFORK)
+            elif advice == Advice.GUARD_INSTALL:
+                if "locked" in page.flags:
+                    raise Failed("EINVAL")
+                memory.own.pop(n, None)
+                memory.guards.add(n)
+            elif advice == Advice.GUARD_REMOVE:
+                memory.guards.discard(n)
             elif advice == Advice.REMOVE:
                 if "locked" in page.flags or page.object is None:
                     raise Failed("EINVAL")

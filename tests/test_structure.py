@@ -35,9 +35,9 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_object api_space
+    api api_mark api_object api_space
     access check check_space fork look
-    move
+    mark move
     space
     fault classify
     mm
@@ -49,6 +49,7 @@ Files of csrc from top to bottom, by stem; a .c file may include its own header 
 part of."""
 
 C_PARTS = {
+    "api_mark": "api",
     "api_object": "api",
     "api_space": "api",
     "check_space": "check",

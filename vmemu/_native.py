@@ -58,6 +58,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_MAYEXEC: int = lib.VMEMU_VM_MAYEXEC
     VM_MAYSHARE: int = lib.VMEMU_VM_MAYSHARE
     VM_GROWSDOWN: int = lib.VMEMU_VM_GROWSDOWN
+    VM_MAYBE_GUARD: int = lib.VMEMU_VM_MAYBE_GUARD
     VM_LOCKED: int = lib.VMEMU_VM_LOCKED
     VM_SEQ_READ: int = lib.VMEMU_VM_SEQ_READ
     VM_RAND_READ: int = lib.VMEMU_VM_RAND_READ
@@ -331,6 +332,18 @@ class Core:
     def zap(self, space: int, start: int, end: int, call: str) -> None:
         """Drops the pages of a range."""
         rc = lib.vmemu_space_zap(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def guard(self, space: int, start: int, end: int, call: str) -> None:
+        """Puts guards on a range inside one mapping."""
+        rc = lib.vmemu_space_guard(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def unguard(self, space: int, start: int, end: int, call: str) -> None:
+        """Takes guards off a range inside one mapping."""
+        rc = lib.vmemu_space_unguard(self._m, space, start, end)
         if rc:
             _fail(rc, call)
 

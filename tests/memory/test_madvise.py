@@ -13,6 +13,13 @@ from vmemu import Advice, ForkMode, Map, SyscallError
 
 Call = Callable[[World], Any]
 
+
+def _sealed(w: World, advice: Advice) -> None:
+    w.p.mprotect(A, PAGE, R)
+    w.p.mseal(A, PAGE)
+    w.p.madvise(A, PAGE, advice)
+
+
 ERRORS: dict[str, tuple[Call, str]] = {
     "misaligned": (lambda w: w.p.madvise(A + 1, PAGE, Advice.DONTNEED), "EINVAL"),
     "unknown": (lambda w: w.p.madvise(A, PAGE, 77), "EINVAL"),
@@ -34,6 +41,16 @@ ERRORS: dict[str, tuple[Call, str]] = {
     "dontneed locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.DONTNEED)), "EINVAL"),
     "dontneed_locked locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, 24)), "ok"),
     "remove locked": (lambda w: (w.p.mlock(w.shared, PAGE), w.p.madvise(w.shared, PAGE, 9)), "EINVAL"),
+    "guard locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.GUARD_INSTALL)), "EINVAL"),
+    "unguard locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.GUARD_REMOVE)), "ok"),
+    "guard hole": (lambda w: w.p.madvise(HOLE, PAGE, Advice.GUARD_INSTALL), "ENOMEM"),
+    "guard sealed": (lambda w: _sealed(w, Advice.GUARD_INSTALL), "EPERM"),
+    "unguard sealed": (lambda w: _sealed(w, Advice.GUARD_REMOVE), "ok"),
+    "populate_write guard": (
+        lambda w: (w.p.madvise(A, PAGE, Advice.GUARD_INSTALL), w.p.madvise(A, PAGE, Advice.POPULATE_WRITE)),
+        "EFAULT",
+    ),
+    "mlock guard": (lambda w: (w.p.madvise(A, PAGE, Advice.GUARD_INSTALL), w.p.mlock(A, PAGE)), "ENOMEM"),
     "hwpoison": (lambda w: w.p.madvise(A, PAGE, Advice.HWPOISON), "EINVAL"),
     "willneed": (lambda w: w.p.madvise(A, PAGE, Advice.WILLNEED), "ok"),
     "normal": (lambda w: w.p.madvise(A, PAGE, Advice.NORMAL), "ok"),
@@ -54,7 +71,7 @@ ERRORS: dict[str, tuple[Call, str]] = {
 def test_errno(what: str) -> None:
     """The errno that Linux gives; a call that fails changes nothing."""
     call, expected = ERRORS[what]
-    assert outcome(call, changes="locked" in what or "none" in what or "beyond" in what) == expected
+    assert outcome(call, changes=any(word in what for word in ("locked", "none", "beyond", "guard"))) == expected
 
 
 @pytest.mark.parametrize("what", [a for a in Advice if a not in (4, 8, 9, 20, 21, 22, 23, 24, 25, 100, 101, 102, 103)])

@@ -86,6 +86,12 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         core.zap(space.sid, start, end, CALL)
     elif what == Advice.REMOVE:
         _remove(space, vma, start, end)
+    elif what == Advice.GUARD_INSTALL:
+        if vma.flags & c.VM_LOCKED:
+            raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+        core.guard(space.sid, start, end, CALL)
+    elif what == Advice.GUARD_REMOVE:
+        core.unguard(space.sid, start, end, CALL)
     elif what != Advice.WILLNEED:
         raise NotImplementedError(f"madvise: MADV_{what.name}")
 

@@ -29,6 +29,7 @@ _CODES = (
     (c.VM_MAYEXEC, "me"),
     (c.VM_MAYSHARE, "ms"),
     (c.VM_GROWSDOWN, "gd"),
+    (c.VM_MAYBE_GUARD, "gu"),
     (c.VM_LOCKED, "lo"),
     (c.VM_SEQ_READ, "sr"),
     (c.VM_RAND_READ, "rr"),

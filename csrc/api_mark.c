@@ -1,0 +1,27 @@
+/* Door: marks on pages. See api.h. */
+#include "api.h"
+#include "mark.h"
+
+/* Lets fn at a range that lies in one mapping. */
+static int on_mapping(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end,
+		      int (*fn)(struct vm *vm, struct space *s, uint64_t start, uint64_t end))
+{
+	struct space *s = enter_space(m, space);
+	struct vma_pos pos;
+	const vma_t *v;
+
+	if (!s)
+		return -EBADF;
+	v = bad_range(start, end) ? NULL : vmas_find(&s->vmas, start, &pos);
+	return leave(m, v && v->start <= start && end <= v->end ? fn(&m->vm, s, start, end) : -EINVAL);
+}
+
+int vmemu_space_guard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	return on_mapping(m, space, start, end, mark_guard);
+}
+
+int vmemu_space_unguard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	return on_mapping(m, space, start, end, mark_unguard);
+}
