@@ -15,11 +15,12 @@ PYTHON = """
     machine
     procfs
     process
+    task
     lifecycle
     execve
     loader memory
     kernel
-    files pids
+    files pids pool limits credentials
     _native
     errors
     types
@@ -29,6 +30,7 @@ PYTHON = """
 PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
+    "lifecycle": "birth waiting identity / program death / memory / __init__",
     "memory": "mprotect mremap madvise mlock view census / mmap / space / commit / args words / __init__",
     "procfs": "__init__ / tree / vmstat",
 }

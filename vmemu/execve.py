@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vmemu import loader
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
 from vmemu.files import File
 from vmemu.kernel import Image, Kernel
+from vmemu.limits import Resource
 from vmemu.loader import ExecPlan, Segment
 from vmemu.memory import mprotect
 from vmemu.memory.commit import enough_memory
@@ -22,9 +24,21 @@ from vmemu.memory.mmap import map_private, vm_prot
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["build"]
+__all__ = ["Executed", "build"]
 
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
+
+
+class Executed(NamedTuple):
+    """What execve made, not yet anybody's."""
+
+    space: int
+    image: Image
+    name: bytes
+    """Of the task, at most 15 bytes."""
+    euid: int
+    egid: int
+    """Effective ids, set-ID bits taken into account."""
 
 
 def build(
@@ -34,19 +48,28 @@ def build(
     argv: Sequence[str | bytes] | None,
     environment: Dictionary[str, str] | Sequence[str | bytes] | None,
     link: bool,
-) -> tuple[int, Image]:
-    """A new space that holds *program* at its first instruction, and what to remember of it.
+) -> Executed:
+    """A new space that holds *program* at its first instruction, and what to remember of it, for process *pid* with its
+    credentials and limits.
 
     *argv* is ``[program]`` if None, the environment empty if None. Raises SyscallError as execve(2) and the loader say,
     OutOfMemory if there are not enough frames.
     """
     if isinstance(argv, str | bytes):
         raise TypeError("argv must be a sequence of strings, not one string")
+    who = kernel.credentials.of(pid)
     plan = loader.plan(
         program,
         [program] if argv is None else list(argv),
         {} if environment is None else environment,
-        layout=loader.Layout(rng=kernel.rng),
+        layout=loader.Layout(
+            stack_limit=kernel.limits.of(pid).soft(Resource.STACK),
+            rng=kernel.rng,
+            uid=who.uid,
+            euid=who.euid,
+            gid=who.gid,
+            egid=who.egid,
+        ),
         link=link,
     )
     with kernel.lock:
@@ -57,16 +80,16 @@ def build(
             kernel.core.space_abandon(sid)
             kernel.files.tidy()
             raise
-    return sid, Image(
+    image = Image(
         path=plan.path,
         exec_fn=plan.exec_fn,
         argv=plan.argv,
         envp=plan.envp,
-        comm=plan.comm,
         auxv=plan.auxv,
         stack_pointer=plan.stack_pointer,
         entry_point=plan.entry_point,
     )
+    return Executed(sid, image, plan.comm, plan.credentials.euid, plan.credentials.egid)
 
 
 def _carry_out(space: Space, plan: ExecPlan) -> None:

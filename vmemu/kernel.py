@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmemu._native import Closed, Core
+from vmemu.credentials import Credentials
 from vmemu.files import FileTable
+from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
+from vmemu.pool import Pool
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel"]
@@ -26,7 +29,6 @@ class Image:
     exec_fn: bytes
     argv: tuple[bytes, ...]
     envp: tuple[bytes, ...]
-    comm: bytes
     auxv: tuple[tuple[int, int], ...]
     stack_pointer: int
     entry_point: int
@@ -49,9 +51,16 @@ class Kernel:
         self.core = core
         self.lock = threading.RLock()
         self.files = FileTable(core, self.lock)
-        self.processes = ProcessTable()
-        self.images: list[Image | None] = [None]
-        self._free_images: list[int] = []
+        self.processes = table = ProcessTable()
+        self.images = Pool[Image | None](None, table.image, table.state)
+        self.names = Pool(b"", table.name, table.state)
+        """Names of tasks (comm), at most 15 bytes."""
+        self.credentials = Pool(Credentials(), table.credentials, table.state)
+        self.limits = Pool(Limits.at_boot(npages), table.limits, table.state)
+        self.users: dict[int, int] = {}
+        """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""
+        self.clock_ns = 0
+        """Time since boot. It passes when processes are made, and when the user says so."""
         self.npages = npages
         self.fork_mode = fork_mode
         self.overcommit = overcommit
@@ -75,17 +84,3 @@ class Kernel:
             closed: Any = Closed()
             self.core = self.processes = closed
             self.files.close(closed)
-
-    def new_image(self, image: Image) -> int:
-        """Keeps an image and returns its index; those that no process has any more are dropped now and then."""
-        if not self._free_images and len(self.images) > 64 + 2 * len(self.processes):
-            used = {self.processes.image[pid] for pid in self.processes}
-            self._free_images = [index for index in range(1, len(self.images)) if index not in used]
-            for index in self._free_images:
-                self.images[index] = None
-        if self._free_images:
-            index = self._free_images.pop()
-            self.images[index] = image
-            return index
-        self.images.append(image)
-        return len(self.images) - 1

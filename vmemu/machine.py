@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from vmemu import lifecycle
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.errors import VmemuError
 from vmemu.files import File
 from vmemu.kernel import Kernel
+from vmemu.lifecycle import birth
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.process import Process, ProcessMap
@@ -96,7 +96,7 @@ class Machine:
             max_map_count=max_map_count,
         )
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
-        self.init = Process(self._kernel, lifecycle.boot(self._kernel))
+        self.init = Process(self._kernel, birth.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""
         self.processes = ProcessMap(self._kernel)
         """pid -> Process, zombies included; a live view."""
@@ -136,7 +136,7 @@ class Machine:
         """A new child of init: without a program it has no mappings at all, else it execs *program* (see
         Process.execve)."""
         path = None if program is None else os.fspath(program)
-        return Process(self._kernel, lifecycle.spawn(self._kernel, path, argv, environment, link))
+        return Process(self._kernel, birth.spawn(self._kernel, path, argv, environment, link))
 
     def open_file(self, path: str | os.PathLike[str]) -> File:
         """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it
@@ -163,6 +163,20 @@ class Machine:
     def faults(self) -> FaultCounts:
         """Faults of all processes since boot, by kind. Snapshot."""
         return self._kernel.core.machine_faults()
+
+    @property
+    def clock_ns(self) -> int:
+        """Nanoseconds since boot on the machine's clock. Each call that makes processes takes a millisecond of it,
+        nothing else takes time; so the same commands give the same times on any host."""
+        return self._kernel.clock_ns
+
+    def sleep(self, ns: int) -> None:
+        """Lets *ns* nanoseconds pass on the machine's clock."""
+        passed = integer(ns, "sleep", "ns")
+        if passed < 0:
+            raise ValueError(f"ns: {passed} is negative")
+        with self._kernel.lock:
+            self._kernel.clock_ns += passed
 
     def meminfo(self) -> MemInfo:
         """Memory of the machine in bytes. Snapshot."""

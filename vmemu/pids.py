@@ -1,20 +1,22 @@
-"""The process table: who is whose child, in columns by pid. State only; what the calls do with it is in `process`.
+"""The process table: who is whose child, in columns by pid. State only; what the calls do with it is in `lifecycle`.
 
 A process is a row: a few bytes in each column, no object. Links make each parent's list of children in order of birth,
-as task_struct's children and sibling do. Row 0 is the end of every list.
+as task_struct's children and sibling do. Row 0 is the end of every list, and what the first process inherits.
 """
 
 from __future__ import annotations
 
 import errno
+import signal
 from array import array
 from collections.abc import Iterator
 
 from vmemu.errors import syscall_error
 
-__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "ZOMBIE", "ProcessTable"]
+__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "ZOMBIE", "Flag", "ProcessTable"]
 
-FREE, RUNNING, ZOMBIE = 0, 1, 2
+FREE, RUNNING, ZOMBIE, HELD = 0, 1, 2, 3
+"""Of a row. HELD is no process: the number is still that of a process group or session, so it is not given again."""
 INIT = 1
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
@@ -22,11 +24,28 @@ RESERVED_PIDS = 300
 """Where the search begins again after a wrap-around."""
 
 
+class Flag:
+    """Bits of `ProcessTable.flags`."""
+
+    UNDUMPABLE = 1
+    """PR_SET_DUMPABLE 0."""
+    NPROC_EXCEEDED = 2
+    """A change of user went over RLIMIT_NPROC, which the next execve will tell (PF_NPROC_EXCEEDED)."""
+    EXECED = 4
+    """Executed a program since it was forked (PF_FORKNOEXEC is not set): its parent may not set its process group."""
+    SUBREAPER = 8
+    """Adopts the orphans among its descendants (PR_SET_CHILD_SUBREAPER)."""
+
+    INHERITED = UNDUMPABLE | NPROC_EXCEEDED
+
+
 class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
 
     def __init__(self) -> None:
         self.state = bytearray([FREE])
+
+        # what a child has anew
         self.parent = array("I", [0])
         self.space = array("I", [0])
         """Id of the space in the core; a vfork child has its parent's until it execs or exits."""
@@ -34,23 +53,63 @@ class ProcessTable:
         """Of a zombie, as wait(2) gives it."""
         self.borrower = array("I", [0])
         """The vfork child that has this process's space, 0 if none: the process is suspended."""
-        self.image = array("I", [0])
-        """What it executes: index into `Kernel.images`, 0 for nothing."""
         self.first_child = array("I", [0])
         self.last_child = array("I", [0])
         self.next = array("I", [0])
         self.prev = array("I", [0])
-        self._columns = (
-            self.parent,
+        self.started_ns = array("Q", [0])
+        """When it was born, on the machine's clock."""
+        self.minor = array("Q", [0])
+        self.major = array("Q", [0])
+        """Faults of a zombie."""
+        self.children_minor = array("Q", [0])
+        self.children_major = array("Q", [0])
+        """Faults of the children that were waited for, and of theirs (cmin_flt and cmaj_flt)."""
+        self.exit_signal = bytearray([0])
+        """What the parent is sent when it dies: SIGCHLD, or what clone said."""
+
+        # what it inherits
+        self.image = array("I", [0])
+        self.name = array("I", [0])
+        self.credentials = array("I", [0])
+        self.limits = array("I", [0])
+        """Indices of records in the kernel's pools."""
+        self.group = array("I", [INIT])
+        self.session = array("I", [INIT])
+        """Numbers of its process group and session."""
+        self.oom_adj = array("h", [0])
+        self.oom_adj_min = array("h", [0])
+        """oom_score_adj, and how far it may be lowered without CAP_SYS_RESOURCE."""
+        self.flags = bytearray([0])
+        """Bits of `Flag`."""
+
+        self._fresh = (
             self.space,
             self.status,
             self.borrower,
-            self.image,
             self.first_child,
             self.last_child,
             self.next,
             self.prev,
+            self.minor,
+            self.major,
+            self.children_minor,
+            self.children_major,
         )
+        self._inherited = (
+            self.image,
+            self.name,
+            self.credentials,
+            self.limits,
+            self.group,
+            self.session,
+            self.oom_adj,
+            self.oom_adj_min,
+        )
+        self._uses: dict[int, int] = {}
+        """By number: how many processes have it as their group or session."""
+        self._used = 1
+        """Rows from here on were never anybody's: all zero."""
         self._last = 0
         self._wrapped = False
         self._count = 0
@@ -60,8 +119,10 @@ class ProcessTable:
 
     def __iter__(self) -> Iterator[int]:
         """Pids in increasing order, zombies included."""
-        state = self.state
-        return (pid for pid in range(1, len(state)) if pid < len(state) and state[pid])
+        return (pid for pid, state in enumerate(self.state) if state in (RUNNING, ZOMBIE))
+
+    def __contains__(self, pid: object) -> bool:
+        return isinstance(pid, int) and 0 < pid < len(self.state) and self.state[pid] in (RUNNING, ZOMBIE)
 
     def reserve(self, n: int, call: str) -> range:
         """The next n pids in a row that are free. EAGAIN if there are none (alloc_pid(): pid_max)."""
@@ -82,25 +143,49 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add(self, pids: range, parent: int, image: int) -> None:
-        """New running processes, youngest children of *parent* in order."""
+    def add(self, pids: range, parent: int, now_ns: int) -> None:
+        """New running processes, youngest children of *parent* in order; they inherit what a fork inherits."""
         n, first, last = len(pids), pids[0], pids[-1]
-        missing = last + 1 - len(self.state)
-        if missing > 0:
-            self.state.extend(bytes(missing))
-            for column in self._columns:
-                column.extend(array("I", [0]) * missing)
-        self.state[first : last + 1] = bytes([RUNNING]) * n
-        for column in self._columns:
-            column[first : last + 1] = array("I", [0]) * n
-        self.parent[first : last + 1] = array("I", [parent]) * n
-        self.image[first : last + 1] = array("I", [image]) * n
-        if n > 1:
-            self.next[first:last] = array("I", range(first + 1, last + 1))
-            self.prev[first + 1 : last + 1] = array("I", range(first, last))
+        end = last + 1
+        if end > len(self.state):
+            self._grow(end)
+        if first < self._used:  # rows that were somebody's
+            for column in (*self._fresh, *self._inherited):
+                column[first:end] = array(column.typecode, bytes(n * column.itemsize))
+        self._used = max(self._used, end)
+        flags = self.flags[parent] & Flag.INHERITED
+        if n == 1:
+            self.state[first] = RUNNING
+            self.parent[first] = parent
+            self.started_ns[first] = now_ns
+            self.exit_signal[first] = signal.SIGCHLD
+            self.flags[first] = flags
+            for column in self._inherited:
+                column[first] = column[parent]
+        else:
+            self.state[first:end] = bytes([RUNNING]) * n
+            self.parent[first:end] = array("I", [parent]) * n
+            self.started_ns[first:end] = array("Q", [now_ns]) * n
+            self.exit_signal[first:end] = bytes([signal.SIGCHLD]) * n
+            self.flags[first:end] = bytes([flags]) * n
+            for column in self._inherited:
+                if column[parent]:
+                    column[first:end] = array(column.typecode, [column[parent]]) * n
+            self.next[first:last] = array("I", range(first + 1, end))
+            self.prev[first + 1 : end] = array("I", range(first, last))
         self._append(parent, first, last)
+        self._use(self.group[first], n)
+        self._use(self.session[first], n)
         self._last = last
         self._count += n
+
+    def _grow(self, end: int) -> None:
+        """Rows up to *end* at least, and some to spare; new ones are free."""
+        more = min(max(end, len(self.state) * 9 // 8 + 64), PID_MAX) - len(self.state)
+        for text in (self.state, self.exit_signal, self.flags):
+            text.extend(bytes(more))
+        for column in (self.parent, self.started_ns, *self._fresh, *self._inherited):
+            column.frombytes(bytes(more * column.itemsize))
 
     def _append(self, parent: int, first: int, last: int) -> None:
         tail = self.last_child[parent]
@@ -143,7 +228,43 @@ class ProcessTable:
         self._append(by, first, last)
 
     def remove(self, pid: int) -> None:
-        """Frees the row of a process without children."""
+        """Frees the row of a process without children. Its number stays taken while a group or session has it."""
         self.unlink(pid)
-        self.state[pid] = FREE
         self._count -= 1
+        self.state[pid] = HELD if pid in self._uses else FREE
+        self._use(self.group[pid], -1)
+        self._use(self.session[pid], -1)
+        self.group[pid] = self.session[pid] = 0
+
+    def move(self, pid: int, group: int, session: int) -> None:
+        """Puts a process into a group and session."""
+        self._use(group, 1)
+        self._use(session, 1)
+        self._use(self.group[pid], -1)
+        self._use(self.session[pid], -1)
+        self.group[pid], self.session[pid] = group, session
+
+    def _use(self, number: int, by: int) -> None:
+        uses = self._uses.get(number, 0) + by
+        if uses:
+            self._uses[number] = uses
+        else:
+            del self._uses[number]
+            if self.state[number] == HELD:
+                self.state[number] = FREE
+
+    def members(self, group: int) -> list[int]:
+        """Processes of a process group, zombies included, in increasing order of pid."""
+        return [pid for pid in _where(self.group, group) if self.state[pid]]
+
+
+def _where(column: array[int], value: int) -> Iterator[int]:
+    """Indices at which a column has a value, row 0 left out."""
+    at, end = 1, len(column)
+    while at < end:
+        try:
+            at = column.index(value, at)
+        except ValueError:
+            return
+        yield at
+        at += 1

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu import lifecycle
 from vmemu.errors import syscall_error
 from vmemu.kernel import Image, Kernel
+from vmemu.lifecycle import birth, death, waiting
+from vmemu.lifecycle import program as exec_
+from vmemu.lifecycle.memory import faults, look, use
 from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
-from vmemu.pids import RUNNING, ZOMBIE
+from vmemu.task import Task
 from vmemu.types import ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Children", "Process", "ProcessMap"]
 
 
-class Process:
+class Process(Task):
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
@@ -39,33 +41,17 @@ class Process:
     works.
     """
 
-    __slots__ = ("_kernel", "pid")
-
-    def __init__(self, kernel: Kernel, pid: int) -> None:
-        self._kernel = kernel
-        self.pid = pid
-
-    def __repr__(self) -> str:
-        return f"<vmemu.Process {self.pid} {'of a closed machine' if self._kernel.closed else self.state}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Process) and self.pid == other.pid and self._kernel is other._kernel
-
-    def __hash__(self) -> int:
-        return hash((id(self._kernel), self.pid))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a Process belongs to its Machine and cannot be pickled")
+    __slots__ = ()
 
     # ---- finding the space ----
 
     def _look(self, call: str) -> Space:
         """The memory, for looking."""
-        return lifecycle.look(self._kernel, self.pid, call)
+        return look(self._kernel, self.pid, call)
 
     def _space(self, call: str) -> Space:
         """The memory, for using it."""
-        return lifecycle.use(self._kernel, self.pid, call)
+        return use(self._kernel, self.pid, call)
 
     # ---- system calls on mappings ----
 
@@ -164,7 +150,7 @@ class Process:
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, lifecycle.fork(self._kernel, self.pid, 1, self._mode(mode))[0])
+        return Process(self._kernel, birth.fork(self._kernel, self.pid, 1, self._mode(mode))[0])
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -172,7 +158,7 @@ class Process:
         if count < 0:
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
-        pids = lifecycle.fork(self._kernel, self.pid, count, self._mode(mode)) if count else range(0)
+        pids = birth.fork(self._kernel, self.pid, count, self._mode(mode)) if count else range(0)
         return Children(self._kernel, pids)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
@@ -180,7 +166,7 @@ class Process:
 
     def vfork(self) -> Process:
         """vfork(2): a child that runs in this very memory; this process is suspended until the child execs or exits."""
-        return Process(self._kernel, lifecycle.vfork(self._kernel, self.pid))
+        return Process(self._kernel, birth.vfork(self._kernel, self.pid))
 
     def execve(
         self,
@@ -195,13 +181,13 @@ class Process:
         *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped
         too, as ld.so would. Errors as execve(2); they leave the process as it was.
         """
-        lifecycle.execve(self._kernel, self.pid, os.fspath(program), argv, environment, link)
+        exec_.execve(self._kernel, self.pid, os.fspath(program), argv, environment, link)
 
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to init, which reaps at once."""
         if not isinstance(code, int):
             raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
-        lifecycle.exit_(self._kernel, self.pid, code)
+        death.exit_(self._kernel, self.pid, code)
 
     def wait(self, pid: int = -1, options: int = 0) -> tuple[int, int]:
         """waitpid(2): reaps a zombie child, the oldest or the one named -> (pid, status as in os.wait()).
@@ -209,25 +195,9 @@ class Process:
         ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG
         (0, 0), else EAGAIN, as nobody else runs meanwhile.
         """
-        return lifecycle.wait(self._kernel, self.pid, integer(pid, "wait", "pid"), integer(options, "wait", "options"))
+        return waiting.wait(self._kernel, self.pid, integer(pid, "wait", "pid"), integer(options, "wait", "options"))
 
     # ---- looking ----
-
-    @property
-    def state(self) -> str:
-        """``"running"``, ``"suspended"`` (in vfork), ``"zombie"`` or ``"gone"``."""
-        table = self._kernel.processes
-        state = table.state[self.pid] if self.pid < len(table.state) else 0
-        if state == RUNNING:
-            return "suspended" if table.borrower[self.pid] else "running"
-        return "zombie" if state == ZOMBIE else "gone"
-
-    @property
-    def ppid(self) -> int:
-        """Pid of the parent; 0 for init. ESRCH when reaped."""
-        if self.state == "gone":
-            raise syscall_error("getppid", errno.ESRCH, f"process {self.pid} is gone")
-        return self._kernel.processes.parent[self.pid]
 
     @property
     def children(self) -> list[Process]:
@@ -241,7 +211,7 @@ class Process:
         """Faults so far by kind; a child starts at 0, exec goes on counting. Snapshot."""
         with self._kernel.lock:
             self._look("faults")
-            return FaultCounts(*lifecycle.faults(self._kernel, self.pid))
+            return FaultCounts(*faults(self._kernel, self.pid))
 
     def maps(self) -> list[Mapping]:
         """The mappings, as /proc/PID/maps has them. Snapshot."""
@@ -293,19 +263,13 @@ class Process:
 
     def _image(self) -> Image | None:
         self._look("image")
-        return self._kernel.images[self._kernel.processes.image[self.pid]]
+        return self._kernel.images.of(self.pid)
 
     @property
     def exe(self) -> str:
         """Path of the program, resolved; empty if none was executed."""
         image = self._image()
         return image.path if image else ""
-
-    @property
-    def comm(self) -> str:
-        """Name of the task, at most 15 bytes."""
-        image = self._image()
-        return os.fsdecode(image.comm) if image else ""
 
     @property
     def argv(self) -> tuple[bytes, ...]:
@@ -373,8 +337,7 @@ class ProcessMap(Dictionary[int, Process]):
         return iter(self._kernel.processes)
 
     def __contains__(self, pid: object) -> bool:
-        state = self._kernel.processes.state
-        return isinstance(pid, int) and 0 < pid < len(state) and state[pid] != 0
+        return pid in self._kernel.processes
 
     def __getitem__(self, pid: int) -> Process:
         if pid not in self:

@@ -1,0 +1,143 @@
+"""Who a process is: users and groups, process groups and sessions, its name, and what prctl(2) and /proc let it say."""
+
+from __future__ import annotations
+
+import errno
+
+from vmemu import credentials
+from vmemu.credentials import Capability, Credentials
+from vmemu.errors import syscall_error
+from vmemu.kernel import Kernel
+from vmemu.limits import Resource
+from vmemu.pids import Flag
+
+__all__ = [
+    "become",
+    "capset",
+    "getpgid",
+    "getsid",
+    "set_dumpable",
+    "set_name",
+    "set_oom_score_adj",
+    "setpgid",
+    "setsid",
+]
+
+# ---- users and groups ----
+
+
+def become(kernel: Kernel, pid: int, new: Credentials) -> None:
+    """Gives a process credentials that it may have (commit_creds()). Going over RLIMIT_NPROC as another user does not
+    fail; the next execve does."""
+    old = kernel.credentials.of(pid)
+    table, users = kernel.processes, kernel.users
+    if new.uid != old.uid:
+        over = users.get(new.uid, 0) > kernel.limits.of(pid).soft(Resource.NPROC)
+        table.flags[pid] &= ~Flag.NPROC_EXCEEDED
+        table.flags[pid] |= Flag.NPROC_EXCEEDED if over and new.uid else 0
+        users[new.uid] = users.get(new.uid, 0) + 1
+        users[old.uid] -= 1
+        if not users[old.uid]:
+            del users[old.uid]
+    ids = (new.euid, new.egid, new.fsuid, new.fsgid)
+    if ids != (old.euid, old.egid, old.fsuid, old.fsgid) or new.permitted & ~old.permitted:
+        table.flags[pid] |= Flag.UNDUMPABLE
+    kernel.credentials.give(pid, new)
+
+
+def capset(kernel: Kernel, pid: int, effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) for the process itself (cap_capset())."""
+    old = kernel.credentials.of(pid)
+    effective, permitted, inheritable = (
+        given & credentials.ALL_CAPABILITIES for given in (effective, permitted, inheritable)
+    )
+    within = old.inheritable | old.bounding
+    if not old.capable(Capability.SETPCAP):
+        within &= old.inheritable | old.permitted
+    if inheritable & ~within or permitted & ~old.permitted or effective & ~permitted:
+        raise syscall_error("capset", errno.EPERM, "capabilities that it may not have")
+    become(kernel, pid, old.with_capabilities(effective, permitted, inheritable))
+
+
+# ---- process groups and sessions ----
+
+
+def setpgid(kernel: Kernel, caller: int, pid: int, group: int) -> None:
+    """setpgid(2): puts itself or a child that has not executed a program yet into a group of its session."""
+    table = kernel.processes
+    pid = pid or caller
+    group = group or pid
+
+    def fail(number: int, why: str) -> Exception:
+        return syscall_error("setpgid", number, why)
+
+    if group < 0:
+        raise fail(errno.EINVAL, f"group {group}")
+    if pid not in table or (pid != caller and table.parent[pid] != caller):
+        raise fail(errno.ESRCH, f"{pid} is neither process {caller} nor a child of it")
+    if pid != caller and table.session[pid] != table.session[caller]:
+        raise fail(errno.EPERM, f"process {pid} is in another session")
+    if pid != caller and table.flags[pid] & Flag.EXECED:
+        raise fail(errno.EACCES, f"process {pid} has executed a program")
+    if table.session[pid] == pid:
+        raise fail(errno.EPERM, f"process {pid} leads a session")
+    if group != pid:
+        members = table.members(group)
+        if not members or table.session[members[0]] != table.session[caller]:
+            raise fail(errno.EPERM, f"there is no process group {group} in its session")
+    table.move(pid, group, table.session[pid])
+
+
+def setsid(kernel: Kernel, pid: int) -> int:
+    """setsid(2): leads a new session with a new group -> its number. EPERM if a group of that number exists."""
+    table = kernel.processes
+    if table.session[pid] == pid or table.members(pid):
+        raise syscall_error("setsid", errno.EPERM, f"there is a process group {pid}")
+    table.move(pid, pid, pid)
+    return pid
+
+
+def getpgid(kernel: Kernel, caller: int, pid: int) -> int:
+    """getpgid(2); 0 means the caller. ESRCH."""
+    return kernel.processes.group[_find(kernel, caller, pid, "getpgid")]
+
+
+def getsid(kernel: Kernel, caller: int, pid: int) -> int:
+    """getsid(2); 0 means the caller. ESRCH."""
+    return kernel.processes.session[_find(kernel, caller, pid, "getsid")]
+
+
+def _find(kernel: Kernel, caller: int, pid: int, call: str) -> int:
+    if pid and pid not in kernel.processes:
+        raise syscall_error(call, errno.ESRCH, f"there is no process {pid}")
+    return pid or caller
+
+
+# ---- prctl and /proc ----
+
+
+def set_name(kernel: Kernel, pid: int, name: bytes) -> None:
+    """PR_SET_NAME, or a write to /proc/PID/comm: what lies before a NUL, at most 15 bytes."""
+    kernel.names.give(pid, name.split(b"\0", 1)[0][:15])
+
+
+def set_dumpable(kernel: Kernel, pid: int, value: int) -> None:
+    """PR_SET_DUMPABLE. EINVAL for all but 0 and 1."""
+    if value not in (0, 1):
+        raise syscall_error("prctl", errno.EINVAL, f"PR_SET_DUMPABLE, {value}")
+    flags = kernel.processes.flags
+    flags[pid] = flags[pid] & ~Flag.UNDUMPABLE | (0 if value else Flag.UNDUMPABLE)
+
+
+def set_oom_score_adj(kernel: Kernel, pid: int, value: int, writer: Credentials) -> None:
+    """A write to /proc/PID/oom_score_adj (__set_oom_adj()). EINVAL outside [-1000, 1000]; EACCES for going below the
+    least that it was set to with CAP_SYS_RESOURCE, for who does not have that."""
+    table = kernel.processes
+    if not -1000 <= value <= 1000:
+        raise syscall_error("write", errno.EINVAL, f"oom_score_adj {value} is not between -1000 and 1000")
+    able = writer.capable(Capability.SYS_RESOURCE)
+    if value < table.oom_adj_min[pid] and not able:
+        raise syscall_error("write", errno.EACCES, f"oom_score_adj below {table.oom_adj_min[pid]}")
+    table.oom_adj[pid] = value
+    if able:
+        table.oom_adj_min[pid] = value
