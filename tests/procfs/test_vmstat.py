@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from machines import PAGE, RW, A, R, anon, filled, machine
 
-from vmemu import Machine, Map
+from vmemu import Machine, Map, Overcommit
 
 
 def test_counts_of_a_fork() -> None:
@@ -91,7 +91,7 @@ def test_pages_by_use(tmp_path: Path) -> None:
 
 def test_nothing_is_counted_for_a_program_that_cannot_run() -> None:
     """Frames taken for an execve that fails are given back."""
-    with Machine(memory="64KiB") as m:
+    with Machine(memory="64KiB", overcommit=Overcommit.ALWAYS) as m:
         before = m.vmstat()
         with pytest.raises(MemoryError):
             m.spawn("/bin/sh", ["sh", "x" * 100_000])
