@@ -5,7 +5,8 @@
  * stack is touched (`warm`), and nothing of the C library that allocates is used. It is linked statically, without
  * RELRO, so that the program headers say everything there is to touch. A fork makes a second agent, on another socket.
  *
- *     agent CPU SOCKET...        one connected SOCK_SEQPACKET descriptor for each process slot; this one is slot 0
+ *     agent CPU THP SOCKET...    THP: 1 if transparent huge pages are allowed; then one connected SOCK_SEQPACKET
+ *                                descriptor for each process slot, of which this one is slot 0
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -49,7 +50,7 @@ extern const Elf64_Ehdr __ehdr_start;
 static struct request request;
 static struct reply reply;
 static struct rusage usage;
-static uint32_t crc_table[256];
+static uint32_t crc_table[8][256]; /* [i][b]: of byte b with i bytes of zeros behind it */
 static unsigned char alternate_stack[STACK] __attribute__((aligned(PAGE)));
 static unsigned char residency[MAX_PAGES];
 static unsigned char own_page[PAGE] __attribute__((aligned(PAGE)));
@@ -109,7 +110,10 @@ static void settle(void)
 {
 	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ); /* more than the pages that are flushed one by one (33) */
 	syscall(SYS_mprotect, wide, sizeof wide, PROT_READ | PROT_WRITE);
-	syscall(SYS_madvise, wide, PAGE, MADV_COLD); /* begins with lru_add_drain() */
+	if (syscall(SYS_madvise, wide, PAGE, MADV_COLD) != 0) { /* begins with lru_add_drain(), unless the page is locked */
+		syscall(SYS_munlock, wide, PAGE); /* by mlockall */
+		syscall(SYS_madvise, wide, PAGE, MADV_COLD);
+	}
 }
 
 /* Every page of image and stack present, the writable ones written: they are shared copy-on-write after each fork. */
@@ -171,12 +175,32 @@ static void call(void)
 		reply.result = result;
 }
 
+/* Eight bytes at a time. */
 static uint32_t checksum(const unsigned char *page)
 {
 	uint32_t crc = ~0u;
-	for (size_t i = 0; i < PAGE; i++)
-		crc = crc_table[(crc ^ page[i]) & 255] ^ (crc >> 8);
+	for (const uint32_t *word = (const uint32_t *)page; word < (const uint32_t *)(page + PAGE); word += 2) {
+		uint32_t low = word[0] ^ crc, high = word[1];
+		crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^ crc_table[5][low >> 16 & 255] ^
+		      crc_table[4][low >> 24] ^ crc_table[3][high & 255] ^ crc_table[2][high >> 8 & 255] ^
+		      crc_table[1][high >> 16 & 255] ^ crc_table[0][high >> 24];
+	}
 	return ~crc;
+}
+
+static void fill_crc_table(void)
+{
+	for (uint32_t i = 0; i < 256; i++) {
+		uint32_t crc = i;
+		for (int bit = 0; bit < 8; bit++)
+			crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+		crc_table[0][i] = crc;
+	}
+	for (int zeros = 1; zeros < 8; zeros++)
+		for (uint32_t i = 0; i < 256; i++) {
+			uint32_t shorter = crc_table[zeros - 1][i];
+			crc_table[zeros][i] = shorter >> 8 ^ crc_table[0][shorter & 255];
+		}
 }
 
 static void sweep(unsigned char *at, uint64_t count)
@@ -249,18 +273,14 @@ static void perform(void)
 
 int main(int argc, char **argv)
 {
-	for (int i = 2; i < argc && i - 2 < MAX_SLOTS; i++)
-		sockets[i - 2] = atoi(argv[i]);
-	for (uint32_t i = 0; i < 256; i++) {
-		crc_table[i] = i;
-		for (int bit = 0; bit < 8; bit++)
-			crc_table[i] = crc_table[i] >> 1 ^ (crc_table[i] & 1 ? 0xEDB88320u : 0);
-	}
+	for (int i = 3; i < argc && i - 3 < MAX_SLOTS; i++)
+		sockets[i - 3] = atoi(argv[i]);
+	fill_crc_table();
 	cpu_set_t cpu;
 	CPU_ZERO(&cpu);
 	CPU_SET(argc > 1 ? atoi(argv[1]) : 0, &cpu);
 	sched_setaffinity(0, sizeof cpu, &cpu);
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	prctl(PR_SET_THP_DISABLE, argc > 2 && atoi(argv[2]) == 0, 0, 0, 0);
 	stack_t alternate = { .ss_sp = alternate_stack, .ss_size = sizeof alternate_stack };
 	sigaltstack(&alternate, NULL);
 	struct sigaction fault = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK };

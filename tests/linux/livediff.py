@@ -1,6 +1,6 @@
 """Runs fresh random programs on the kernel of this host and in vmemu, and compares every step in every tier.
 
-    python tests/linux/livediff.py [--programs N] [--seed FIRST] [--ops N]      as root, on x86-64 Linux
+    python tests/linux/livediff.py [--programs N] [--seed FIRST] [--jobs N]      as root, on x86-64 Linux
 
 A program on which they differ is shrunk to the operations that matter and printed as a test that runs anywhere.
 """
@@ -8,26 +8,35 @@ A program on which they differ is shrunk to the operations that matter and print
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
+import itertools
+import multiprocessing
+import os
+import platform
 import pprint
+import random
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]  # as pytest has it
 
-from linux import livediff_programs
+from linux import livediff_profiles, livediff_programs
 from linux.livediff_host import Host, build_agent, why_not
-from recorded.replay import RESULTS, TIERS, Mismatch, replay
+from linux.livediff_shrink import shrink
+from recorded.replay import RESULTS, SMAPS, TIERS, Mismatch, replay
 from recorded.script import Op
 
 from vmemu import ForkMode
 
 MODES = (ForkMode.COW, ForkMode.ON_DEMAND, ForkMode.EAGER)
+MOST_SEEDS = 1 << 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +48,13 @@ class Difference:
 
     def as_test(self) -> str:
         """The recording as a test that needs neither root nor a kernel."""
-        recording = self.mismatch.recording
+        recording = _in_tier(self.mismatch.recording, self.mismatch.tier)
         name = "".join(letter if letter.isalnum() else "_" for letter in recording["name"])
         under = "" if self.mode is ForkMode.COW else f", ForkMode.{self.mode.name}"
         return "\n".join(
             [
-                *(["from vmemu import ForkMode"] if under else []),
                 "from recorded.replay import replay",
+                *(["", "from vmemu import ForkMode"] if under else []),
                 "",
                 f"RECORDING = {pprint.pformat(recording, width=110, compact=True, sort_dicts=False)}",
                 "",
@@ -57,7 +66,36 @@ class Difference:
         )
 
     def __str__(self) -> str:
-        return f"under ForkMode.{self.mode.name}: {self.mismatch}\n\nAs a test:\n\n{self.as_test()}\n"
+        test = self.as_test()
+        return (
+            f"under ForkMode.{self.mode.name}: {self.mismatch}\n\n"
+            f"As a test, to be put into a file in tests/ and run with pytest anywhere:\n\n{test}\n"
+        )
+
+
+def _in_tier(recording: dict[str, Any], tier: int) -> dict[str, Any]:
+    """*recording* without the lines that a comparison in *tier* does not look at."""
+    steps = [
+        {
+            **step,
+            "procs": {
+                slot: state and {key: value for key, value in state.items() if key != "smaps" or tier == SMAPS}
+                for slot, state in step["procs"].items()
+            },
+        }
+        for step in recording["steps"]
+    ]
+    return {**recording, "steps": steps}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one program gave."""
+
+    program: dict[str, Any]
+    difference: Difference | None = None
+    missing: str = ""
+    """What vmemu has not, if the program was not compared."""
 
 
 def compare(recording: dict[str, Any], mode: ForkMode) -> Mismatch | None:
@@ -65,115 +103,138 @@ def compare(recording: dict[str, Any], mode: ForkMode) -> Mismatch | None:
     return replay(recording, TIERS if mode is ForkMode.COW else [RESULTS], mode)
 
 
-def examine(host: Host, program: dict[str, Any]) -> Difference | None:
+def examine(host: Host, program: dict[str, Any]) -> Outcome:
     """Run *program* on both, under every fork mode, and shrink the first difference.
 
     A program that the kernel answers differently the second time shows nothing, and counts as agreement.
-    NotImplementedError passes through.
     """
     recording = host.record(program)
     for mode in MODES:
-        if compare(recording, mode) is None:
-            continue
-        if host.record(program) != recording:
-            return None
-        return Difference(shrink(host, recording, mode), mode)
-    return None
+        try:
+            found = compare(recording, mode)
+        except NotImplementedError as missing:
+            return Outcome(program, missing=str(missing) or "NotImplementedError")
+        if found and host.record(program) == recording:
+            return Outcome(program, Difference(smallest(host, found, mode), mode))
+    return Outcome(program)
 
 
-def shrink(host: Host, recording: dict[str, Any], mode: ForkMode) -> Mismatch:
+def smallest(host: Host, found: Mismatch, mode: ForkMode) -> Mismatch:
     """The mismatch of the smallest program found that still has one in the same tier (or an earlier one)."""
-    found = compare(recording, mode)
-    assert found is not None
     best = found
 
     def still_differs(ops: list[Op]) -> bool:
         nonlocal best
-        mismatch = compare(host.record({**recording, "ops": ops}), mode)
+        recording = host.record({**found.recording, "ops": ops})
+        try:
+            mismatch = compare(recording, mode)
+        except NotImplementedError:
+            return False
         if mismatch is None or mismatch.tier > best.tier:
             return False
         best = mismatch
         return True
 
-    ops = recording["ops"][: found.index + 1]
-    while True:
-        before = ops
-        ops = _without_parts(ops, still_differs)
-        ops = _with_simpler_operations(ops, still_differs)
-        if ops == before:
-            break
-    still_differs(ops)
+    ops = found.recording["ops"]
+    if still_differs(ops[: found.index + 1]):
+        ops = ops[: found.index + 1]
+    shrink(ops, still_differs)
     return best
 
 
-def _without_parts(ops: list[Op], still_differs: Callable[[list[Op]], bool]) -> list[Op]:
-    """*ops* without every part that is not needed, tried in halves, quarters and so on down to single operations."""
-    size = len(ops) // 2
-    while size:
-        start = 0
-        while start < len(ops):
-            fewer = ops[:start] + ops[start + size :]
-            if fewer and still_differs(fewer):
-                ops = fewer
-            else:
-                start += size
-        size //= 2
-    return ops
+class Tally:
+    """Counts what was compared."""
+
+    def __init__(self) -> None:
+        self.programs = self.operations = self.differences = 0
+        self.kinds: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.missing:
+            self.missing[outcome.missing] += 1
+            return
+        self.programs += 1
+        self.operations += len(outcome.program["ops"])
+        self.differences += outcome.difference is not None
+        self.kinds.update(op.get("advice") or op["op"] for op in outcome.program["ops"])
+
+    def __str__(self) -> str:
+        compared = (
+            f"{self.programs} programs of {self.operations} operations compared, {self.differences} of them differ"
+        )
+        lines = [f"Linux {platform.release()}: {compared}"]
+        lines += [f"{count} not compared: {text}" for text, count in self.missing.most_common()]
+        return "\n".join(lines)
 
 
-def _with_simpler_operations(ops: list[Op], still_differs: Callable[[list[Op]], bool]) -> list[Op]:
-    for index in range(len(ops)):
-        for simpler in _simpler(ops[index]):
-            changed = [*ops[:index], simpler, *ops[index + 1 :]]
-            if still_differs(changed):
-                ops = changed
-    return ops
+_host: Host
+"""Of a worker process."""
 
 
-def _simpler(op: Op) -> Iterator[Op]:
-    """Ways to ask for less."""
-    for key, value in (("flags", None), ("off", 0), ("foff", 0), ("hint", None)):
-        if op["op"] != "mremap" and op.get(key) not in (None, value):
-            yield {k: v for k, v in op.items() if k != key} if value is None else {**op, key: value}
-    if op["op"] not in ("sweep", "mremap") and op.get("n", 1) > 1:
-        yield {**op, "n": 1}
-        yield {**op, "n": op["n"] - 1}
-    if op["op"] == "sweep":
-        for page in range(op["page"], op["page"] + op["n"]):
-            yield {"op": "read", "p": op["p"], "page": page, "off": 0}
+def _start(agent: Path, scratch: Path, cpus: multiprocessing.Queue[int]) -> None:
+    """Begin a worker process: on a CPU of its own, where its agents run, too."""
+    global _host
+    os.sched_setaffinity(0, {cpus.get()})
+    _host = Host(agent, scratch)
+
+
+def _examine(arguments: tuple[int, int | None, str | None]) -> Outcome:
+    seed, nops, profile = arguments
+    return examine(_host, livediff_programs.program(seed, nops, _host.files, profile))
+
+
+def run(
+    seeds: Iterable[int], scratch: Path, jobs: int, nops: int | None = None, profile: str | None = None
+) -> Iterator[Outcome]:
+    """Examine the programs of *seeds* in *jobs* processes. Outcomes come in order."""
+    agent = build_agent(scratch)
+    spawn = multiprocessing.get_context("spawn")
+    cpus = spawn.Queue()
+    for cpu in itertools.islice(itertools.cycle(sorted(os.sched_getaffinity(0), reverse=True)), jobs):
+        cpus.put(cpu)
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, _start, (agent, scratch, cpus)) as pool:
+        waiting = (pool.submit(_examine, (seed, nops, profile)) for seed in seeds)
+        ready = list(itertools.islice(waiting, jobs * 4))
+        while ready:
+            yield ready.pop(0).result()
+            ready += itertools.islice(waiting, 1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare vmemu with the kernel of this host on random programs.")
     parser.add_argument("--programs", type=int, default=100, metavar="N", help="how many (100)")
-    parser.add_argument("--seed", type=int, default=0, metavar="FIRST", help="seed of the first one (0)")
-    parser.add_argument("--ops", type=int, default=50, metavar="N", help="operations in each (50)")
+    parser.add_argument("--seed", type=int, metavar="FIRST", help="seed of the first one (another one each time)")
+    parser.add_argument("--ops", type=int, metavar="N", help="operations in each (as its profile says)")
+    parser.add_argument("--profile", choices=sorted(livediff_profiles.PROFILES), help="make all of them of this mix")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes to do it in, 0: one for each CPU (1)"
+    )
     parser.add_argument("--stop-after", type=int, default=5, metavar="N", help="stop after N differences (5)")
+    parser.add_argument("--kinds", action="store_true", help="say at the end how often each operation was compared")
     args = parser.parse_args()
     if reason := why_not():
         print(f"cannot compare: {reason}", file=sys.stderr)
         return 2
-    differences = ran = 0
-    missing: Counter[str] = Counter()
+    first = random.randrange(MOST_SEEDS) if args.seed is None else args.seed
+    print(f"seeds from {first}", flush=True)
+    tally, last = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        host = Host(build_agent(Path(scratch)), Path(scratch))
-        for seed in range(args.seed, args.seed + args.programs):
-            try:
-                difference = examine(host, livediff_programs.program(seed, args.ops, host.files))
-            except NotImplementedError as error:
-                missing[str(error)] += 1
-                continue
-            ran += 1
-            if difference:
-                print(difference, flush=True)
-                differences += 1
-                if differences == args.stop_after:
+        seeds = range(first, first + args.programs)
+        jobs = args.jobs or len(os.sched_getaffinity(0))
+        for outcome in run(seeds, Path(scratch), jobs, args.ops, args.profile):
+            tally.add(outcome)
+            if outcome.difference:
+                print(outcome.difference, flush=True)
+                if tally.differences == args.stop_after:
                     break
-        host.close()
-    print(f"{ran} programs compared, {differences} of them differ")
-    for text, count in missing.most_common():
-        print(f"{count} not compared: {text or 'NotImplementedError'}")
-    return 1 if differences else 0
+            if time.monotonic() - last > 60:
+                print(f"... {tally}", flush=True)
+                last = time.monotonic()
+    print(tally)
+    if args.kinds:
+        print(", ".join(f"{kind} {count}" for kind, count in tally.kinds.most_common()))
+    return 1 if tally.differences else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ SLOTS = 8
 CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT = range(8)  # agent.c
 SYSCALLS = {
     "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "madvise": 28, "ftruncate": 77,
-    "mlock": 149, "munlock": 150, "mlock2": 325, "mseal": 462,
+    "mlock": 149, "munlock": 150, "mlock2": 325, "mlockall": 151, "munlockall": 152, "mseal": 462,
 }  # fmt: skip
 _CODES: dict[tuple[int, int], str] = {
     (signal.SIGSEGV, 1): "MAPERR",
@@ -41,7 +41,14 @@ _CODES: dict[tuple[int, int], str] = {
 }
 _REPLY = struct.Struct("=4qQ3q")  # struct reply
 _ZERO_CRC = 0xC71C0011  # of a page of zeros
-_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)")
+_SMAPS_ENTRY = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)"
+    + b"".join(rb".*?^%s: +(\d+) kB" % key.encode() for key in SUMS)
+    + rb".*?^VmFlags: ([^\n]*)$",
+    re.MULTILINE | re.DOTALL,
+)
+_ARENA_STARTS = re.compile(rb"^%x[0-9a-f]{6}-" % (ARENA >> 24), re.MULTILINE)
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S(.)\S+ \S+ \S+ \d+ *(.*)$", re.MULTILINE)
 _ARENA_END = ARENA + ARENA_PAGES * PAGE
 _WRITENOTIFY = {"ext4", "xfs"}
 """Filesystems whose first write through a shared mapping takes a fault of its own."""
@@ -109,22 +116,9 @@ class Host:
 
     def record(self, program: dict[str, Any]) -> dict[str, Any]:
         """*program* (``name``, ``ops``, ...) with the ``steps`` that this kernel made of it."""
-        steps: list[dict[str, Any]] = []
-        states: dict[int, State] = {}
         with contextlib.ExitStack() as stack:
-            run = _Run(self, stack)
-            for index, op in enumerate(program["ops"]):
-                before = states
-                result = script.skipped(op, run.agents)
-                if result is None:
-                    result = run.do(op)
-                    states = run.observe()
-                changed: dict[str, State | None] = {
-                    str(slot): state for slot, state in states.items() if before.get(slot) != state
-                }
-                changed |= {str(slot): None for slot in before.keys() - states.keys()}
-                steps.append({"i": index, "res": result, "procs": changed})
-        return {**program, "kernel": platform.release(), "settled": True, "steps": steps}
+            run = _Run(self, stack, thp=program.get("thp", False))
+            return {"kernel": platform.release(), **script.record(program, run)}
 
     def frame(self, pfn: int) -> tuple[int, int]:
         """(kpagecount, kpageflags) of a frame."""
@@ -135,7 +129,7 @@ class Host:
 class _Run:
     """One run of one program: fresh files, an agent in slot 0, and what was last observed of all agents."""
 
-    def __init__(self, host: Host, stack: contextlib.ExitStack) -> None:
+    def __init__(self, host: Host, stack: contextlib.ExitStack, *, thp: bool) -> None:
         """Everything opened is closed, and every agent ended, when *stack* unwinds."""
         self._stack = stack
         self._files = {tag: _fresh_file(None if tag == "F" else host.scratch) for tag in host.files}
@@ -150,7 +144,7 @@ class _Run:
             self._sockets.append(ours)
         numbers = [end.fileno() for end in ends]
         root = subprocess.Popen(
-            [host.agent, str(host.cpu), *map(str, numbers)], pass_fds=[*numbers, *self._files.values()]
+            [host.agent, str(host.cpu), str(int(thp)), *map(str, numbers)], pass_fds=[*numbers, *self._files.values()]
         )
         stack.callback(root.wait)
         for ours, theirs in zip(self._sockets, ends, strict=True):
@@ -161,6 +155,10 @@ class _Run:
         self._hello(0)
         inodes = {os.fstat(descriptor).st_ino: tag for tag, descriptor in self._files.items()}
         self._observer = Observer(host.frame, inodes)
+
+    @property
+    def alive(self) -> Collection[int]:
+        return self.agents.keys()
 
     # ---- requests
 
@@ -235,6 +233,8 @@ class _Run:
         return self._call(slot, op)
 
     def _call(self, slot: int, op: Op) -> dict[str, Any]:
+        if op["op"] == "mlockall":
+            self._populate_image(slot)
         reply, _ = self._ask(slot, CALL, SYSCALLS[op["op"]], *self._arguments(op))
         if reply.error:
             return {"err": errno.errorcode[reply.error], "minflt": reply.minor}
@@ -248,6 +248,10 @@ class _Run:
     def _arguments(self, op: Op) -> tuple[int, ...]:
         address, length = script.address(op), script.length(op)
         match op["op"]:
+            case "mlockall":
+                return (op["mlflags"],)
+            case "munlockall":
+                return ()
             case "mmap":
                 tag = script.mmap_file(op)
                 descriptor = self._files[tag] if tag else -1
@@ -265,6 +269,14 @@ class _Run:
             case "ftruncate":
                 return self._files[op.get("file", "F")], op["size"]
         return address, length, 0
+
+    def _populate_image(self, slot: int) -> None:
+        """Make present what an agent itself consists of, as mlockall would, so that its faults are the program's."""
+        for mapping in _MAPPING.finditer(Path(f"/proc/{self.agents[slot].pid}/maps").read_text()):
+            start, end = int(mapping[1], 16), int(mapping[2], 16)
+            if start < ARENA or mapping[4] in ("[stack]", "[vdso]"):
+                advice = script.ADVICE["POPULATE_WRITE" if mapping[3] == "w" else "POPULATE_READ"]
+                self._ask(slot, CALL, SYSCALLS["madvise"], start, end - start, advice)
 
     def _end(self, slot: int, *, by_signal: bool) -> None:
         agent = self.agents.pop(slot)
@@ -294,20 +306,17 @@ class _Agent:
         stack.callback(os.close, self._pagemap)
 
     def mappings(self) -> list[Vma]:
+        smaps = Path(f"/proc/{self.pid}/smaps").read_bytes()
         vmas: list[Vma] = []
-        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
-            if header := _HEADER.match(line):
-                start, end, at = (int(header[i], 16) for i in (1, 2, 4))
-                inside = start >= ARENA and end <= _ARENA_END
-                if inside:
-                    sums: dict[str, int] = {}
-                    vmas.append(Vma(offset(start), offset(end), header[3], int(header[5]), at // PAGE, (), sums))
-            elif inside:
-                key, _, value = line.partition(":")
-                if key in SUMS:
-                    sums[key] = int(value.split()[0])
-                elif key == "VmFlags":
-                    vmas[-1] = vmas[-1]._replace(flags=value.split())
+        if arena := _ARENA_STARTS.search(smaps):
+            for entry in _SMAPS_ENTRY.finditer(smaps, arena.start()):
+                start, end = int(entry[1], 16), int(entry[2], 16)
+                if start < ARENA or end > _ARENA_END:
+                    break
+                sums = {key: int(entry[6 + i]) for i, key in enumerate(SUMS)}
+                at = int(entry[4], 16) // PAGE
+                flags = entry[6 + len(SUMS)].decode().split()
+                vmas.append(Vma(offset(start), offset(end), entry[3].decode(), int(entry[5]), at, flags, sums))
         return vmas
 
     def pagemap(self, npages: int) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +46,10 @@ class Emulated:
 
     def close(self) -> None:
         self.machine.close()
+
+    @property
+    def alive(self) -> Collection[int]:
+        return self.slots.keys()
 
     # ---- operations
 
@@ -119,6 +123,10 @@ class Emulated:
                 process.mlock(address, length, flags=op.get("mlflags", 0))
             case "munlock":
                 process.munlock(address, length)
+            case "mlockall":
+                _call(process, "mlockall", op["mlflags"])
+            case "munlockall":
+                _call(process, "munlockall")
             case "mseal":
                 process.mseal(address, length)
             case "ftruncate":
@@ -185,6 +193,13 @@ class _View:
 
     def checksums(self, pages: Sequence[int]) -> Iterator[str]:
         return _checksums(self._process.read, pages)
+
+
+def _call(process: vmemu.Process, name: str, *args: int) -> None:
+    """A call that vmemu may not have yet."""
+    if not hasattr(process, name):
+        raise NotImplementedError(name)
+    getattr(process, name)(*args)
 
 
 def _kilobytes(usage: vmemu.MappingUsage) -> dict[str, int]:

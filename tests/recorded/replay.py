@@ -92,7 +92,7 @@ def mismatches(
     try:
         for step in script.expected(recording):
             try:
-                result = script.skipped(step.op, run.slots)
+                result = script.skipped(step.op, run.alive)
                 if result is None:
                     result = run.do(step.op)
                     if verify:

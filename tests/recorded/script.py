@@ -7,10 +7,12 @@ kernel. Everything is raw integers, because scripts make mistakes on purpose. Im
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 PAGE = 4096
 ARENA = 0x100_0000_0000
@@ -65,6 +67,7 @@ LAGGING = "LazyFree"
 which means that their recorder had the batches drained before and after each operation."""
 
 
+@functools.cache
 def file_image() -> bytes:
     """The contents that files F and E start with."""
     return bytes((0xA0 + (i >> 12) + 3 * (i & 0xFFF)) & 0xFF for i in range(FILE_PAGES * PAGE + FILE_TAIL))
@@ -129,7 +132,7 @@ def returned(result: int) -> dict[str, Any]:
     return {"ret_page": page} if 0 <= page < ARENA_PAGES else {"ret": "outside-arena"}
 
 
-def skipped(op: Op, alive: Any) -> dict[str, Any] | None:
+def skipped(op: Op, alive: Collection[int]) -> dict[str, Any] | None:
     """The result of an operation that cannot be performed because its slot is dead (or, for a fork's child, taken)."""
     if op["p"] not in alive:
         return {"skipped": "dead"}
@@ -171,6 +174,33 @@ def expected(recording: dict[str, Any]) -> list[Expected]:
                 states[int(slot)] = state
         steps.append(Expected(index, op, step["res"], states))
     return steps
+
+
+class Run(Protocol):
+    """A machine that performs a program, and what shows of it."""
+
+    @property
+    def alive(self) -> Collection[int]: ...  # slots
+    def do(self, op: Op) -> dict[str, Any]: ...  # result
+    def observe(self) -> dict[int, State]: ...  # of every live process, by slot
+
+
+def record(program: dict[str, Any], run: Run) -> dict[str, Any]:
+    """*program* (``name``, ``ops``, ...) with the ``steps`` that a machine makes of it: a recording."""
+    steps: list[dict[str, Any]] = []
+    states: dict[int, State] = {}
+    for index, op in enumerate(program["ops"]):
+        before = states
+        result = skipped(op, run.alive)
+        if result is None:
+            result = run.do(op)
+            states = run.observe()
+        changed: dict[str, State | None] = {
+            str(slot): state for slot, state in states.items() if before.get(slot) != state
+        }
+        changed |= {str(slot): None for slot in before.keys() - states.keys()}
+        steps.append({"i": index, "res": result, "procs": changed})
+    return {**program, "settled": True, "steps": steps}
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:
