@@ -75,7 +75,7 @@ static int transfer(struct vm *vm, struct space *s, uint64_t va, uint8_t *to, co
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, va + done, done, kind);
 		n = chunk(va + done, length - done);
-		at = frame_bytes(&vm->frames, pte_pfn(*e)) + ((va + done) & PAGE_MASK);
+		at = frame_bytes(&vm->frames, leaf_pfn(*e, va + done)) + ((va + done) & PAGE_MASK);
 		if (!vm->frames.contents) {
 			if (to)
 				memset(to + done, 0, n);

@@ -71,23 +71,48 @@ static int check_leaf_entry(const struct check *c, pfn_t table, pte_t e, uint32_
 	CHECK(pfn < f->nframes && f->of[pfn].flags & FRAME_USED && !(f->of[pfn].flags & FRAME_TABLE),
 	      "table %u: entry %#llx maps a frame that is free or a table", table, (unsigned long long)e);
 	fr = &f->of[pfn];
+	if (pte_huge(e)) {
+		CHECK(fr->flags & FRAME_LARGE && pfn % BLOCK_FRAMES == 0,
+		      "table %u: huge entry %#llx does not map a folio", table, (unsigned long long)e);
+		c->entire[pfn / BLOCK_FRAMES]++;
+	}
 	if (fr->flags & FRAME_ZERO) {
 		CHECK(!(e & PTE_W), "table %u: the zero page is mapped writable", table);
+		CHECK(pte_huge(e) == (pfn == f->huge_zero), "table %u: entry %#llx is not of its zero page's size",
+		      table, (unsigned long long)e);
 		return 0;
 	}
-	c->refs[pfn]++;
+	if (!pte_huge(e))
+		c->refs[pfn]++;
 	CHECK(!(fr->flags & FRAME_ANON && e & PTE_W) || fr->flags & FRAME_EXCLUSIVE,
 	      "frame %u: anonymous, writable, not exclusive", pfn);
-	resident[fr->flags & FRAME_ANON ? RESIDENT_ANON : fr->flags & FRAME_SHMEM ? RESIDENT_SHMEM : RESIDENT_FILE]++;
+	resident[fr->flags & FRAME_ANON	   ? RESIDENT_ANON
+		 : fr->flags & FRAME_SHMEM ? RESIDENT_SHMEM
+					   : RESIDENT_FILE] += pte_frames(e);
 	return 0;
 }
 
-static int check_table(const struct check *c, pfn_t table)
+/* A table of level 2 has a spare for each huge entry. */
+static int check_spares(const struct check *c, pfn_t table, uint32_t huge)
+{
+	const struct tables *t = &c->vm->tables;
+	uint32_t n = 0;
+
+	for (uint32_t next = table_info(t, table)->spare; next; next = table_info(t, next - 1)->spare) {
+		CHECK(++n <= huge && table_info(t, next - 1)->level == 1 && !table_info(t, next - 1)->used,
+		      "table %u: spare table %u is in use", table, next - 1);
+		c->refs[next - 1]++;
+	}
+	CHECK(n == huge, "table %u: %u huge entries, %u spare tables", table, huge, n);
+	return 0;
+}
+
+static int check_table(const struct check *c, pfn_t table, uint64_t *huge_entries)
 {
 	const struct tables *t = &c->vm->tables;
 	const struct table_info *info = table_info(t, table);
 	const pte_t *e = table_entries(t, table);
-	uint32_t used = 0, resident[NRESIDENT] = { 0 };
+	uint32_t used = 0, huge = 0, resident[NRESIDENT] = { 0 };
 
 	CHECK(info->level >= 1 && info->level <= LEVELS, "table %u: level %u", table, info->level);
 	for (unsigned int i = 0; i < TABLE_ENTRIES; i++) {
@@ -97,7 +122,8 @@ static int check_table(const struct check *c, pfn_t table)
 		if (!e[i])
 			continue;
 		used++;
-		if (info->level == 1) {
+		if (info->level == 1 || pte_huge(e[i])) {
+			huge += (uint32_t)pte_huge(e[i]);
 			rc = check_leaf_entry(c, table, e[i], resident);
 			if (rc)
 				return rc;
@@ -112,15 +138,16 @@ static int check_table(const struct check *c, pfn_t table)
 	}
 	CHECK(used == info->used, "table %u: %u entries used, counted %u", table, info->used, used);
 	for (int k = 0; k < NRESIDENT; k++)
-		CHECK(info->level > 1 || resident[k] == info->resident[k],
-		      "table %u: %u resident of kind %d, counted %u", table, info->resident[k], k, resident[k]);
-	return 0;
+		CHECK(resident[k] == info->resident[k], "table %u: %u resident of kind %d, counted %u", table,
+		      info->resident[k], k, resident[k]);
+	*huge_entries += huge;
+	return info->level == 2 ? check_spares(c, table, huge) : 0;
 }
 
 static int check_tables(const struct check *c)
 {
 	const struct frames *f = &c->vm->frames;
-	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes), shared = 0;
+	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes), shared = 0, huge = 0;
 
 	for (uint32_t id = 1; id < c->vm->capacity; id++)
 		if (c->vm->spaces[id] && c->vm->spaces[id]->root != NO_PFN)
@@ -131,12 +158,14 @@ static int check_tables(const struct check *c)
 		if (!(f->of[pfn].flags & FRAME_TABLE))
 			continue;
 		shared += f->of[pfn].refs - 1;
-		rc = check_table(c, (pfn_t)pfn);
+		rc = check_table(c, (pfn_t)pfn, &huge);
 		if (rc)
 			return rc;
 	}
 	CHECK(shared == c->vm->tables.shared, "%llu references to shared tables, counted %llu",
 	      (unsigned long long)c->vm->tables.shared, (unsigned long long)shared);
+	CHECK(huge == c->vm->tables.huge, "%llu huge entries, counted %llu", (unsigned long long)c->vm->tables.huge,
+	      (unsigned long long)huge);
 	return 0;
 }
 
@@ -169,16 +198,58 @@ static int check_objects(const struct check *c)
 	return 0;
 }
 
+/* Who maps a folio how often, and that only frames mapped once are exclusive. *idle: its frames that nothing maps; *huge: 1 if
+ * a huge entry does. */
+static int check_folio(const struct check *c, pfn_t head, uint64_t *idle, uint64_t *huge)
+{
+	const struct frames *f = &c->vm->frames;
+	const struct folio *fo = folio_of(f, head);
+	uint32_t refs = fo->entire, pages = 0;
+
+	CHECK(fo->entire == c->entire[head / BLOCK_FRAMES], "folio %u: %u huge entries, found %u", head, fo->entire,
+	      c->entire[head / BLOCK_FRAMES]);
+	for (pfn_t pfn = head; pfn < head + BLOCK_FRAMES; pfn++) {
+		const struct frame *fr = frame_of(f, pfn);
+
+		CHECK(fr->flags & FRAME_LARGE, "folio %u: frame %u is not part of it", head, pfn);
+		CHECK(fr->refs == c->refs[pfn], "frame %u of a folio: %u references, found %u", pfn, fr->refs,
+		      c->refs[pfn]);
+		CHECK(!(fr->flags & FRAME_EXCLUSIVE) || (fo->entire ? pfn == head && fo->refs == 1 : fr->refs == 1),
+		      "frame %u: exclusive in a folio with %u references", pfn, fo->refs);
+		refs += fr->refs;
+		pages += fr->refs != 0;
+	}
+	CHECK(fo->refs == refs && fo->pages == pages && (refs || head == f->huge_zero),
+	      "folio %u: %u references to %u pages, counted %u to %u", head, fo->refs, fo->pages, refs, pages);
+	CHECK(fo->mixed || fo->owned[0] + fo->owned[1] <= refs, "folio %u: owners have %u and %u of %u references",
+	      head, fo->owned[0], fo->owned[1], refs);
+	if (head == f->huge_zero)
+		return 0;
+	*huge += fo->entire != 0;
+	if (!fo->entire) {
+		CHECK(fo->listed == (pages < BLOCK_FRAMES), "folio %u: not in the list of partly unmapped ones", head);
+		*idle += BLOCK_FRAMES - pages;
+	}
+	return 0;
+}
+
 static int check_refs(const struct check *c)
 {
 	const struct frames *f = &c->vm->frames;
-	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
+	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes), idle = 0, huge = 0;
 
 	if (f->zero != NO_PFN)
 		c->refs[f->zero]++; /* the boot's */
 	for (uint64_t pfn = 0; pfn < used; pfn++) {
 		const struct frame *fr = &f->of[pfn];
 
+		if (fr->flags & FRAME_LARGE) {
+			int rc = pfn % BLOCK_FRAMES ? 0 : check_folio(c, (pfn_t)pfn, &idle, &huge);
+
+			if (rc)
+				return rc;
+			continue;
+		}
 		if (!(fr->flags & FRAME_USED))
 			continue;
 		CHECK(fr->refs == c->refs[pfn], "frame %llu (flags %#x): %u references, found %u",
@@ -186,18 +257,21 @@ static int check_refs(const struct check *c)
 		CHECK(!(fr->flags & FRAME_EXCLUSIVE) || (fr->flags & FRAME_ANON && fr->refs == 1),
 		      "frame %llu: exclusive with %u references", (unsigned long long)pfn, fr->refs);
 	}
+	CHECK(idle == f->idle && huge == f->huge, "%llu folios mapped whole, %llu frames unmapped, counted %llu, %llu",
+	      (unsigned long long)f->huge, (unsigned long long)f->idle, (unsigned long long)huge,
+	      (unsigned long long)idle);
 	return 0;
 }
 
 int check_machine(struct vm *vm, char *msg, size_t size)
 {
-	struct check c = { vm, NULL, msg, size };
-	int rc;
+	struct check c = { .vm = vm, .msg = msg, .size = size };
+	int rc = -ENOMEM;
 
 	c.refs = calloc(min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes) + 1, sizeof(*c.refs));
-	if (!c.refs)
-		return -ENOMEM;
-	rc = check_frames(&c);
+	c.entire = calloc(vm->frames.virgin + 1, sizeof(*c.entire));
+	if (c.refs && c.entire)
+		rc = check_frames(&c);
 	if (!rc)
 		rc = check_tables(&c);
 	if (!rc)
@@ -207,5 +281,6 @@ int check_machine(struct vm *vm, char *msg, size_t size)
 	if (!rc)
 		rc = check_spaces(&c);
 	free(c.refs);
+	free(c.entire);
 	return rc;
 }

@@ -10,7 +10,8 @@ int check_machine(struct vm *vm, char *msg, size_t size);
 /* One run; for check.c and check_space.c. */
 struct check {
 	struct vm *vm;
-	uint32_t *refs; /* recounted, by pfn */
+	uint32_t *refs;	  /* leaf entries and other references recounted, by pfn */
+	uint32_t *entire; /* huge entries, by block */
 	char *msg;
 	size_t size;
 };

@@ -14,7 +14,7 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 	const vma_t *v = vc->vma;
 
 	(void)table;
-	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
+	for (unsigned int i = first; i < last; va += leaf_bytes(e[i++])) {
 		const struct frame *fr;
 		unsigned long long at = (unsigned long long)va;
 		const struct object *obj;
@@ -27,6 +27,8 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 			      vc->space->id, at);
 			continue;
 		}
+		CHECK(v->start <= va && va + leaf_bytes(e[i]) <= v->end,
+		      "space %u: huge entry at %#llx reaches out of its mapping", vc->space->id, at);
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
 		CHECK(!(e[i] & PTE_W) || v->flags & VMEMU_VM_WRITE,
 		      "space %u: %#llx is writable in a read-only mapping", vc->space->id, at);

@@ -11,7 +11,23 @@ int fault_allowed(uint64_t vm_flags, int access)
 	return (vm_flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)) != 0;
 }
 
-/* The page is mapped, the access is a write (do_wp_page()). */
+int fault_huge_enabled(uint64_t vm_flags, uint32_t options)
+{
+	if (vm_flags & VMEMU_VM_NOHUGEPAGE || !(options & (VMEMU_OPT_THP_ALWAYS | VMEMU_OPT_THP_MADVISE)))
+		return 0;
+	return options & VMEMU_OPT_THP_ALWAYS || vm_flags & VMEMU_VM_HUGEPAGE;
+}
+
+/* A huge page fits at va: no table yet, and the mapping covers all of it. */
+static int huge_fits(const struct fault_facts *f)
+{
+	uint64_t start = f->va & ~(ENTRY_BYTES(2) - 1);
+
+	return f->table_missing && fault_huge_enabled(f->vma->flags, f->options) && f->vma->start <= start &&
+	       start + ENTRY_BYTES(2) <= f->vma->end;
+}
+
+/* The page is mapped, the access is a write (do_wp_page(), do_huge_pmd_wp_page()). */
 static enum fault_action classify_write_protected(const struct fault_facts *f)
 {
 	if (f->pte & PTE_W) /* a table on the way was shared, and is not any more */
@@ -19,11 +35,13 @@ static enum fault_action classify_write_protected(const struct fault_facts *f)
 	if (f->vma->flags & (VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
 		return ACT_MKWRITE;
 	if (f->frame_flags & FRAME_ZERO)
-		return ACT_REPLACE_ZERO;
-	if (!(f->frame_flags & FRAME_ANON) || !(f->options & VMEMU_OPT_REUSE))
-		return f->frame_flags & FRAME_EXCLUSIVE ? ACT_REUSE : ACT_COPY;
-	/* known to be ours alone, or found to be: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */
-	return f->frame_flags & FRAME_EXCLUSIVE || f->frame_refs == 1 ? ACT_REUSE : ACT_COPY;
+		return pte_huge(f->pte) ? ACT_REPLACE_HUGE_ZERO : ACT_REPLACE_ZERO;
+	if (f->frame_flags & FRAME_EXCLUSIVE)
+		return ACT_REUSE;
+	/* found to be ours alone: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */
+	if (f->frame_flags & FRAME_ANON && f->options & VMEMU_OPT_REUSE && f->frame_refs == 1)
+		return ACT_REUSE;
+	return pte_huge(f->pte) ? ACT_SPLIT : ACT_COPY;
 }
 
 enum fault_action fault_classify(const struct fault_facts *f)
@@ -40,8 +58,13 @@ enum fault_action fault_classify(const struct fault_facts *f)
 		return ACT_NO_MAPPING;
 	if (pte_mapped(f->pte))
 		return write ? classify_write_protected(f) : ACT_SPURIOUS;
-	if (!f->vma->object)
-		return write || !(f->options & VMEMU_OPT_ZERO_PAGE) ? ACT_FILL : ACT_MAP_ZERO;
+	if (!f->vma->object) {
+		int fill = write || !(f->options & VMEMU_OPT_ZERO_PAGE);
+
+		if (huge_fits(f))
+			return fill ? ACT_FILL_HUGE : ACT_MAP_HUGE_ZERO;
+		return fill ? ACT_FILL : ACT_MAP_ZERO;
+	}
 	if (vma_index_of(f->vma, f->va) >= f->object_pages)
 		return ACT_BEYOND_EOF;
 	if (!write)

@@ -1,40 +1,29 @@
 /* Page faults: the effects, one handler an action. See fault.h; the decision is in classify.c. Source: Linux mm/memory.c. */
 #include "fault.h"
 
-struct fault {
-	struct vm *vm;
-	struct space *space;
-	vma_t vma; /* a copy: handlers may change the space's VMAs */
-	uint64_t va;
-	int access;
-	pte_t pte;	  /* as classified, 0 for none */
-	int leaf_missing; /* the leaf table did not exist */
-	struct object *object;
-	uint64_t index;
-	struct vmemu_trap *trap;
-};
-
-static int prepare_anon(struct fault *f)
+int fault_prepare_anon(struct fault *f)
 {
 	return f->vma.anon ? 0 : vmas_prepare_anon(&f->vm->env, &f->space->vmas, f->va);
 }
 
-/* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. */
-static int own(struct fault *f, struct leaf *leaf)
+int fault_own(struct fault *f, struct leaf *leaf)
 {
 	return table_own(&f->vm->tables, &f->space->root, f->va, leaf);
 }
 
-/* Installs a frame of which the caller has a reference. */
-static void install(struct fault *f, const struct leaf *leaf, pfn_t pfn, int writable)
+pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable)
 {
 	pte_t e = pte_leaf(pfn, f->vma.flags) | PTE_A;
 
 	if (writable)
 		e |= PTE_W;
-	if (f->access == VMEMU_WRITE)
-		e |= PTE_D;
-	table_set(&f->vm->tables, leaf, e);
+	return f->access == VMEMU_WRITE ? e | PTE_D : e;
+}
+
+/* Installs a frame of which the caller has a reference. */
+static void install(struct fault *f, const struct leaf *leaf, pfn_t pfn, int writable)
+{
+	table_set(&f->vm->tables, leaf, fault_entry(f, pfn, writable));
 }
 
 static int do_no_mapping(struct fault *f)
@@ -59,16 +48,16 @@ static int do_spurious(struct fault *f)
 {
 	struct leaf leaf;
 
-	if (f->access == VMEMU_WRITE && own(f, &leaf))
+	if (f->access == VMEMU_WRITE && fault_own(f, &leaf))
 		return VMEMU_OOM;
 	return VMEMU_SPURIOUS;
 }
 
-static int do_map_zero(struct fault *f)
+int fault_map_zero(struct fault *f)
 {
 	struct leaf leaf;
 
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	install(f, &leaf, f->vm->frames.zero, 0);
 	return VMEMU_ZERO_MAP;
@@ -82,7 +71,7 @@ static int new_anon(struct fault *f, pfn_t from)
 	struct leaf leaf;
 	pfn_t pfn;
 
-	if (prepare_anon(f) || own(f, &leaf))
+	if (fault_prepare_anon(f) || fault_own(f, &leaf))
 		return VMEMU_OOM;
 	if (from == NO_PFN ? frame_alloc_zeroed(frames, flags, &pfn) : frame_alloc_copy(frames, flags, from, &pfn))
 		return VMEMU_OOM;
@@ -90,7 +79,7 @@ static int new_anon(struct fault *f, pfn_t from)
 	return from == NO_PFN ? VMEMU_ZERO_FILL : VMEMU_COW_COPY;
 }
 
-static int do_fill(struct fault *f)
+int fault_fill(struct fault *f)
 {
 	return new_anon(f, NO_PFN);
 }
@@ -104,11 +93,11 @@ static int do_reuse(struct fault *f)
 {
 	struct leaf leaf;
 
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_EXCLUSIVE;
 	*leaf.pte |= PTE_W | PTE_D | PTE_A;
-	f->vm->events[VMEMU_EV_PGREUSE]++;
+	f->vm->events[VMEMU_EV_PGREUSE] += !pte_huge(*leaf.pte); /* do_huge_pmd_wp_page() does not count it */
 	f->vm->tables.generation++;
 	return VMEMU_COW_REUSE;
 }
@@ -117,7 +106,7 @@ static int do_mkwrite(struct fault *f)
 {
 	struct leaf leaf;
 
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_DIRTY;
 	*leaf.pte |= PTE_W | PTE_D | PTE_A;
@@ -155,7 +144,7 @@ static int map_around(struct fault *f)
 	 * ends before EOF may bring the table (can_map_large in filemap_map_pages()). */
 	if (f->leaf_missing && !(f->object->kind & VMEMU_OBJ_SHMEM) && index + 1 >= eof)
 		return 0;
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return -ENOMEM;
 	for (uint64_t va = lo; va < hi; va += PAGE_BYTES) {
 		struct leaf at = leaf;
@@ -184,7 +173,7 @@ static int do_beyond_eof(struct fault *f)
 {
 	int shared = (f->vma.flags & VMEMU_VM_SHARED) != 0;
 
-	if (f->access != VMEMU_WRITE ? map_around(f) : !shared && prepare_anon(f))
+	if (f->access != VMEMU_WRITE ? map_around(f) : !shared && fault_prepare_anon(f))
 		return VMEMU_OOM;
 	return VMEMU_BUS_ADRERR;
 }
@@ -231,7 +220,7 @@ static int do_map_cached(struct fault *f)
 	kind = cached(f, &pfn);
 	if (kind < 0 || kind == VMEMU_OOM)
 		return kind;
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_get(&f->vm->frames, pfn);
 	install(f, &leaf, pfn, mapped_writable(f));
@@ -259,7 +248,7 @@ static int do_write_cached(struct fault *f)
 
 	if (kind < 0 || kind == VMEMU_OOM)
 		return kind;
-	if (own(f, &leaf))
+	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pfn)->flags |= FRAME_DIRTY;
 	frame_get(&f->vm->frames, pfn);
@@ -273,9 +262,13 @@ static int (*const handlers[NACTIONS])(struct fault *f) = {
 	[ACT_GROW_STACK] = do_grow_stack,
 	[ACT_BEYOND_EOF] = do_beyond_eof,
 	[ACT_SPURIOUS] = do_spurious,
-	[ACT_MAP_ZERO] = do_map_zero,
-	[ACT_FILL] = do_fill,
-	[ACT_REPLACE_ZERO] = do_fill,
+	[ACT_MAP_ZERO] = fault_map_zero,
+	[ACT_FILL] = fault_fill,
+	[ACT_REPLACE_ZERO] = fault_fill,
+	[ACT_FILL_HUGE] = fault_fill_huge,
+	[ACT_MAP_HUGE_ZERO] = fault_map_huge_zero,
+	[ACT_REPLACE_HUGE_ZERO] = fault_replace_huge_zero,
+	[ACT_SPLIT] = fault_split,
 	[ACT_COPY] = do_copy,
 	[ACT_REUSE] = do_reuse,
 	[ACT_MKWRITE] = do_mkwrite,
@@ -284,20 +277,51 @@ static int (*const handlers[NACTIONS])(struct fault *f) = {
 	[ACT_WRITE_CACHED] = do_write_cached,
 };
 
+/* What there is at f->va. -ENOMEM. */
+static int find_facts(struct fault *f, struct fault_facts *facts)
+{
+	struct vm *vm = f->vm;
+	const struct frame *fr;
+	int writable = 0;
+	const pte_t *e = table_walk(&vm->tables, f->space->root, f->va, &writable);
+	struct leaf leaf;
+
+	f->pte = facts->pte = 0;
+	f->leaf_missing = facts->table_missing = !e;
+	if (e)
+		f->pte = facts->pte = *e;
+	if (!e || !pte_mapped(*e))
+		return 0;
+	/* whether a frame is shared can be told only when the tables that lead to it are not */
+	if (f->access == VMEMU_WRITE && !writable && fault_allowed(f->vma.flags, f->access)) {
+		if (fault_own(f, &leaf))
+			return -ENOMEM;
+		e = leaf.pte;
+	}
+	fr = frame_of(&vm->frames, pte_pfn(*e));
+	f->pte = facts->pte = *e;
+	facts->frame_flags = fr->flags;
+	facts->frame_refs = fr->refs;
+	if (pte_huge(*e))
+		facts->frame_refs = folio_of(&vm->frames, pte_pfn(*e))->refs;
+	else if (fr->flags & FRAME_LARGE)
+		facts->frame_refs = folio_reusable(&vm->frames, pte_pfn(*e)) ? 1 : 2;
+	return 0;
+}
+
 int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap)
 {
 	struct fault f = { .vm = vm, .space = s, .va = va, .access = access, .trap = trap };
 	struct fault_facts facts = { .va = va, .access = access, .options = vm->options };
 	struct vma_pos pos;
-	const pte_t *e;
-	int writable = 0, kind;
+	int kind;
 
 	if (vm->frames.zero == NO_PFN)
 		facts.options &= ~(uint32_t)VMEMU_OPT_ZERO_PAGE;
+	if (s->no_thp)
+		facts.options &= ~(uint32_t)(VMEMU_OPT_THP_ALWAYS | VMEMU_OPT_THP_MADVISE);
 	facts.vma = vmas_find(&s->vmas, va, &pos);
 	if (facts.vma && facts.vma->start <= va) {
-		struct leaf leaf;
-
 		f.vma = *facts.vma;
 		facts.vma = &f.vma;
 		if (f.vma.object) {
@@ -305,27 +329,12 @@ int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struc
 			f.index = vma_index_of(&f.vma, va);
 			facts.object_pages = object_pages(f.object);
 		}
-		e = table_walk(&vm->tables, s->root, va, &writable);
-		f.leaf_missing = !e;
-		/* whether a frame is shared can be told only when the tables that lead to it are not */
-		if (e && pte_mapped(*e) && access == VMEMU_WRITE && !writable && fault_allowed(f.vma.flags, access)) {
-			if (table_own(&vm->tables, &s->root, va, &leaf)) {
-				kind = VMEMU_OOM;
-				goto out;
-			}
-			e = leaf.pte;
-		}
-		if (e)
-			f.pte = facts.pte = *e;
-		if (e && pte_mapped(*e)) {
-			const struct frame *fr = frame_of(&vm->frames, pte_pfn(*e));
-
-			facts.frame_flags = fr->flags;
-			facts.frame_refs = fr->refs;
-		}
 	}
-	kind = handlers[fault_classify(&facts)](&f);
-out:
+	do {
+		kind = VMEMU_OOM;
+		if (facts.vma != &f.vma || !find_facts(&f, &facts))
+			kind = handlers[fault_classify(&facts)](&f);
+	} while (kind == FAULT_AGAIN);
 	if (kind >= 0) {
 		s->faults[kind]++;
 		vm->faults[kind]++;

@@ -14,20 +14,24 @@
 #include "mm.h"
 
 enum fault_action {
-	ACT_NO_MAPPING,	  /* SEGV_MAPERR */
-	ACT_FORBIDDEN,	  /* SEGV_ACCERR */
-	ACT_GROW_STACK,	  /* trap */
-	ACT_BEYOND_EOF,	  /* BUS_ADRERR, after mapping neighbours if it was a read */
-	ACT_SPURIOUS,	  /* the entry allows it */
-	ACT_MAP_ZERO,	  /* anonymous read */
-	ACT_FILL,	  /* anonymous write, or read without a zero page */
-	ACT_REPLACE_ZERO, /* write on the zero page */
-	ACT_COPY,	  /* write on a frame that others may see */
-	ACT_REUSE,	  /* write on a frame of which this space is the last owner */
-	ACT_MKWRITE,	  /* write on a present page of a shared mapping */
-	ACT_MAP_CACHED,	  /* read of a file page or shared memory */
-	ACT_COPY_CACHED,  /* private write on a file page that is not mapped */
-	ACT_WRITE_CACHED, /* shared write on a file page that is not mapped */
+	ACT_NO_MAPPING,	       /* SEGV_MAPERR */
+	ACT_FORBIDDEN,	       /* SEGV_ACCERR */
+	ACT_GROW_STACK,	       /* trap */
+	ACT_BEYOND_EOF,	       /* BUS_ADRERR, after mapping neighbours if it was a read */
+	ACT_SPURIOUS,	       /* the entry allows it */
+	ACT_MAP_ZERO,	       /* anonymous read */
+	ACT_FILL,	       /* anonymous write, or read without a zero page */
+	ACT_REPLACE_ZERO,      /* write on the zero page */
+	ACT_FILL_HUGE,	       /* anonymous write where a huge page fits */
+	ACT_MAP_HUGE_ZERO,     /* anonymous read there */
+	ACT_REPLACE_HUGE_ZERO, /* write on the huge zero page */
+	ACT_SPLIT,	       /* write on a huge page that others may see: decide again for the page alone */
+	ACT_COPY,	       /* write on a frame that others may see */
+	ACT_REUSE,	       /* write on a frame of which this space is the last owner */
+	ACT_MKWRITE,	       /* write on a present page of a shared mapping */
+	ACT_MAP_CACHED,	       /* read of a file page or shared memory */
+	ACT_COPY_CACHED,       /* private write on a file page that is not mapped */
+	ACT_WRITE_CACHED,      /* shared write on a file page that is not mapped */
 	NACTIONS
 };
 
@@ -35,20 +39,55 @@ enum fault_action {
 struct fault_facts {
 	const vma_t *vma; /* first that ends above the address, or NULL */
 	uint64_t va;
-	int access;	      /* enum vmemu_access */
-	pte_t pte;	      /* 0 also where tables are missing */
-	uint32_t frame_flags; /* of the frame in pte */
-	uint32_t frame_refs;
+	int access;	       /* enum vmemu_access */
+	pte_t pte;	       /* 0 also where tables are missing */
+	int table_missing;     /* no table maps the 2 MiB around the address */
+	uint32_t frame_flags;  /* of the frame in pte */
+	uint32_t frame_refs;   /* 1: this space's entry alone */
 	uint64_t object_pages; /* size of the object in pages */
 	uint32_t options;
 };
 
 /* A mapping with these flags permits the access (access_error()). */
 int fault_allowed(uint64_t vm_flags, int access);
+/* A mapping with these flags takes huge pages (thp_vma_allowable_order()). */
+int fault_huge_enabled(uint64_t vm_flags, uint32_t options);
 enum fault_action fault_classify(const struct fault_facts *facts);
 
 /* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,
  * an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change nothing that counts. */
 int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap);
+
+/* ---- between fault.c and fault_huge.c ---- */
+
+/* A handler's result: something changed, decide again. */
+#define FAULT_AGAIN (-100)
+
+struct fault {
+	struct vm *vm;
+	struct space *space;
+	vma_t vma; /* a copy: handlers may change the space's VMAs */
+	uint64_t va;
+	int access;
+	pte_t pte;	  /* as classified, 0 for none */
+	int leaf_missing; /* the leaf table did not exist */
+	struct object *object;
+	uint64_t index;
+	struct vmemu_trap *trap;
+};
+
+/* The mapping's identity, before its first anonymous frame. -ENOMEM. */
+int fault_prepare_anon(struct fault *f);
+/* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. -ENOMEM. */
+int fault_own(struct fault *f, struct leaf *leaf);
+/* The entry for a frame, accessed, dirty if the access is a write. */
+pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable);
+/* Handlers. */
+int fault_fill(struct fault *f);
+int fault_map_zero(struct fault *f);
+int fault_fill_huge(struct fault *f);
+int fault_map_huge_zero(struct fault *f);
+int fault_replace_huge_zero(struct fault *f);
+int fault_split(struct fault *f);
 
 #endif

@@ -31,7 +31,7 @@ static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 	if (fr->flags & FRAME_ZERO)
 		return 0;
 	if (!(fr->flags & FRAME_ANON)) {
-		fr->refs++;
+		frame_get(frames, pfn);
 		return 0;
 	}
 	if (c->eager) {
@@ -40,7 +40,7 @@ static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 		*copy = (*copy & ~PTE_FRAME) | ((uint64_t)pfn << PAGE_SHIFT);
 		return 0;
 	}
-	fr->refs++;
+	frame_get(frames, pfn);
 	fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
 	*e &= ~PTE_W;
 	*copy &= ~PTE_W;
@@ -61,12 +61,66 @@ struct copy_range {
 	const vma_t *vma;
 };
 
+/* A huge page copied as 512 small ones, where there is no whole block for it. */
+static int copy_huge_in_parts(struct copy_range *r, const pte_t *e, uint64_t va)
+{
+	struct tables *tables = &r->c->vm->tables;
+
+	for (unsigned int i = 0; i < TABLE_ENTRIES; i++) {
+		struct leaf leaf;
+		pte_t part = pte_of_huge(*e, i), copy;
+		int rc = table_own(tables, &r->c->child->root, va + i * PAGE_BYTES, &leaf);
+
+		if (!rc)
+			rc = copy_entry(r->c, r->vma, &part, &copy);
+		if (rc)
+			return rc;
+		table_set(tables, &leaf, settle(r->c, r->vma, copy));
+	}
+	return 0;
+}
+
+/* copy_huge_pmd() */
+static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
+{
+	struct tables *tables = &r->c->vm->tables;
+	struct frames *frames = &r->c->vm->frames;
+	pfn_t head = pte_pfn(*e), new = head;
+	struct frame *fr = frame_of(frames, head);
+	struct leaf leaf;
+	pte_t copy;
+	int rc = table_own_huge(tables, &r->c->child->root, va, 2, &leaf);
+
+	if (rc)
+		return rc;
+	if (r->c->eager && fr->flags & FRAME_ANON) {
+		rc = folio_alloc(frames, FRAME_ANON, 0, &new);
+		if (rc)
+			return copy_huge_in_parts(r, e, va);
+		frame_of(frames, new)->flags |= FRAME_EXCLUSIVE;
+		if (frames->contents)
+			memcpy(frame_bytes(frames, new), frame_bytes(frames, head), ENTRY_BYTES(2));
+		frames->copied += BLOCK_FRAMES;
+	} else {
+		folio_get(frames, head);
+		fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
+		*e &= ~PTE_W;
+	}
+	copy = (*e & ~(PTE_A | PTE_FRAME)) | ((uint64_t)new << PAGE_SHIFT);
+	rc = table_set_huge(tables, &leaf, settle(r->c, r->vma, copy));
+	if (rc)
+		folio_put(frames, new);
+	return rc;
+}
+
 static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	struct copy_range *r = ctx;
 	struct tables *tables = &r->c->vm->tables;
 	struct leaf leaf = { 0, 0, NULL };
 
+	if (pte_huge(e[first]))
+		return copy_huge(r, &e[first], va);
 	if (!table_info(tables, table)->used)
 		return 0;
 	for (unsigned int i = first; i < last; i++) {
@@ -175,15 +229,18 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 	if (rc)
 		return rc;
 	memcpy(child->words, parent->words, sizeof(child->words));
+	child->no_thp = parent->no_thp;
+	vm->frames.space = child->id;
 	if (mode == VMEMU_FORK_ON_DEMAND)
 		rc = share_all(vm, parent, child);
 	else
 		rc = copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER);
 	vm->tables.generation++;
-	if (rc) {
+	if (rc)
 		space_free(vm, child);
+	vm->frames.space = parent->id;
+	if (rc)
 		return rc;
-	}
 	*out = child;
 	return 0;
 }

@@ -22,12 +22,13 @@ int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t 
 	f->events = events;
 	f->nframes = f->free = nframes;
 	f->nblocks = (nframes + BLOCK_FRAMES - 1) / BLOCK_FRAMES;
-	f->zero = NO_PFN;
+	f->zero = f->huge_zero = NO_PFN;
 	f->contents = contents;
 	f->ram = reserve(nframes << PAGE_SHIFT);
 	f->of = reserve(nframes * sizeof(*f->of));
 	f->blocks = reserve(f->nblocks * sizeof(*f->blocks));
-	if (!f->ram || !f->of || !f->blocks) {
+	f->folios = reserve(f->nblocks * sizeof(*f->folios));
+	if (!f->ram || !f->of || !f->blocks || !f->folios) {
 		frames_destroy(f);
 		return -ENOMEM;
 	}
@@ -43,6 +44,8 @@ void frames_destroy(struct frames *f)
 		munmap(f->of, f->nframes * sizeof(*f->of));
 	if (f->blocks)
 		munmap(f->blocks, f->nblocks * sizeof(*f->blocks));
+	if (f->folios)
+		munmap(f->folios, f->nblocks * sizeof(*f->folios));
 	memset(f, 0, sizeof(*f));
 }
 
@@ -76,6 +79,24 @@ static void list_remove(struct frames *f, uint32_t *head, uint64_t b)
 	blk->prev = blk->next = 0;
 }
 
+/* Takes a block of which no frame is in use off its list; f->nblocks if there is none. */
+static uint64_t take_whole(struct frames *f)
+{
+	uint64_t b;
+
+	if (f->partial[BLOCK_WHOLE]) {
+		b = f->partial[BLOCK_WHOLE] - 1;
+		list_remove(f, &f->partial[BLOCK_WHOLE], b);
+		f->retained--;
+	} else if (f->returned) {
+		b = f->returned - 1;
+		list_remove(f, &f->returned, b);
+	} else {
+		b = f->virgin < f->nblocks ? f->virgin++ : f->nblocks;
+	}
+	return b;
+}
+
 /* A block with a free frame for `kind`: one in use for it, else a whole one, else one in use for the other kind.
  * Requires f->free > 0. */
 static uint64_t pick_block(struct frames *f, enum block_kind kind)
@@ -84,16 +105,8 @@ static uint64_t pick_block(struct frames *f, enum block_kind kind)
 
 	if (f->partial[kind])
 		return f->partial[kind] - 1;
-	if (f->partial[BLOCK_WHOLE]) {
-		b = f->partial[BLOCK_WHOLE] - 1;
-		list_remove(f, &f->partial[BLOCK_WHOLE], b);
-		f->retained--;
-	} else if (f->returned) {
-		b = f->returned - 1;
-		list_remove(f, &f->returned, b);
-	} else if (f->virgin < f->nblocks) {
-		b = f->virgin++;
-	} else {
+	b = take_whole(f);
+	if (b == f->nblocks) {
 		b = f->partial[kind == BLOCK_DATA ? BLOCK_TABLES : BLOCK_DATA];
 		VM_ASSERT(b);
 		return b - 1;
@@ -131,8 +144,11 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	uint64_t b;
 	uint32_t i;
 
-	if (!f->free || host_fails(f->host))
+	if (host_fails(f->host))
 		return -ENOMEM;
+	while (!f->free)
+		if (!folio_reclaim(f))
+			return -ENOMEM;
 	b = pick_block(f, flags & FRAME_TABLE ? BLOCK_TABLES : BLOCK_DATA);
 	blk = &f->blocks[b];
 	if (blk->head) {
@@ -156,6 +172,37 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
 	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
+	return 0;
+}
+
+int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
+{
+	struct block *blk;
+	uint64_t b;
+
+	if (host_fails(f->host))
+		return -ENOMEM;
+	b = take_whole(f);
+	if (b < f->nblocks && block_frames(f, b) < BLOCK_FRAMES) { /* the end of RAM; there is one such block */
+		uint64_t brief = b;
+
+		b = take_whole(f);
+		list_push(f, &f->partial[BLOCK_WHOLE], brief);
+		f->retained++;
+	}
+	if (b == f->nblocks)
+		return -ENOMEM;
+	blk = &f->blocks[b];
+	blk->kind = BLOCK_DATA;
+	blk->used = blk->fresh = BLOCK_FRAMES;
+	*head = (pfn_t)(b * BLOCK_FRAMES);
+	for (uint32_t i = 0; i < BLOCK_FRAMES; i++)
+		f->of[*head + i] = (struct frame){ 0, (uint16_t)(FRAME_USED | flags), 0 };
+	f->free -= BLOCK_FRAMES;
+	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
+	count(f, flags, BLOCK_FRAMES);
+	if (zeroed && blk->dirty && f->contents)
+		memset(frame_bytes(f, *head), 0, BLOCK_FRAMES * PAGE_BYTES);
 	return 0;
 }
 
@@ -226,12 +273,32 @@ void frame_free(struct frames *f, pfn_t pfn)
 	}
 }
 
+void frame_free_block(struct frames *f, pfn_t head)
+{
+	struct block *blk = &f->blocks[head / BLOCK_FRAMES];
+
+	VM_ASSERT(blk->used == BLOCK_FRAMES && head != f->huge_zero);
+	count(f, frame_of(f, head)->flags, -(uint64_t)BLOCK_FRAMES);
+	f->free += BLOCK_FRAMES;
+	f->events[VMEMU_EV_PGFREE] += BLOCK_FRAMES;
+#ifdef VMEMU_JUNK
+	if (f->contents)
+		memset(frame_bytes(f, head), 0xa5, BLOCK_FRAMES * PAGE_BYTES);
+#endif
+	blk->used = 0;
+	block_emptied(f, head / BLOCK_FRAMES);
+}
+
 void frame_put(struct frames *f, pfn_t pfn)
 {
 	struct frame *fr = frame_of(f, pfn);
 
 	if (pfn == f->zero)
 		return;
+	if (__builtin_expect(fr->flags & FRAME_LARGE, 0)) {
+		folio_put_frame(f, pfn);
+		return;
+	}
 	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));
 	if (--fr->refs == 0)
 		frame_free(f, pfn);

@@ -6,7 +6,8 @@
  *
  * Invariants: a record of zeros is a free frame never used; a free frame links through its record, never through its
  * contents; refs counts leaf entries, plus one for the object or the boot that holds the frame; the zero page is not
- * counted. For a table, refs counts parent entries and the spaces of which it is the root.
+ * counted. For a table, refs counts parent entries and the spaces of which it is the root. A frame with FRAME_LARGE is part
+ * of a folio (folio.h) and lives as long as that.
  * Callers: table, object, fault, fork, access, check.
  */
 #ifndef VMEMU_FRAME_H
@@ -24,6 +25,8 @@ enum frame_flag {
 	FRAME_ZERO = 1 << 6,	  /* the zero page */
 	FRAME_DIRTY = 1 << 7,	  /* page cache: written other than through an entry */
 	FRAME_MAJOR = 1 << 8,	  /* just read for a fault that has not been finished */
+	FRAME_LARGE = 1 << 9,	  /* part of a folio */
+	FRAME_HUGETLB = 1 << 10,  /* of a reserved pool */
 };
 
 #define FRAME_OBJECT (FRAME_FILE | FRAME_SHMEM)
@@ -46,10 +49,25 @@ struct block {
 	uint32_t next;
 };
 
+/* What is known of 512 frames handed out as one; see folio.h. */
+struct folio {
+	uint32_t refs;	   /* huge entries and leaf entries */
+	uint32_t entire;   /* huge entries */
+	uint16_t pages;	   /* frames with leaf entries */
+	uint8_t shared;	   /* may be mapped by more than one space */
+	uint8_t listed;	   /* in the list of folios partly unmapped */
+	uint8_t mixed;	   /* a shared table that maps it was copied: whose its entries are is not known any more */
+	uint32_t owner[2]; /* spaces, 0: none */
+	uint32_t owned[2]; /* their entries */
+	uint32_t prev;	   /* in the list of folios partly unmapped; block index plus one */
+	uint32_t next;
+};
+
 struct frames {
 	uint8_t *ram;
 	struct frame *of;
 	struct block *blocks;
+	struct folio *folios; /* by block; meaningful where the block is a folio */
 	uint64_t nframes;
 	uint64_t nblocks;
 	uint64_t free;
@@ -62,7 +80,12 @@ struct frames {
 	uint32_t partial[3]; /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
 	uint32_t returned;   /* head of the emptied blocks that were given back to the host */
 	uint32_t retained;   /* length of partial[BLOCK_WHOLE] */
+	uint64_t idle;	     /* frames of folios that nothing maps */
+	uint64_t huge;	     /* folios that huge entries map, the huge zero page aside */
+	uint32_t unmapped;   /* folios with such frames; block index plus one */
+	uint32_t space;	     /* on whose behalf entries come and go now */
 	pfn_t zero;	     /* the zero page or NO_PFN */
+	pfn_t huge_zero;     /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents;   /* data frames hold bytes */
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
@@ -83,10 +106,19 @@ int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn);
 /* Free frames in blocks that are free as a whole. */
 uint64_t frames_whole(const struct frames *f);
 
+/* A whole block, each frame USED | flags without references; its bytes zero or as they are. -ENOMEM: there is no whole block. */
+int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head);
 /* Drops a reference to a frame that is not a table; the last one frees it. */
 void frame_put(struct frames *f, pfn_t pfn);
-/* Frees a frame whose references are all gone (tables). */
+/* Frees a frame, or a block, whose references are all gone (tables, folios). */
 void frame_free(struct frames *f, pfn_t pfn);
+void frame_free_block(struct frames *f, pfn_t head);
+/* In folio.c: one more leaf entry for a frame of a folio, and one less. */
+void folio_get_frame(struct frames *f, pfn_t pfn);
+void folio_put_frame(struct frames *f, pfn_t pfn);
+/* In folio.c: dissolves a folio that is partly unmapped (the deferred split list), or frees the unused huge zero page; 0: there
+ * is neither. */
+int folio_reclaim(struct frames *f);
 
 static inline struct frame *frame_of(const struct frames *f, pfn_t pfn)
 {
@@ -96,7 +128,12 @@ static inline struct frame *frame_of(const struct frames *f, pfn_t pfn)
 
 static inline void frame_get(struct frames *f, pfn_t pfn)
 {
-	frame_of(f, pfn)->refs++;
+	struct frame *fr = frame_of(f, pfn);
+
+	if (__builtin_expect(fr->flags & FRAME_LARGE, 0))
+		folio_get_frame(f, pfn);
+	else
+		fr->refs++;
 }
 
 static inline uint8_t *frame_bytes(const struct frames *f, pfn_t pfn)

@@ -25,10 +25,11 @@ static void pass_level(struct vm *vm, int level)
 				if (!e[k])
 					continue;
 				left--;
-				if (level > 1)
+				if (level > 1 && !pte_huge(e[k]))
 					table_info(t, pte_pfn(e[k]))->paths += info->paths;
 				else if (pte_mapped(e[k]))
-					vm->mapcounts.of[pte_pfn(e[k])] += info->paths;
+					for (uint32_t n = pte_frames(e[k]); n--;)
+						vm->mapcounts.of[pte_pfn(e[k]) + n] += info->paths;
 			}
 		}
 	}
@@ -74,6 +75,8 @@ uint64_t look_mapcount(const struct vm *vm, pfn_t pfn)
 		return 0;
 	if (vm->tables.shared)
 		return vm->mapcounts.of[pfn];
+	if (fr->flags & FRAME_LARGE)
+		return fr->refs + folio_of(&vm->frames, pfn)->entire;
 	return fr->refs - (fr->flags & FRAME_OBJECT ? 1u : 0u);
 }
 
@@ -99,6 +102,9 @@ enum kpf {
 	KPF_MMAP = 11,
 	KPF_ANON = 12,
 	KPF_SWAPBACKED = 14,
+	KPF_COMPOUND_HEAD = 15,
+	KPF_COMPOUND_TAIL = 16,
+	KPF_THP = 22,
 	KPF_ZERO_PAGE = 24,
 	KPF_PGTABLE = 26,
 };
@@ -112,8 +118,11 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 		return UINT64_C(1) << KPF_BUDDY;
 	if (f & FRAME_TABLE)
 		return UINT64_C(1) << KPF_PGTABLE;
+	if (f & FRAME_LARGE)
+		out |= UINT64_C(1) << KPF_THP |
+		       UINT64_C(1) << (pfn == folio_head(pfn) ? KPF_COMPOUND_HEAD : KPF_COMPOUND_TAIL);
 	if (f & FRAME_ZERO)
-		return UINT64_C(1) << KPF_ZERO_PAGE;
+		return (out & ~(UINT64_C(1) << KPF_UPTODATE | UINT64_C(1) << KPF_LRU)) | UINT64_C(1) << KPF_ZERO_PAGE;
 	if (look_mapcount(vm, pfn))
 		out |= UINT64_C(1) << KPF_MMAP;
 	if (f & FRAME_ANON)
@@ -148,90 +157,102 @@ uint64_t look_count_frames(const struct vm *vm, uint64_t with, uint64_t without)
 struct pagemap_ctx {
 	const struct vm *vm;
 	uint64_t va;
+	uint64_t end;
 	uint64_t *out;
 };
+
+static uint64_t pagemap_entry(const struct vm *vm, pte_t e, pfn_t pfn)
+{
+	uint32_t flags = frame_of(&vm->frames, pfn)->flags;
+	uint64_t bits = PM_PRESENT | pfn;
+
+	if (flags & FRAME_OBJECT || (flags & FRAME_ZERO && pte_huge(e))) /* pagemap_pmd_range() asks for PageAnon */
+		bits |= PM_FILE;
+	if (look_mapcount(vm, pfn) == 1)
+		bits |= PM_EXCLUSIVE;
+	return bits;
+}
 
 static int pagemap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	const struct pagemap_ctx *c = ctx;
 
 	(void)table;
-	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
-		const struct frame *fr;
-		uint64_t bits;
+	for (unsigned int i = first; i < last; i++) {
+		uint64_t from = max_u64(va, c->va), end = va + leaf_bytes(e[i]);
 
 		if (e[i] == PTE_GUARD) /* a swap entry: its type and offset, which are those of the marker */
 			c->out[(va - c->va) >> PAGE_SHIFT] = PM_GUARD | PM_SWAP | 31 | 4 << 5;
-		if (!pte_mapped(e[i]))
-			continue;
-		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
-		bits = PM_PRESENT | pte_pfn(e[i]);
-		if (fr->flags & FRAME_OBJECT)
-			bits |= PM_FILE;
-		if (look_mapcount(c->vm, pte_pfn(e[i])) == 1)
-			bits |= PM_EXCLUSIVE;
-		c->out[(va - c->va) >> PAGE_SHIFT] = bits;
+		for (; pte_mapped(e[i]) && from < min_u64(end, c->end); from += PAGE_BYTES)
+			c->out[(from - c->va) >> PAGE_SHIFT] = pagemap_entry(c->vm, e[i], leaf_pfn(e[i], from));
+		va = end;
 	}
 	return 0;
 }
 
 void look_pagemap(const struct vm *vm, const struct space *s, uint64_t va, uint64_t npages, uint64_t *out)
 {
-	struct pagemap_ctx c = { vm, va & ~PAGE_MASK, out };
+	struct pagemap_ctx c = { vm, va & ~PAGE_MASK, (va & ~PAGE_MASK) + npages * PAGE_BYTES, out };
 
 	memset(out, 0, npages * sizeof(*out));
-	(void)table_visit(&vm->tables, s->root, c.va, c.va + npages * PAGE_BYTES, pagemap_entries, &c);
+	(void)table_visit(&vm->tables, s->root, c.va, c.end, pagemap_entries, &c);
 }
 
 struct usage_ctx {
 	const struct vm *vm;
+	uint64_t start;
+	uint64_t end;
 	struct vmemu_usage *out;
 };
 
-/* smaps_account() */
+/* One page of those that an entry maps (smaps_account()). */
+static void add_usage(const struct vm *vm, pte_t e, pfn_t pfn, struct vmemu_usage *u)
+{
+	const struct frame *fr = frame_of(&vm->frames, pfn);
+	uint64_t n = look_mapcount(vm, pfn), pss;
+	int dirty = e & PTE_D || fr->flags & FRAME_DIRTY;
+
+	VM_ASSERT(n);
+	pss = (PAGE_BYTES << 12) / n;
+	u->rss += PAGE_BYTES;
+	u->pss += pss;
+	if (dirty)
+		u->pss_dirty += pss;
+	*(n > 1	  ? dirty ? &u->shared_dirty : &u->shared_clean
+	  : dirty ? &u->private_dirty
+		  : &u->private_clean) += PAGE_BYTES;
+	if (e & PTE_A)
+		u->referenced += PAGE_BYTES;
+	if (fr->flags & FRAME_ANON) {
+		u->anonymous += PAGE_BYTES;
+		u->pss_anon += pss;
+	} else {
+		*(fr->flags & FRAME_SHMEM ? &u->pss_shmem : &u->pss_file) += pss;
+	}
+}
+
 static int usage_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	const struct usage_ctx *c = ctx;
-	struct vmemu_usage *u = c->out;
 
 	(void)table;
-	(void)va;
 	for (unsigned int i = first; i < last; i++) {
-		const struct frame *fr;
-		uint64_t n, pss;
-		int dirty;
+		uint64_t from = max_u64(va, c->start), end = min_u64(va + leaf_bytes(e[i]), c->end);
 
-		if (!pte_mapped(e[i]))
+		va += leaf_bytes(e[i]);
+		if (!pte_mapped(e[i]) || frame_of(&c->vm->frames, pte_pfn(e[i]))->flags & FRAME_ZERO)
 			continue;
-		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
-		if (fr->flags & FRAME_ZERO)
-			continue;
-		n = look_mapcount(c->vm, pte_pfn(e[i]));
-		VM_ASSERT(n);
-		pss = (PAGE_BYTES << 12) / n;
-		dirty = e[i] & PTE_D || fr->flags & FRAME_DIRTY;
-		u->rss += PAGE_BYTES;
-		u->pss += pss;
-		if (dirty)
-			u->pss_dirty += pss;
-		*(n > 1	  ? dirty ? &u->shared_dirty : &u->shared_clean
-		  : dirty ? &u->private_dirty
-			  : &u->private_clean) += PAGE_BYTES;
-		if (e[i] & PTE_A)
-			u->referenced += PAGE_BYTES;
-		if (fr->flags & FRAME_ANON) {
-			u->anonymous += PAGE_BYTES;
-			u->pss_anon += pss;
-		} else {
-			*(fr->flags & FRAME_SHMEM ? &u->pss_shmem : &u->pss_file) += pss;
-		}
+		if (pte_huge(e[i]))
+			c->out->anon_huge += end - from;
+		for (; from < end; from += PAGE_BYTES)
+			add_usage(c->vm, e[i], leaf_pfn(e[i], from), c->out);
 	}
 	return 0;
 }
 
 void look_usage(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, struct vmemu_usage *out)
 {
-	struct usage_ctx c = { vm, out };
+	struct usage_ctx c = { vm, start, end, out };
 
 	memset(out, 0, sizeof(*out));
 	(void)table_visit(&vm->tables, s->root, start, end, usage_entries, &c);
@@ -247,12 +268,13 @@ int look_translate(const struct vm *vm, const struct space *s, uint64_t va, stru
 		return -ENOENT;
 	fr = frame_of(&vm->frames, pte_pfn(*e));
 	memset(out, 0, sizeof(*out));
-	out->pfn = pte_pfn(*e);
-	out->level = 1;
+	out->pfn = leaf_pfn(*e, va);
+	out->level = !pte_huge(*e) ? 1 : *e & PTE_GIANT ? 3 : 2;
 	if (*e & PTE_P)
 		out->prot = 1u | (*e & PTE_W && writable ? 2u : 0u) | (*e & PTE_NX ? 0u : 4u);
 	out->accessed = (*e & PTE_A) != 0;
 	out->dirty = (*e & PTE_D) != 0;
+	/* while a huge entry maps a folio its first frame speaks for all */
 	out->exclusive = fr->flags & FRAME_EXCLUSIVE && writable;
 	out->table = (uint32_t)((uint64_t)((const uint8_t *)e - vm->frames.ram) >> PAGE_SHIFT);
 	return 0;
@@ -305,7 +327,8 @@ void look_machine(const struct vm *vm, struct vmemu_machine_info *out)
 		.nframes = f->nframes,
 		.free = f->free,
 		.tables = f->tables,
-		.anon = f->anon,
+		.anon = f->anon - f->idle,
+		.anon_huge = f->huge * BLOCK_FRAMES,
 		.file = f->file,
 		.shmem = f->shmem,
 		.zero = f->zero != NO_PFN,

@@ -47,8 +47,10 @@ int mark_guard(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	struct vma_pos pos;
 	const vma_t *v;
-	int rc = own_all(vm, s, start, end);
+	int rc = table_split_range(&vm->tables, &s->root, start, end);
 
+	if (!rc)
+		rc = own_all(vm, s, start, end);
 	if (!rc)
 		rc = vmas_own(&vm->env, &s->vmas, start, end);
 	v = rc ? NULL : vmas_find(&s->vmas, start, &pos);

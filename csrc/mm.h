@@ -12,6 +12,7 @@ struct space {
 	pfn_t root; /* NO_PFN until something is mapped in */
 	uint32_t id;
 	struct vmas vmas;
+	uint32_t no_thp; /* PR_SET_THP_DISABLE */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
 };

@@ -8,6 +8,26 @@ struct mover {
 	int rc;
 };
 
+/* A huge page goes over as one if it fits there: aligned alike, and no table is in the way (move_huge_pmd()). Else it is split. */
+static int split_misfits(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	struct mover *mv = ctx;
+	struct leaf from = { table, first, &e[first] }, to;
+
+	(void)last;
+	if (!pte_huge(e[first]))
+		return 0;
+	if (!(mv->delta & (leaf_bytes(e[first]) - 1))) {
+		int rc = table_own_huge(&mv->vm->tables, &mv->to_space->root, va + mv->delta,
+					e[first] & PTE_GIANT ? 3 : 2, &to);
+
+		if (rc || !*to.pte)
+			return rc;
+	}
+	table_split(&mv->vm->tables, &from);
+	return 0;
+}
+
 /* Makes the leaf tables that the entries of one old leaf will need. */
 static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
@@ -18,7 +38,7 @@ static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsig
 		struct leaf leaf;
 		int rc;
 
-		if (!e[i])
+		if (!e[i] || pte_huge(e[i]))
 			continue;
 		rc = table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &leaf);
 		if (rc)
@@ -38,6 +58,13 @@ static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 
 		if (!entry)
 			continue;
+		if (pte_huge(entry)) {
+			if (table_own_huge(&mv->vm->tables, &mv->to_space->root, va + mv->delta,
+					   entry & PTE_GIANT ? 3 : 2, &to))
+				VM_ASSERT(!"the table was made before");
+			table_move_huge(&mv->vm->tables, &from, &to);
+			continue;
+		}
 		if (table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &to))
 			VM_ASSERT(!"the tables were made before");
 		table_exchange(&mv->vm->tables, &from, 0);
@@ -94,6 +121,8 @@ int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uin
 	if (!v->object && !v->anon) /* nothing anonymous yet: it may as well have been made there (copy_vma()) */
 		new.pgoff = to >> PAGE_SHIFT;
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	if (!rc && vm->tables.huge)
+		rc = table_visit(&vm->tables, s->root, start, end, split_misfits, &mv);
 	if (!rc)
 		rc = table_visit(&vm->tables, s->root, start, end, make_room, &mv);
 	if (!rc)

@@ -4,6 +4,7 @@
  *
  * An entry without P is one of: 0 (none); PROT_NONE, which keeps its frame and has G set, as in Linux; a marker, which holds
  * no frame and has 31 in its pkey bits, Linux's swap type for markers.
+ * PS in a table of level 2 or 3 makes the entry a leaf: a huge page of 2 MiB or 1 GiB, its frame the first of them.
  * Intel SDM vol. 3A, 4.5; arch/x86/include/asm/pgtable_types.h.
  */
 #ifndef VMEMU_PTE_H
@@ -20,6 +21,7 @@ typedef uint64_t pte_t;
 #define PTE_D (UINT64_C(1) << 6)
 #define PTE_PS (UINT64_C(1) << 7)
 #define PTE_PROTNONE (UINT64_C(1) << 8) /* G's bit, which means nothing without P */
+#define PTE_GIANT (UINT64_C(1) << 10)	/* ours: with PS, a page of 1 GiB */
 #define PTE_NX (UINT64_C(1) << 63)
 #define PTE_FRAME UINT64_C(0x000ffffffffff000)
 /* A guard region: any access is as if nothing were mapped (PTE_MARKER_GUARD). */
@@ -66,7 +68,27 @@ static inline pte_t pte_leaf(pfn_t pfn, uint64_t vm_flags)
 /* The same entry with the permissions of other VM flags; A, D and the frame stay, W is gone. */
 static inline pte_t pte_reflag(pte_t e, uint64_t vm_flags)
 {
-	return pte_leaf(pte_pfn(e), vm_flags) | (e & (PTE_A | PTE_D));
+	return pte_leaf(pte_pfn(e), vm_flags) | (e & (PTE_A | PTE_D | PTE_PS | PTE_GIANT));
+}
+
+/* A leaf in a table above the lowest. */
+static inline int pte_huge(pte_t e)
+{
+	return (e & PTE_PS) != 0;
+}
+
+/* Frames that a leaf entry maps. */
+static inline uint32_t pte_frames(pte_t e)
+{
+	if (!pte_huge(e))
+		return 1;
+	return e & PTE_GIANT ? TABLE_ENTRIES * TABLE_ENTRIES : TABLE_ENTRIES;
+}
+
+/* The entry that maps page `i` of what a huge entry maps. */
+static inline pte_t pte_of_huge(pte_t e, unsigned int i)
+{
+	return (e & ~PTE_PS) + ((uint64_t)i << PAGE_SHIFT);
 }
 
 #endif

@@ -38,6 +38,7 @@ int space_new(struct vm *vm, struct space **out)
 
 void space_free(struct vm *vm, struct space *s)
 {
+	vm->frames.space = s->id;
 	if (s->root != NO_PFN)
 		table_put(&vm->tables, s->root);
 	vmas_destroy(&vm->env, &s->vmas);
@@ -202,6 +203,14 @@ static int reflag_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, 
 	return 0;
 }
 
+/* A huge entry lies in one mapping: those that reach across start or end are split (vma_adjust_trans_huge()). */
+static int split_huge(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	int rc = table_split_at(&vm->tables, &s->root, start);
+
+	return rc ? rc : table_split_at(&vm->tables, &s->root, end);
+}
+
 int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t flags)
 {
 	const uint64_t access = VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC | VMEMU_VM_SHARED;
@@ -219,6 +228,8 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 	rc = vmas_own(&vm->env, &s->vmas, start, end);
 	if (!rc && entries)
 		rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	else if (!rc)
+		rc = split_huge(vm, s, start, end);
 	if (rc)
 		return rc;
 	v = vmas_find(&s->vmas, start, &pos);
@@ -281,6 +292,9 @@ int space_split(struct vm *vm, struct space *s, uint64_t at)
 	v = rc ? NULL : vmas_find(&s->vmas, at, &pos);
 	if (!v || v->start >= at)
 		return rc;
+	rc = table_split_at(&vm->tables, &s->root, at);
+	if (rc)
+		return rc;
 	parts[0] = vma_part(v, v->start, at);
 	parts[1] = vma_part(v, at, v->end);
 	return vmas_splice(&vm->env, &s->vmas, pos, 1, parts, 2);
@@ -304,7 +318,7 @@ static int zap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, uns
 		struct leaf leaf = { table, i, &e[i] };
 		int cached;
 
-		if (!pte_mapped(e[i]))
+		if (!pte_mapped(e[i]) || pte_huge(e[i]))
 			continue;
 		cached = (frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT) != 0;
 		if (!cached && !z->copies)

@@ -3,16 +3,20 @@
  *      root (4) ──► (3) ──► (2) ──► leaf (1) ──► frame          a table with refs > 1 is shared by several parents,
  *      and may be shared at any level, the root included         and every entry that points to it has W clear
  *
+ * A huge page is a leaf in a table of level 2 (PS, pte.h). With each comes a spare table, taken together with it, so that the
+ * entry can be split into 512 at any time without asking for memory (pgtable_trans_huge_deposit()).
+ *
  * Invariants: refs of a table = parent entries + spaces of which it is the root; a shared table is reached only through
  * entries without W (the root has no entry: its refs say it), so a walk that finds W all the way may write; `used`
- * counts entries that are not 0, `resident` leaf entries by kind of frame; the zero page is in `used` only.
+ * counts entries that are not 0, `resident` the frames that leaf entries map, by kind; zero pages are in `used` only; a
+ * table of level 2 has as many spares as huge entries.
  * Anything that changes what one space maps first owns the path. Bits A may be set, W and EXCLUSIVE cleared, in place.
  * Callers: fault, space, fork, look, check.
  */
 #ifndef VMEMU_TABLE_H
 #define VMEMU_TABLE_H
 
-#include "frame.h"
+#include "folio.h"
 #include "pte.h"
 
 enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, NRESIDENT };
@@ -20,24 +24,38 @@ enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, NRESIDENT };
 /* What the host keeps beside each table. */
 struct table_info {
 	uint16_t used;
-	uint16_t resident[NRESIDENT];
+	uint16_t level;
+	uint32_t resident[NRESIDENT];
 	uint32_t paths; /* scratch of the pass that counts paths */
-	uint32_t level;
+	uint32_t spare; /* level 2: first of its spare tables; a spare: the next one; plus one */
 };
 
 struct tables {
 	struct frames *frames;
 	struct table_info **blocks; /* by block of frames; NULL where no table ever was */
 	uint64_t shared;	    /* sum of refs - 1 over all tables */
+	uint64_t huge;		    /* huge entries */
 	uint64_t generation;	    /* grows with every change of what is mapped where */
 };
 
-/* A leaf entry in place. */
+/* A leaf entry in place, or where one would be. */
 struct leaf {
 	pfn_t table;
 	unsigned int index;
 	pte_t *pte;
 };
+
+/* Bytes that a leaf entry maps. */
+static inline uint64_t leaf_bytes(pte_t e)
+{
+	return (uint64_t)pte_frames(e) << PAGE_SHIFT;
+}
+
+/* The frame at va, which the leaf entry e maps. */
+static inline pfn_t leaf_pfn(pte_t e, uint64_t va)
+{
+	return pte_pfn(e) + ((pfn_t)(va >> PAGE_SHIFT) & (pte_frames(e) - 1));
+}
 
 int tables_init(struct tables *t, struct frames *frames);
 void tables_destroy(struct tables *t);
@@ -52,13 +70,23 @@ static inline struct table_info *table_info(const struct tables *t, pfn_t table)
 	return &t->blocks[table / BLOCK_FRAMES][table % BLOCK_FRAMES];
 }
 
-/* The leaf entry for va, or NULL if a table is missing on the way. *writable: W was set on the whole path, entry aside. */
+static inline int table_is_shared(const struct tables *t, pfn_t table)
+{
+	return frame_of(t->frames, table)->refs > 1;
+}
+
+/* The leaf entry for va, a huge one where there is one, or NULL if a table is missing on the way. *writable: W was set on the
+ * whole path, entry aside. */
 pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable);
 
-/* Makes the whole path to va this root's own: missing tables are made, shared ones copied (their occupied entries only).
- * On failure -ENOMEM; the part already owned stays, which changes nothing that can be seen. */
+/* Makes the whole path to va this root's own: missing tables are made, shared ones copied (their occupied entries only). The
+ * leaf is a huge entry where there is one. On failure -ENOMEM; the part already owned stays, which changes nothing that can
+ * be seen. */
 int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf);
-/* Makes every table that maps something in [start, end) own, leaving alone those wholly inside unless `whole` != 0. */
+/* The same down to the table of `level`: the entry there, which may be 0, huge, or lead to a table. */
+int table_own_huge(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf);
+/* Makes every table that maps something in [start, end) own, leaving alone those wholly inside unless `whole` != 0; huge
+ * entries that reach across start or end are split. */
 int table_own_range(struct tables *t, pfn_t *root, uint64_t start, uint64_t end, int whole);
 
 /* Puts an entry into an owned leaf table; references move with the entry's frame: the caller brings one for the new frame,
@@ -67,9 +95,37 @@ void table_set(struct tables *t, const struct leaf *leaf, pte_t e);
 /* The same, handing the old frame's reference back to the caller instead of dropping it. */
 void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e);
 
+/* Puts a huge entry where there is 0 or a huge one, as table_set does; one in place of 0 brings a spare table. -ENOMEM without a
+ * frame for that, nothing changed. */
+int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e);
+/* Takes a huge entry away, its spare table too; its reference goes to the caller. */
+void table_take_huge(struct tables *t, const struct leaf *leaf);
+/* Moves a huge entry, its spare table too, to where there is 0. */
+void table_move_huge(struct tables *t, const struct leaf *from, const struct leaf *to);
+/* Makes 512 entries of a huge one, in its spare table (__split_huge_pmd()). Requires an owned table. */
+void table_split(struct tables *t, const struct leaf *leaf);
+/* The other way round: the table behind an entry of level 2, owned, becomes a spare and the entry huge. */
+void table_collapse(struct tables *t, const struct leaf *leaf, pte_t huge);
+/* Splits the huge entry that reaches across va, if there is one. -ENOMEM: its table was shared. */
+int table_split_at(struct tables *t, pfn_t *root, uint64_t va);
+/* Splits every huge entry that maps part of [start, end). -ENOMEM: a table was shared. */
+int table_split_range(struct tables *t, pfn_t *root, uint64_t start, uint64_t end);
+/* Between table.c and table_huge.c. A new table; the root, or the table behind an entry of an owned table, as this space's
+ * own; an entry counted in its table (by = 1 or -1); what an entry held, let go of; the spares of
+ * a table of level 2, n more (-ENOMEM: none), one less. */
+int table_new(struct tables *t, int level, pfn_t *table);
+int table_own_root(struct tables *t, pfn_t *root);
+int table_own_child(struct tables *t, pte_t *e);
+void table_account(struct tables *t, pfn_t table, pte_t e, int by);
+void table_release(struct tables *t, pte_t e);
+unsigned int table_spares(const struct tables *t, pfn_t table);
+int table_add_spares(struct tables *t, pfn_t table, unsigned int n);
+void table_drop_spare(struct tables *t, pfn_t table);
+
 /* Empties [start, end). Requires table_own_range(..., whole = 0) just before. Tables wholly inside are dropped. */
 void table_zap(struct tables *t, pfn_t *root, uint64_t start, uint64_t end);
-/* The same, keeping the tables and the guards (MADV_DONTNEED). Requires table_own_range(..., whole = 1). */
+/* The same, keeping guards and the tables but those of level 1 that are empty then and wholly inside (MADV_DONTNEED). Requires
+ * table_own_range(..., whole = 1). */
 void table_clear(struct tables *t, pfn_t root, uint64_t start, uint64_t end);
 
 /* Another reference to a table, and the end of one; the last frees all below it. */
@@ -77,7 +133,8 @@ void table_get(struct tables *t, pfn_t table);
 void table_put(struct tables *t, pfn_t table);
 
 /* Calls fn for each leaf table that maps part of [start, end), with the entries [first, last) of it that lie inside; va is
- * that of entry `first`. Stops at a result other than 0 and returns it. The tables may not be added to or dropped meanwhile. */
+ * that of entry `first`. For a huge entry it is called with that one (pte_huge()), va being where it begins, which may be below
+ * `start`. Stops at a result other than 0 and returns it. The tables may not be added to or dropped meanwhile. */
 typedef int table_visit_fn(void *ctx, pfn_t table, pte_t *entries, unsigned int first, unsigned int last, uint64_t va);
 int table_visit(const struct tables *t, pfn_t root, uint64_t start, uint64_t end, table_visit_fn *fn, void *ctx);
 

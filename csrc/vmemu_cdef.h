@@ -37,7 +37,14 @@ enum vmemu_event {
 	VMEMU_EV_PGALLOC = 0, /* frames taken, page tables and the zero page included */
 	VMEMU_EV_PGFREE = 1,  /* frames given back */
 	VMEMU_EV_PGREUSE = 2, /* write faults resolved in place (wp_page_reuse()) */
-	VMEMU_NEVENTS = 3
+	VMEMU_EV_THP_FAULT_ALLOC = 3,
+	VMEMU_EV_THP_FAULT_FALLBACK = 4,
+	VMEMU_EV_THP_COLLAPSE_ALLOC = 5,
+	VMEMU_EV_THP_SPLIT_PAGE = 6,
+	VMEMU_EV_THP_DEFERRED_SPLIT_PAGE = 7,
+	VMEMU_EV_THP_SPLIT_PMD = 8,
+	VMEMU_EV_THP_ZERO_PAGE_ALLOC = 9,
+	VMEMU_NEVENTS = 10
 };
 
 /* GUP_WRITE, for touch only: a write by the kernel on behalf of the process (populate, mlock), which leaves page-cache
@@ -64,9 +71,11 @@ enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_D
 
 /* Options of a machine: what a mechanism buys can be measured by leaving it out. */
 enum vmemu_option {
-	VMEMU_OPT_ZERO_PAGE = 1, /* anonymous reads map one shared frame of zeros */
-	VMEMU_OPT_REUSE = 2,	 /* the last owner of a frame writes it in place */
-	VMEMU_OPT_CONTENTS = 4	 /* data pages hold bytes */
+	VMEMU_OPT_ZERO_PAGE = 1,   /* anonymous reads map one shared frame of zeros */
+	VMEMU_OPT_REUSE = 2,	   /* the last owner of a frame writes it in place */
+	VMEMU_OPT_CONTENTS = 4,	   /* data pages hold bytes */
+	VMEMU_OPT_THP_MADVISE = 8, /* transparent huge pages where a mapping asks for them */
+	VMEMU_OPT_THP_ALWAYS = 16  /* and where it does not refuse them */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -131,7 +140,8 @@ struct vmemu_machine_info {
 	uint64_t nframes;
 	uint64_t free;
 	uint64_t tables;	/* frames that hold page tables */
-	uint64_t anon;		/* frames of anonymous memory */
+	uint64_t anon;		/* frames of anonymous memory that are mapped */
+	uint64_t anon_huge;	/* of them, in folios that a huge entry maps */
 	uint64_t file;		/* frames of page cache */
 	uint64_t shmem;		/* frames of shared memory and in-memory files */
 	uint64_t zero;		/* 1 if there is a zero page */
@@ -159,11 +169,12 @@ struct vmemu_usage {
 	uint64_t referenced;
 	uint64_t anonymous;
 	uint64_t lazyfree;
+	uint64_t anon_huge; /* mapped by huge entries */
 };
 
 struct vmemu_translation {
 	uint64_t pfn;
-	uint32_t level; /* of the leaf entry: 1 for 4 KiB */
+	uint32_t level; /* of the leaf entry: 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB */
 	uint32_t prot;	/* what the tables allow now: 1 read, 2 write, 4 execute */
 	uint32_t accessed;
 	uint32_t dirty;
@@ -254,6 +265,11 @@ int vmemu_space_zap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t e
  * Neither drops or splits the mapping, but one that had guards is marked as such for good. */
 int vmemu_space_guard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 int vmemu_space_unguard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* Makes a huge page of the aligned 2 MiB at `address`, in one mapping. 0 also if it is one; -EINVAL: nothing there to begin with,
+ * or it is not anonymous memory (MADV_COLLAPSE). */
+int vmemu_space_collapse(vmemu_machine *m, uint32_t space, uint64_t address);
+/* Transparent huge pages for this space: off != 0 switches them off (PR_SET_THP_DISABLE), off < 0 asks. Returns what holds. */
+int vmemu_space_no_thp(vmemu_machine *m, uint32_t space, int off);
 /* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.
  * keep != 0: the old mapping stays, empty. */
 int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t to, uint64_t length,

@@ -34,6 +34,8 @@ GUARD = 0x4400_0000_0000_009F
 _PFN = (1 << 55) - 1
 _EXCLUSIVE = 1 << 56
 _PRESENT = 1 << 63
+_MMAP, _THP, _ZERO_PAGE = np.uint64(1 << 11), np.uint64(1 << 22), np.uint64(1 << 24)
+"""Of kpageflags."""
 
 
 @contextmanager
@@ -113,6 +115,8 @@ def spaces(m: Machine) -> dict[int, Process]:
 def recount(m: Machine) -> Counter[int]:
     """Mapcounts by frame, counted from the pagemaps; asserts that all that the machine says of sharing agrees."""
     seen: Counter[int] = Counter()
+    flags = np.frombuffer(m.procfs.read("kpageflags"), np.uint64)
+    zero = set(np.flatnonzero(flags & _ZERO_PAGE).tolist())
     mapped: dict[int, list[tuple[int, bool]]] = {}
     for pid, p in spaces(m).items():
         mine = mapped.setdefault(pid, [])
@@ -122,7 +126,7 @@ def recount(m: Machine) -> Counter[int]:
                 if entry == GUARD:
                     continue
                 assert entry & _PRESENT
-                if entry & _PFN != m.zero_pfn:
+                if entry & _PFN not in zero:
                     mine.append((entry & _PFN, bool(entry & _EXCLUSIVE)))
                     seen[entry & _PFN] += 1
     table = np.frombuffer(m.procfs.read("kpagecount"), np.uint64)
@@ -135,7 +139,8 @@ def recount(m: Machine) -> Counter[int]:
         assert all(exclusive == (seen[frame] == 1) for frame, exclusive in mine)
     stats, info = m.frame_stats(), m.meminfo()
     assert (stats.mapped, stats.shared) == (len(seen), sum(n > 1 for n in seen.values()))
-    used = info.anon + info.file + info.shmem + info.page_tables + (0 if m.zero_pfn is None else PAGE)
+    idle = np.count_nonzero((flags & (_THP | _MMAP | _ZERO_PAGE)) == _THP)  # unmapped frames of huge pages
+    used = info.anon + info.file + info.shmem + info.page_tables + (len(zero) + int(idle)) * PAGE
     assert info.total == info.free + used
     return seen
 

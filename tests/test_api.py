@@ -544,7 +544,7 @@ def test_aslr_follows_the_seed() -> None:
 
 def test_not_there_yet_is_said() -> None:
     """What is not there yet raises NotImplementedError that names it."""
-    for options in ({"swap": "1MiB"}, {"oom": "kill"}, {"thp": "always"}, {"thp": "madvise"}):
+    for options in ({"swap": "1MiB"}, {"oom": "kill"}):
         try:
             Machine("1MiB", **options).close()  # type: ignore[arg-type]
         except NotImplementedError as error:

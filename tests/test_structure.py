@@ -31,19 +31,20 @@ PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth waiting identity / program death / memory / __init__",
-    "memory": "mprotect mremap madvise mlock view census / mmap / space / commit / args words / __init__",
+    "memory": "mprotect mremap madvise mlock view census / mmap thp / space / commit / args words / __init__",
     "procfs": "__init__ / tree / vmstat",
 }
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_mark api_object api_space
-    access check check_space fork look
+    api api_huge api_mark api_object api_space
+    access check check_space fork huge look
     mark move
     space
-    fault classify
+    fault fault_huge classify
     mm
-    object table
+    object table table_huge table_range
+    folio
     frame vma vma_hole vma_rule pte
     base
     vmemu_cdef
@@ -51,12 +52,16 @@ Files of csrc from top to bottom, by stem; a .c file may include its own header 
 part of."""
 
 C_PARTS = {
+    "api_huge": "api",
     "api_mark": "api",
     "api_object": "api",
     "api_space": "api",
     "check_space": "check",
     "classify": "fault",
+    "fault_huge": "fault",
     "move": "space",
+    "table_huge": "table",
+    "table_range": "table",
     "vma_hole": "vma",
     "vma_rule": "vma",
 }

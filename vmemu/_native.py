@@ -45,6 +45,8 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     OPT_ZERO_PAGE: int = lib.VMEMU_OPT_ZERO_PAGE
     OPT_REUSE: int = lib.VMEMU_OPT_REUSE
     OPT_CONTENTS: int = lib.VMEMU_OPT_CONTENTS
+    OPT_THP_MADVISE: int = lib.VMEMU_OPT_THP_MADVISE
+    OPT_THP_ALWAYS: int = lib.VMEMU_OPT_THP_ALWAYS
     OBJ_SHMEM: int = lib.VMEMU_OBJ_SHMEM
     OBJ_FILE: int = lib.VMEMU_OBJ_FILE
     OBJ_WRITENOTIFY: int = lib.VMEMU_OBJ_WRITENOTIFY
@@ -162,6 +164,20 @@ class Core:
         if rc:
             _fail(rc, "zero_page")
         return int(out[0])
+
+    def collapse(self, sid: int, address: int) -> int:
+        """Makes a huge page of 2 MiB -> 0 or the errno that says why not."""
+        rc: int = lib.vmemu_space_collapse(self._m, sid, address)
+        if rc == -errno.EBADF:
+            _fail(rc, "madvise")
+        return -rc
+
+    def no_thp(self, sid: int, off: int, call: str) -> bool:
+        """Transparent huge pages of a space switched off (1) or on (0), or as they are (-1) -> whether they are off."""
+        rc: int = lib.vmemu_space_no_thp(self._m, sid, off)
+        if rc < 0:
+            _fail(rc, call)
+        return bool(rc)
 
     def fail(self, nth: int) -> None:
         """The nth allocation from now fails once."""

@@ -47,6 +47,7 @@ class Kernel:
         overcommit_ratio: int,
         rng: random.Random | None,
         max_map_count: int,
+        thp: str,
     ) -> None:
         self.core = core
         self.lock = threading.RLock()
@@ -68,6 +69,8 @@ class Kernel:
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count
+        self.thp = thp
+        """Transparent huge pages: "never", "madvise" or "always"."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
         self.borrowed_at: dict[int, tuple[int, ...]] = {}

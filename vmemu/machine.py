@@ -40,8 +40,10 @@ class Machine:
     promised.
     *aslr* randomises addresses of executed programs, from *seed*. *max_map_count* bounds the mappings of a process.
 
+    *thp*: transparent huge pages ``"never"``, where a mapping asks for them (``"madvise"``, MADV_HUGEPAGE), or
+    ``"always"``.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
-    yet: swap, ``oom="kill"``, *thp* other than ``"never"``.
+    yet: swap, ``oom="kill"``.
     """
 
     def __init__(
@@ -81,10 +83,9 @@ class Machine:
             raise NotImplementedError("Machine(swap=...): there is no swap yet")
         if oom != "raise":
             raise NotImplementedError('Machine(oom="kill"): there is no OOM killer yet')
-        if thp != "never":
-            raise NotImplementedError(f"Machine(thp={thp!r}): there are no transparent huge pages yet")
         options = (c.OPT_ZERO_PAGE if zero_page else 0) | (c.OPT_REUSE if reuse else 0)
         options |= c.OPT_CONTENTS if contents else 0
+        options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
         npages = size // PAGE_SIZE
         self._kernel = Kernel(
             Core(npages, options, max(1, fault_around)),
@@ -94,6 +95,7 @@ class Machine:
             overcommit_ratio=overcommit_ratio,
             rng=random.Random(seed) if aslr else None,
             max_map_count=max_map_count,
+            thp=thp,
         )
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         self.init = Process(self._kernel, birth.boot(self._kernel))

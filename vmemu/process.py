@@ -17,7 +17,7 @@ from vmemu.kernel import Image, Kernel
 from vmemu.lifecycle import birth, death, waiting
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, use
-from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, view
+from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
 from vmemu.task import Task
@@ -113,6 +113,15 @@ class Process(Task):
     def mseal(self, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
         """mseal(2)."""
         mprotect.mseal(self._space("mseal"), address, length, flags)
+
+    def set_thp_disable(self, off: bool) -> None:
+        """prctl(PR_SET_THP_DISABLE): no transparent huge pages for this memory; fork and exec inherit it."""
+        thp.disable(self._space("prctl"), off)
+
+    @property
+    def thp_disabled(self) -> bool:
+        """prctl(PR_GET_THP_DISABLE)."""
+        return thp.disabled(self._look("prctl"))
 
     # ---- accesses ----
 

@@ -312,6 +312,10 @@ class MappingUsage:
     private_dirty: int
     referenced: int
     anonymous: int
+    anonhugepages: int = 0
+    """Anonymous memory mapped by huge entries."""
+    thp_eligible: bool = False
+    """Faults here may bring transparent huge pages."""
 
 
 class FrameStats(NamedTuple):

@@ -36,6 +36,7 @@ def execve(
                 raise syscall_error("execve", errno.EAGAIN, f"RLIMIT_NPROC: user {before.uid} may have {limit} tasks")
             table.flags[pid] &= ~Flag.NPROC_EXCEEDED
         made = build(kernel, pid, program, argv, environment, link)
+        kernel.core.no_thp(made.space, int(kernel.core.no_thp(table.space[pid], -1, "execve")), "execve")
         counted = faults(kernel, pid)
         leave_space(kernel, pid)
         kernel.core.set_faults(

@@ -8,6 +8,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
+from vmemu.memory import thp
 from vmemu.memory.args import MASK, integer, page_up, u64
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Advice
@@ -19,11 +20,15 @@ _SET = {
     Advice.DONTFORK: c.VM_DONTCOPY,
     Advice.WIPEONFORK: c.VM_WIPEONFORK,
     Advice.DONTDUMP: c.VM_DONTDUMP,
+    Advice.HUGEPAGE: c.VM_HUGEPAGE,
+    Advice.NOHUGEPAGE: c.VM_NOHUGEPAGE,
 }
 _CLEAR = {
     Advice.DOFORK: c.VM_DONTCOPY,
     Advice.KEEPONFORK: c.VM_WIPEONFORK,
     Advice.DODUMP: c.VM_DONTDUMP,
+    Advice.HUGEPAGE: c.VM_NOHUGEPAGE,
+    Advice.NOHUGEPAGE: c.VM_HUGEPAGE,
 }
 _READ_AHEAD = {Advice.NORMAL: 0, Advice.RANDOM: c.VM_RAND_READ, Advice.SEQUENTIAL: c.VM_SEQ_READ}
 _DISCARD = (
@@ -92,6 +97,8 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         core.guard(space.sid, start, end, CALL)
     elif what == Advice.GUARD_REMOVE:
         core.unguard(space.sid, start, end, CALL)
+    elif what == Advice.COLLAPSE:
+        thp.collapse(space, vma, start, end)
     elif what != Advice.WILLNEED:
         raise NotImplementedError(f"madvise: MADV_{what.name}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
+from vmemu.memory import thp
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.space import Space
 from vmemu.memory.words import BRK, START_BRK, START_STACK
@@ -92,8 +93,10 @@ def smaps(space: Space) -> list[MappingUsage]:
                 private_dirty=used.private_dirty,
                 referenced=used.referenced,
                 anonymous=used.anonymous,
+                anonhugepages=used.anon_huge,
+                thp_eligible=thp.eligible(space, vma),
             )
-            for mapping in maps(space)
+            for mapping, vma in zip(maps(space), space.vmas(), strict=True)
             for used in (space.kernel.core.usage(space.sid, mapping.start, mapping.end),)
         ]
 

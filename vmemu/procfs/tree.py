@@ -98,7 +98,7 @@ def _usage(u: MappingUsage) -> bytes:
         ("Anonymous", u.anonymous),
         ("KSM", 0),
         ("LazyFree", 0),
-        ("AnonHugePages", 0),
+        ("AnonHugePages", u.anonhugepages),
         ("ShmemPmdMapped", 0),
         ("FilePmdMapped", 0),
         ("Shared_Hugetlb", 0),
@@ -108,4 +108,5 @@ def _usage(u: MappingUsage) -> bytes:
         ("Locked", locked),
     )
     text = "".join(f"{key + ':':16}{value >> 10:8} kB\n" for key, value in lines)
-    return f"{text}THPeligible:    {0:8}\nVmFlags: {''.join(code + ' ' for code in u.mapping.flags)}\n".encode()
+    text += f"THPeligible:    {u.thp_eligible:8}\n"
+    return f"{text}VmFlags: {''.join(code + ' ' for code in u.mapping.flags)}\n".encode()

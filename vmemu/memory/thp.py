@@ -1,0 +1,64 @@
+"""Transparent huge pages as a process asks for them: eligibility, MADV_COLLAPSE, prctl(PR_SET_THP_DISABLE).
+
+What a fault does with them is the core's. Documentation/admin-guide/mm/transhuge.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from vmemu._native import Vma
+from vmemu._native import constants as c
+from vmemu.errors import syscall_error
+from vmemu.memory.space import Space
+
+__all__ = ["HUGE_PAGE", "collapse", "disable", "disabled", "eligible"]
+
+HUGE_PAGE = 2 << 20
+"""Bytes of a huge page of level 2."""
+
+
+def disable(space: Space, off: bool) -> None:
+    """prctl(PR_SET_THP_DISABLE)."""
+    space.kernel.core.no_thp(space.sid, int(off), "prctl")
+
+
+def disabled(space: Space) -> bool:
+    """prctl(PR_GET_THP_DISABLE)."""
+    return space.kernel.core.no_thp(space.sid, -1, "prctl")
+
+
+def _fits(vma: Vma) -> bool:
+    """The mapping covers an aligned 2 MiB (thp_vma_suitable_order())."""
+    last = (vma.end & -HUGE_PAGE) - HUGE_PAGE
+    return last >= vma.start
+
+
+def eligible(space: Space, vma: Vma) -> bool:
+    """THPeligible of smaps: faults in this mapping may bring huge pages (thp_vma_allowable_orders())."""
+    if vma.object or vma.flags & c.VM_NOHUGEPAGE or space.kernel.thp == "never":
+        return False
+    if space.kernel.thp == "madvise" and not vma.flags & c.VM_HUGEPAGE:
+        return False
+    return _fits(vma) and not disabled(space)
+
+
+def collapse(space: Space, vma: Vma, start: int, end: int) -> None:
+    """MADV_COLLAPSE on a part of one mapping (madvise_collapse()). All of its 2 MiB are tried; the last failure counts.
+
+    EINVAL where the mapping takes no huge pages or nothing is there to begin with, ENOMEM without a free 2 MiB.
+    """
+    if vma.object:
+        raise NotImplementedError("madvise: MADV_COLLAPSE of a file or of shared memory")
+    if vma.flags & c.VM_NOHUGEPAGE or not vma.anon or not _fits(vma) or disabled(space):
+        raise syscall_error("madvise", errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} takes no huge pages")
+    first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
+    failed = errno.EINVAL if last < first else 0
+    for address in range(first, last, HUGE_PAGE):
+        error = space.kernel.core.collapse(space.sid, address)
+        if error:
+            failed = error
+            if error == errno.ENOMEM:
+                break
+    if failed:
+        raise syscall_error("madvise", failed, f"MADV_COLLAPSE of {start:#x}-{end:#x}")
