@@ -113,28 +113,26 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 	return rc;
 }
 
+/* copy_pte_range(): the child gets a table where the parent has one, even if it is empty. */
 static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	struct copy_range *r = ctx;
 	struct tables *tables = &r->c->vm->tables;
-	struct leaf leaf = { 0, 0, NULL };
+	struct leaf leaf;
+	int rc;
 
+	(void)table;
 	if (pte_huge(e[first]))
 		return copy_huge(r, &e[first], va);
-	if (!table_info(tables, table)->used)
-		return 0;
+	rc = table_own(tables, &r->c->child->root, va, &leaf);
+	if (rc)
+		return rc;
 	for (unsigned int i = first; i < last; i++) {
 		struct leaf at;
 		pte_t copy;
-		int rc;
 
 		if (!e[i])
 			continue;
-		if (!leaf.pte) {
-			rc = table_own(tables, &r->c->child->root, va + (i - first) * PAGE_BYTES, &leaf);
-			if (rc)
-				return rc;
-		}
 		rc = copy_entry(r->c, r->vma, &e[i], &copy);
 		if (rc)
 			return rc;

@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import itertools
+import json
 import multiprocessing
 import os
 import platform
@@ -211,6 +212,7 @@ def main() -> int:
         "--jobs", type=int, default=1, metavar="N", help="processes to do it in, 0: one for each CPU (1)"
     )
     parser.add_argument("--stop-after", type=int, default=5, metavar="N", help="stop after N differences (5)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="add recordings of the smallest programs that differ")
     parser.add_argument("--kinds", action="store_true", help="say at the end how often each operation was compared")
     args = parser.parse_args()
     if reason := why_not():
@@ -226,6 +228,9 @@ def main() -> int:
             tally.add(outcome)
             if outcome.difference:
                 print(outcome.difference, flush=True)
+                if args.save:
+                    with args.save.open("a", encoding="ascii") as file:
+                        print(json.dumps(outcome.difference.mismatch.recording, separators=(",", ":")), file=file)
                 if tally.differences == args.stop_after:
                     break
             if time.monotonic() - last > 60:

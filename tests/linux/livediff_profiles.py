@@ -1,4 +1,4 @@
-"""What the random programs of `livediff_programs.py` are made of: mixes of operations."""
+"""What the random programs of `livediff_author.py` are made of: mixes of operations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 
 Weights = Mapping[str, float]
-"""Operation (a method of `livediff_programs.Author`) -> how often, relative to the others."""
+"""Operation (a method of `livediff_author.Author`) -> how often, relative to the others."""
 
 COMMON: Weights = {
     "store": 30, "load": 20, "sweep": 1, "mmap": 9, "fork": 9, "end": 3, "munmap": 4, "mprotect": 8, "dontneed": 4,
@@ -71,6 +71,12 @@ PROFILES: Mapping[str, Profile] = {
     "marks": Profile(share=6, sometimes=0.5, weights={"guard": 12, "free": 10, "cold": 6, "mergeable": 2, "fork": 4}),
     "stacks": Profile(share=3, sometimes=0.5, weights={"stack": 6, "grow": 20, "lock_all": 1}),
     "crowded": Profile(share=3, width=4, slots=8, weights={"fork": 14, "end": 8, "mprotect": 6, "guard": 1, "free": 1}),
+    "huge": Profile(
+        share=8, lengths=(10, 40), slots=4, sometimes=0.4, disk=0, huge=True, weights={
+            "store": 25, "load": 12, "mmap": 2, "huge_advice": 4, "collapse": 4, "fork": 8, "dontneed": 6, "mremap": 6,
+            "file_io": 0, "sweep": 3, "mprotect": 6, "munmap": 4,
+        },
+    ),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from linux import livediff_profiles, livediff_programs
+from linux import livediff_huge, livediff_profiles, livediff_programs
 from linux.livediff_shrink import shrink
 from recorded import script
 
@@ -43,7 +43,7 @@ def test_every_operation_is_in_some_profile() -> None:
     named = set(livediff_profiles.COMMON)
     named |= {name for group, _ in livediff_profiles.SOMETIMES for name in group}
     named |= {name for profile in livediff_profiles.PROFILES.values() for name in profile.weights}
-    assert all(hasattr(livediff_programs.Author, name) for name in named)
+    assert all(hasattr(livediff_huge.HugeAuthor, name) for name in named)
 
 
 def test_shrinks_to_what_matters() -> None:

@@ -17,8 +17,9 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def recordings(stem: str) -> dict[str, dict[str, Any]]:
-    """Name -> recording, of ``<stem>.jsonl.gz``."""
-    return {recording["name"]: recording for recording in script.load(HERE / f"{stem}.jsonl.gz")}
+    """Name -> recording, of ``<stem>.jsonl.gz`` or ``<stem>.jsonl``."""
+    path = next(HERE.glob(f"{stem}.jsonl*"))
+    return {recording["name"]: recording for recording in script.load(path)}
 
 
 @functools.cache
