@@ -363,6 +363,28 @@ int vmemu_space_usage(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t
 	return leave(m, rc);
 }
 
+int vmemu_space_reset_peak(vmemu_machine *m, uint32_t space)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	s->peak_rss = 0;
+	return leave(m, 0);
+}
+
+int64_t vmemu_space_peek(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint64_t length)
+{
+	struct space *s = enter_space(m, space);
+	uint64_t n;
+
+	if (!s)
+		return -EBADF;
+	n = address < TASK_SIZE ? look_peek(&m->vm, s, address, buffer, min_u64(length, TASK_SIZE - address)) : 0;
+	(void)leave(m, 0);
+	return (int64_t)n;
+}
+
 int vmemu_space_mincore(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint8_t *out)
 {
 	struct space *s = enter_space(m, space);

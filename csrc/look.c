@@ -280,6 +280,31 @@ int look_translate(const struct vm *vm, const struct space *s, uint64_t va, stru
 	return 0;
 }
 
+uint64_t look_peek(const struct vm *vm, const struct space *s, uint64_t va, uint8_t *to, uint64_t length)
+{
+	uint64_t done = 0, n;
+
+	for (; done < length; done += n) {
+		uint64_t at = va + done;
+		struct vmemu_translation t;
+		struct vma_pos pos;
+		const vma_t *v = vmas_find(&s->vmas, at, &pos);
+		int writable;
+		const pte_t *e = table_walk(&vm->tables, s->root, at, &writable);
+
+		if (!v || v->start > at || v->object || (e && *e == PTE_GUARD))
+			break;
+		if (!(v->flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)))
+			break;
+		n = min_u64(PAGE_BYTES - (at & PAGE_MASK), length - done);
+		if (vm->frames.contents && !look_translate(vm, s, at, &t))
+			memcpy(to + done, frame_bytes(&vm->frames, (pfn_t)t.pfn) + (at & PAGE_MASK), n);
+		else
+			memset(to + done, 0, n);
+	}
+	return done;
+}
+
 int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, uint8_t *out)
 {
 	struct vma_pos pos;
@@ -317,6 +342,8 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	out->shmem = sum.resident[RESIDENT_SHMEM];
 	out->tables = sum.tables;
 	out->shared_tables = sum.shared;
+	out->peak_rss = max_u64(s->peak_rss, out->anon + out->file + out->shmem);
+	out->peak_total = max_u64(s->peak_total, s->vmas.sums.total);
 }
 
 void look_machine(const struct vm *vm, struct vmemu_machine_info *out)

@@ -22,6 +22,7 @@ void look_mapcounts_free(struct vm *vm);
 void look_pagemap(const struct vm *vm, const struct space *s, uint64_t va, uint64_t npages, uint64_t *out);
 void look_usage(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, struct vmemu_usage *out);
 int look_translate(const struct vm *vm, const struct space *s, uint64_t va, struct vmemu_translation *out);
+uint64_t look_peek(const struct vm *vm, const struct space *s, uint64_t va, uint8_t *to, uint64_t length);
 int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, uint8_t *out);
 void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_info *out);
 void look_machine(const struct vm *vm, struct vmemu_machine_info *out);

@@ -15,6 +15,8 @@ struct space {
 	uint32_t no_thp; /* PR_SET_THP_DISABLE */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
+	uint64_t peak_rss;	      /* most pages resident and mapped up to the last time some were about to go */
+	uint64_t peak_total;	      /* (hiwater_rss, hiwater_vm) */
 };
 
 /* Exact mapcounts, made by one pass over all tables and kept until something changes. */

@@ -48,6 +48,20 @@ void space_free(struct vm *vm, struct space *s)
 	host_free(&vm->host, s, sizeof(*s));
 }
 
+void space_mark_peak(struct vm *vm, struct space *s)
+{
+	struct table_sum sum = { { 0 }, 0, 0 };
+	uint64_t rss = 0;
+
+	s->peak_total = max_u64(s->peak_total, s->vmas.sums.total);
+	if (s->vmas.sums.total <= s->peak_rss) /* no more can be resident */
+		return;
+	table_sum(&vm->tables, s->root, &sum);
+	for (int kind = 0; kind < NRESIDENT; kind++)
+		rss += sum.resident[kind];
+	s->peak_rss = max_u64(s->peak_rss, rss);
+}
+
 /* ---- changes of VMAs ---- */
 
 /* What stands in for the VMAs that [start, end) touches once `middle` (NULL: nothing) takes its place. Neighbours that touch
@@ -139,6 +153,7 @@ int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 
 	if (!space_is_mapped(s, start, end))
 		return 0;
+	space_mark_peak(vm, s);
 	space_room_around(s, start, end, &floor, &ceiling);
 	rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
 	if (!rc)
@@ -155,6 +170,7 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v)
 	int rc, old = space_is_mapped(s, v->start, v->end);
 
 	if (old) {
+		space_mark_peak(vm, s);
 		space_room_around(s, v->start, v->end, &floor, &ceiling);
 		rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
 		if (rc)
@@ -245,8 +261,10 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 
 int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
-	int rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	int rc;
 
+	space_mark_peak(vm, s);
+	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
 	if (!rc)
 		table_clear(&vm->tables, s->root, start, end);
 	return rc;
@@ -368,6 +386,7 @@ void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t
 				continue;
 			from = v->start + ((from - v->pgoff) << PAGE_SHIFT);
 			to = v->start + ((to - v->pgoff) << PAGE_SHIFT);
+			space_mark_peak(vm, s);
 			(void)table_visit(&vm->tables, s->root, from, to, zap_entries, &z);
 		}
 	}

@@ -134,6 +134,8 @@ struct vmemu_space_info {
 	uint64_t shmem;
 	uint64_t tables; /* table frames in reach, the root included; shared ones count in full */
 	uint64_t shared_tables;
+	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
+	uint64_t peak_total; /* most pages that were mapped at once (VmPeak) */
 };
 
 struct vmemu_machine_info {
@@ -298,6 +300,11 @@ int vmemu_space_pagemap(vmemu_machine *m, uint32_t space, uint64_t address, uint
 /* -ENOENT: no entry. */
 int vmemu_space_translate(vmemu_machine *m, uint32_t space, uint64_t address, struct vmemu_translation *out);
 int vmemu_space_usage(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_usage *out);
+/* The most that was resident is what is resident now (clear_refs 5). */
+int vmemu_space_reset_peak(vmemu_machine *m, uint32_t space);
+/* Bytes as the kernel reads them for /proc/PID/cmdline (access_remote_vm() with FOLL_ANON): private anonymous memory only,
+ * zeros for pages never written, nothing changed. Returns how many could be read before the first that cannot. */
+int64_t vmemu_space_peek(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint64_t length);
 /* mincore(2): out[i] = 1 if page i is in memory; the range must be mapped (-ENOMEM). */
 int vmemu_space_mincore(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint8_t *out);
 

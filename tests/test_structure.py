@@ -32,7 +32,8 @@ PACKAGES = {
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth waiting identity / program death / memory / __init__",
     "memory": "mprotect mremap madvise mlock view census / mmap thp / space / commit / args words / __init__",
-    "procfs": "__init__ / tree / vmstat",
+    "procfs": "__init__ / tree / clearing limits maps meminfo names oom pages status strings sysctl system vmstat "
+    "/ numbers subject",
 }
 """The order inside each package, rows apart by slashes."""
 

@@ -412,6 +412,18 @@ class Core:
         if rc:
             _fail(rc, "pagemap")
 
+    def reset_peak(self, space: int) -> None:
+        """The most that was resident is what is resident now."""
+        lib.vmemu_space_reset_peak(self._m, space)
+
+    def peek(self, space: int, address: int, length: int) -> bytes:
+        """Bytes of private anonymous memory, nothing changed; fewer than *length* where no such memory is."""
+        buffer = bytearray(length)
+        n = lib.vmemu_space_peek(self._m, space, address, ffi.from_buffer("uint8_t[]", buffer), length)
+        if n < 0:
+            _fail(int(n), "peek")
+        return bytes(buffer[:n])
+
     def translate(self, space: int, address: int) -> Any | None:
         """struct vmemu_translation, None if nothing is there."""
         out = ffi.new("struct vmemu_translation *")

@@ -71,6 +71,8 @@ class Kernel:
         self.max_map_count = max_map_count
         self.thp = thp
         """Transparent huge pages: "never", "madvise" or "always"."""
+        self.contents = True
+        """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
         self.borrowed_at: dict[int, tuple[int, ...]] = {}

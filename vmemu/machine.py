@@ -97,6 +97,7 @@ class Machine:
             max_map_count=max_map_count,
             thp=thp,
         )
+        self._kernel.contents = bool(contents)
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         self.init = Process(self._kernel, birth.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""

@@ -54,7 +54,7 @@ class ProcessTable:
         self.borrower = array("I", [0])
         """The vfork child that has this process's space, 0 if none: the process is suspended."""
         self.first_child = array("I", [0])
-        self.last_child = array("I", [0])
+        self._last_child = array("I", [0])
         self.next = array("I", [0])
         self.prev = array("I", [0])
         self.started_ns = array("Q", [0])
@@ -88,7 +88,7 @@ class ProcessTable:
             self.status,
             self.borrower,
             self.first_child,
-            self.last_child,
+            self._last_child,
             self.next,
             self.prev,
             self.minor,
@@ -111,11 +111,18 @@ class ProcessTable:
         self._used = 1
         """Rows from here on were never anybody's: all zero."""
         self._last = 0
+        self.born = 0
+        """Processes made so far."""
         self._wrapped = False
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def last(self) -> int:
+        """The process made last."""
+        return self._last
 
     def __iter__(self) -> Iterator[int]:
         """Pids in increasing order, zombies included."""
@@ -177,6 +184,7 @@ class ProcessTable:
         self._use(self.group[first], n)
         self._use(self.session[first], n)
         self._last = last
+        self.born += n
         self._count += n
 
     def _grow(self, end: int) -> None:
@@ -188,14 +196,14 @@ class ProcessTable:
             column.frombytes(bytes(more * column.itemsize))
 
     def _append(self, parent: int, first: int, last: int) -> None:
-        tail = self.last_child[parent]
+        tail = self._last_child[parent]
         self.prev[first] = tail
         self.next[last] = 0
         if tail:
             self.next[tail] = first
         else:
             self.first_child[parent] = first
-        self.last_child[parent] = last
+        self._last_child[parent] = last
 
     def children(self, pid: int) -> Iterator[int]:
         """Pids of the children in order of birth, zombies included."""
@@ -215,16 +223,16 @@ class ProcessTable:
         if after:
             self.prev[after] = before
         else:
-            self.last_child[parent] = before
+            self._last_child[parent] = before
 
     def adopt(self, pid: int, by: int) -> None:
         """Gives all children of *pid* to *by*, behind its own."""
-        first, last = self.first_child[pid], self.last_child[pid]
+        first, last = self.first_child[pid], self._last_child[pid]
         if not first:
             return
         for child in self.children(pid):
             self.parent[child] = by
-        self.first_child[pid] = self.last_child[pid] = 0
+        self.first_child[pid] = self._last_child[pid] = 0
         self._append(by, first, last)
 
     def remove(self, pid: int) -> None:

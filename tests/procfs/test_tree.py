@@ -1,210 +1,14 @@
-"""/proc: maps byte for byte, kpagecount, kpageflags; paths that are not there."""
+"""The tree of /proc: paths, directories, links, and what cannot be read or written."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from machines import ANON, PAGE, RW, SHARED, A, R, anon, filled, machine, pfn
+from machines import anon, machine
 
-from vmemu import Advice, Map, Mapping, Prot, SyscallError
-from vmemu.procfs.tree import maps as render
-
-LINE = re.compile(
-    rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-])([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*)| )\n?"
-)
-
-
-def parse(text: bytes) -> list[Mapping]:
-    """Real lines of /proc/PID/maps as records."""
-    out = []
-    for line in text.splitlines():
-        found = LINE.fullmatch(line)
-        assert found, line
-        start, end, rwx, shared, offset, major, minor, inode, name = found.groups()
-        prot = sum(bit for bit, flag in zip((1, 2, 4), rwx, strict=True) if flag != ord("-"))
-        out.append(
-            Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                prot=Prot(prot),
-                shared=shared == b"s",
-                offset=int(offset, 16),
-                device=(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-                name=os.fsdecode((name or b"").replace(b"\\012", b"\n")),
-            )
-        )
-    return out
-
-
-def real_maps(path: Path) -> bytes:
-    """The mappings of a real process that has some of every kind, those of this one included."""
-    (path / "with space").write_bytes(bytes(3 * PAGE))
-    (path / "line\nbreak").write_bytes(bytes(PAGE))
-    (path / "gone").write_bytes(bytes(PAGE))
-    (path / os.fsdecode(b"\xff\xfe")).write_bytes(bytes(PAGE))
-    code = (
-        "import mmap, os, sys\n"
-        "keep = [mmap.mmap(-1, 8192), mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)]\n"
-        "for name in os.listdir(sys.argv[1]):\n"
-        "    fd = os.open(os.path.join(sys.argv[1], name), os.O_RDWR)\n"
-        "    keep.append(mmap.mmap(fd, 4096, mmap.MAP_PRIVATE))\n"
-        "    keep.append(mmap.mmap(fd, 4096, mmap.MAP_SHARED))\n"
-        "os.unlink(os.path.join(sys.argv[1], 'gone'))\n"
-        "sys.stdout.buffer.write(open('/proc/self/maps', 'rb').read())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, check=True, timeout=60)
-    return done.stdout
-
-
-@pytest.mark.linux
-def test_lines_of_the_real_kernel_render_to_themselves(tmp_path: Path) -> None:
-    """Parsed and printed again, each line of a real /proc/PID/maps is byte for byte what the kernel printed."""
-    text = real_maps(tmp_path)
-    assert b"[stack]" in text
-    assert b"\\012" in text
-    assert b"(deleted)" in text
-    for line in text.splitlines(keepends=True):
-        assert render(parse(line)) == line
-    assert render(parse(text)) == text
-
-
-def test_maps_of_an_emulated_process() -> None:
-    """Anonymous, shared, file and heap lines."""
-    with machine() as m:
-        p = m.spawn()
-        anon(p, 2, A)
-        p.mmap(A + 2 * PAGE, PAGE, Prot.NONE, ANON | Map.FIXED)
-        p.mmap(A + 4 * PAGE, PAGE, RW, SHARED | Map.FIXED)
-        file = m.create_file("a label", bytes(9 * PAGE))
-        p.mmap(A + 6 * PAGE, PAGE, Prot.READ | Prot.EXEC, Map.PRIVATE | Map.FIXED, file, 3 * PAGE)
-        p.brk(p.brk() + 1)
-        text = m.procfs.read(f"{p.pid}/maps").decode()
-        shm = next(v.inode for v in p.maps() if v.shared)
-        device = "00:01"
-        heap = p.brk() - 1
-        pad = 73
-        assert text == (
-            "10000000-10002000 rw-p 00000000 00:00 0 \n"
-            "10002000-10003000 ---p 00000000 00:00 0 \n"
-            + f"10004000-10005000 rw-s 00000000 {device} {shm} ".ljust(pad)
-            + "/dev/zero (deleted)\n"
-            + f"10006000-10007000 r-xp 00003000 00:1a {file.inode} ".ljust(pad)
-            + "a label\n"
-            + f"{heap:x}-{heap + PAGE:x} rw-p 00000000 00:00 0 ".ljust(pad)
-            + "[heap]\n"
-        )
-        assert parse(text.encode()) == [
-            Mapping(**{**{f: getattr(v, f) for f in Mapping.__dataclass_fields__}, "flags": ()}) for v in p.maps()
-        ]
-
-
-def test_file_names_in_maps(tmp_path: Path) -> None:
-    """The resolved path; a line break as \\012, blanks and other bytes as they are."""
-    with machine() as m:
-        p = m.spawn()
-        for i, raw in enumerate([b"with space", b"line\nbreak", b"back\\slash", b"\xff\xfe", "grüße".encode()]):
-            path = tmp_path / os.fsdecode(raw)
-            path.write_bytes(b"x")
-            link = tmp_path / f"link{i}"
-            link.symlink_to(path)
-            p.mmap(A + 2 * i * PAGE, PAGE, R, Map.PRIVATE | Map.FIXED, m.open_file(link))
-        names = [line.split(maxsplit=5)[5] for line in m.procfs.read(f"{p.pid}/maps").splitlines()]
-        top = os.fsencode(os.path.realpath(tmp_path)) + b"/"
-        want = [b"with space", b"line\\012break", b"back\\slash", b"\xff\xfe", "grüße".encode()]
-        assert names == [top + name for name in want]
-
-
-def test_maps_of_a_program_has_its_stack_and_heap() -> None:
-    """[stack] is the mapping that holds the stack pointer, [heap] the break's."""
-    with machine(memory="64MiB") as m:
-        p = m.spawn("/bin/sh", ["sh"], {})
-        p.brk(p.brk() + PAGE)
-        text = m.procfs.read(f"{p.pid}/maps").decode()
-        named = {line.split(maxsplit=5)[5]: line for line in text.splitlines() if len(line.split(maxsplit=5)) == 6}
-        assert {"[stack]", "[heap]", os.path.realpath("/bin/sh")} <= set(named)
-        stack = parse(named["[stack]"].encode())[0]
-        assert stack.start <= p.stack_pointer < stack.end
-        assert text.splitlines() == sorted(text.splitlines(), key=lambda line: int(line.split("-")[0], 16))
-
-
-def test_smaps_sums_to_the_properties() -> None:
-    """The text's Rss, Pss and Private lines add up to rss, pss and uss; a line of maps heads each block."""
-    with machine() as m:
-        p = m.spawn()
-        filled(p, 10)
-        p.write(p.mmap(None, 3 * PAGE, RW, SHARED), b"x" * 3 * PAGE)
-        c = p.fork()
-        c.write(p.maps()[0].start, b"x")
-        text = m.procfs.read(f"{p.pid}/smaps").decode()
-
-        def total(key: str) -> int:
-            return sum(int(n) << 10 for n in re.findall(rf"^{key}: +(\d+) kB$", text, re.MULTILINE))
-
-        assert total("Rss") == p.rss
-        assert abs(total("Pss") - p.pss) < len(p.maps()) << 10
-        assert total("Private_Clean") + total("Private_Dirty") == p.uss
-        assert total("Size") == sum(v.size for v in p.maps())
-        heads = b"".join(line + b"\n" for line in text.encode().splitlines() if LINE.fullmatch(line))
-        assert heads == m.procfs.read(f"{p.pid}/maps")
-
-
-@pytest.mark.linux
-def test_smaps_has_the_fields_of_the_real_one() -> None:
-    """The same keys in the same order and columns as this kernel prints them, those of newer or other kernels aside."""
-    real = Path("/proc/self/smaps").read_text().splitlines()
-    keys = [line.split(":")[0] for line in real if ":" in line and not LINE.fullmatch(line.encode())]
-    first = keys[: keys.index("VmFlags") + 1]
-    with machine() as m:
-        p = m.spawn()
-        filled(p)
-        mine = m.procfs.read(f"{p.pid}/smaps").decode().splitlines()[1:]
-        got = [line.split(":")[0] for line in mine]
-        common = [key for key in first if key in got]
-        assert [key for key in got if key in first] == common
-        assert {"Size", "Rss", "Pss", "Anonymous", "VmFlags"} <= set(common)
-        for line in mine[:-1]:
-            sample = next(r for r in real if r.startswith(line.split(":")[0] + ":"))
-            assert len(line) == len(sample)
-        assert mine[-1].startswith("VmFlags: rd wr mr mw me ")
-
-
-def test_kpagecount_and_kpageflags_cover_every_frame() -> None:
-    """Eight bytes a frame from pfn 0, the zero page and page-table frames included."""
-    with machine() as m:
-        p = m.spawn()
-        a = filled(p, 3)
-        file = m.create_file("f", b"f" * PAGE)
-        f = p.mmap(None, PAGE, RW, Map.SHARED, file)
-        p.read(f, 1)
-        c = p.fork()
-        c.write(a, b"x")
-        n = m.meminfo().total // PAGE
-        count = np.frombuffer(m.procfs.read("kpagecount"), np.uint64)
-        flags = np.frombuffer(m.procfs.read("kpageflags"), np.uint64)
-        assert count.shape == flags.shape == (n,)
-
-        def bit(number: int) -> set[int]:
-            return set(np.flatnonzero(flags >> np.uint64(number) & np.uint64(1)).tolist())
-
-        shared, own = pfn(p, a + PAGE), pfn(c, a)
-        assert (count[shared], count[own], count[pfn(p, f)]) == (2, 1, 1)
-        assert m.zero_pfn is not None
-        assert count[m.zero_pfn] == 0
-        assert bit(24) == {m.zero_pfn}
-        anonymous = {pfn(q, a + i * PAGE) for q in (p, c) for i in range(3)}
-        assert bit(12) == anonymous
-        assert bit(11) == set(np.flatnonzero(count).tolist()) == anonymous | {pfn(p, f)}
-        assert pfn(p, f) in bit(14) - bit(12)
-        assert len(bit(26)) == m.meminfo().page_tables // PAGE
-        assert len(bit(10)) == m.meminfo().free // PAGE
+from vmemu import Machine, SyscallError, VmemuError
 
 
 def test_paths() -> None:
@@ -236,16 +40,137 @@ def test_paths() -> None:
             assert caught.value.errno in (errno.ENOENT, errno.EISDIR)
 
 
-def test_flags_of_the_first_mappings() -> None:
-    """VmFlags as the kernel abbreviates them."""
+def failure(call: object, *args: object) -> int:
+    with pytest.raises(SyscallError) as caught:
+        call(*args)  # type: ignore[operator]
+    assert caught.value.errno is not None
+    return caught.value.errno
+
+
+def test_paths_are_walked_as_the_kernel_walks_them() -> None:
+    """Dots and double slashes; a file is no directory, a directory no file."""
     with machine() as m:
         p = m.spawn()
-        a = anon(p, 3)
-        p.mlock(a, PAGE)
-        p.madvise(a + PAGE, PAGE, Advice.WIPEONFORK)
-        p.mseal(a + 2 * PAGE, PAGE)
-        assert [" ".join(v.flags) for v in p.maps()] == [
-            "rd wr mr mw me lo ac",
-            "rd wr mr mw me ac wf",
-            "rd wr mr mw me ac sl",
-        ]
+        text = m.procfs.read(f"{p.pid}/stat")
+        assert m.procfs.read(f"//{p.pid}//./task/../stat") == text
+        assert m.procfs.read(f"{p.pid}/task/{p.pid}/stat") == text
+        assert m.procfs.read("/proc/sys/kernel/../vm/max_map_count") == b"65530\n"
+        wrong = {
+            f"{p.pid}/stat/x": errno.ENOTDIR,
+            "meminfo/x": errno.ENOTDIR,
+            f"{p.pid}/task": errno.EISDIR,
+            f"{p.pid}/task/{p.pid}": errno.EISDIR,
+            f"{p.pid}/fd": errno.EISDIR,
+            "sys/vm": errno.EISDIR,
+            "/proc": errno.EISDIR,
+            f"{p.pid}/task/1/stat": errno.ENOENT,
+            f"{p.pid}/task/{p.pid}/task": errno.ENOENT,
+            f"0{p.pid}/stat": errno.ENOENT,
+            "sys/vm/nothing": errno.ENOENT,
+            "../etc/passwd": errno.ENOENT,
+        }
+        assert {path: failure(m.procfs.read, path) for path in wrong} == wrong
+
+
+def test_slices() -> None:
+    """Any file can be read in parts; behind its end there is nothing."""
+    with machine() as m:
+        whole = m.procfs.read("meminfo")
+        assert m.procfs.read("meminfo", 9, 20) == whole[9:29]
+        assert m.procfs.read("meminfo", len(whole) - 3) == whole[-3:]
+        assert m.procfs.read("meminfo", len(whole) + 3, 5) == b""
+        with pytest.raises(TypeError):
+            m.procfs.read("meminfo", "0")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            m.procfs.read(7)  # type: ignore[arg-type]
+
+
+def test_every_file_that_is_listed_can_be_opened() -> None:
+    """Each name is a file, a link or a directory; what is no link cannot be followed."""
+    with Machine(memory="64MiB") as m:
+        p = m.spawn("/bin/sh")
+        seen = 0
+        waiting = [""]
+        while waiting:
+            at = waiting.pop()
+            for name in m.procfs.listdir(at):
+                path = f"{at}/{name}".strip("/")
+                seen += 1
+                if name in ("exe", "cwd", "root"):
+                    continue
+                try:
+                    m.procfs.read(path, 0, 64)
+                except SyscallError as error:
+                    if error.errno == errno.EISDIR:
+                        waiting.append(path)
+                    else:
+                        assert (name, error.errno) == ("clear_refs", errno.EINVAL), path
+                assert failure(m.procfs.readlink, path) == errno.EINVAL
+        assert seen > 100
+        assert m.procfs.readlink(f"{p.pid}/exe") == os.path.realpath("/bin/sh") == p.exe
+        assert m.procfs.readlink(f"{p.pid}/cwd") == m.procfs.readlink(f"{p.pid}/task/{p.pid}/root") == "/"
+
+
+def test_directories() -> None:
+    """Processes by number, then files; a thread's directory has all but task."""
+    with machine() as m:
+        p = m.spawn()
+        c = p.fork()
+        assert m.procfs.listdir()[:3] == ["1", str(p.pid), str(c.pid)]
+        c.exit()
+        assert str(c.pid) in m.procfs.listdir("/proc")
+        files = m.procfs.listdir(str(c.pid))
+        assert set(files) - set(m.procfs.listdir(f"{c.pid}/task/{c.pid}")) == {"task"}
+        assert m.procfs.listdir(f"{c.pid}/task") == [str(c.pid)]
+        assert m.procfs.listdir(f"{c.pid}/fd") == []
+        assert m.procfs.listdir("sys") == ["kernel", "vm"]
+        p.wait()
+        wrong = {str(c.pid): errno.ENOENT, f"{p.pid}/stat": errno.ENOTDIR, "meminfo": errno.ENOTDIR, "x": errno.ENOENT}
+        assert {path: failure(m.procfs.listdir, path) for path in wrong} == wrong
+        assert failure(m.procfs.readlink, f"{c.pid}/exe") == errno.ENOENT
+
+
+def test_zombies() -> None:
+    """Files on memory are empty or cannot be opened, links lead nowhere, the others are there (probed on 6.18)."""
+    with machine() as m:
+        p = m.spawn()
+        anon(p)
+        c = p.fork()
+        c.exit(3)
+        read = m.procfs.read
+        assert [read(f"{c.pid}/{file}") for file in ("maps", "smaps", "cmdline")] == [b""] * 3
+        assert read(f"{c.pid}/statm") == b"0 0 0 0 0 0 0\n"
+        assert [read(f"{c.pid}/{file}") for file in ("oom_score", "oom_score_adj", "oom_adj")] == [b"0\n"] * 3
+        for file in ("smaps_rollup", "environ", "auxv", "pagemap"):
+            assert failure(read, f"{c.pid}/{file}") == errno.ESRCH
+        for link in ("exe", "cwd", "root"):
+            assert failure(m.procfs.readlink, f"{c.pid}/{link}") == errno.ENOENT
+        assert m.procfs.write(f"{c.pid}/clear_refs", b"1") == 1
+
+
+def test_what_can_only_be_read() -> None:
+    """EINVAL of a process's files, EIO of the machine's, EACCES of its constants; nothing where nothing is."""
+    with machine() as m:
+        p = m.spawn()
+        wrong = {
+            f"{p.pid}/stat": errno.EINVAL,
+            f"{p.pid}/pagemap": errno.EINVAL,
+            "meminfo": errno.EIO,
+            "kpagecount": errno.EIO,
+            "sys/kernel/ostype": errno.EACCES,
+            "x": errno.ENOENT,
+            "9999/comm": errno.ENOENT,
+            f"{p.pid}": errno.EISDIR,
+        }
+        assert {path: failure(m.procfs.write, path, b"x") for path in wrong} == wrong
+        with pytest.raises(TypeError):
+            m.procfs.write("meminfo", 7)  # type: ignore[arg-type]
+
+
+def test_a_machine_that_is_closed() -> None:
+    """It says so."""
+    m = Machine(memory="1MiB")
+    m.close()
+    for call in (m.procfs.read, m.procfs.listdir):
+        with pytest.raises(VmemuError, match="the machine is closed"):
+            call("1/stat" if call == m.procfs.read else "")

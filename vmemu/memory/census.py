@@ -24,6 +24,8 @@ class Census(NamedTuple):
     total: int
     free: int
     anon: int
+    anon_huge: int
+    """Of that, mapped by huge entries."""
     file: int
     shmem: int
     page_tables: int
@@ -61,6 +63,7 @@ def census(kernel: Kernel) -> Census:
             total=info.nframes * PAGE_SIZE,
             free=info.free * PAGE_SIZE,
             anon=info.anon * PAGE_SIZE,
+            anon_huge=info.anon_huge * PAGE_SIZE,
             file=info.file * PAGE_SIZE,
             shmem=info.shmem * PAGE_SIZE,
             page_tables=info.tables * PAGE_SIZE,

@@ -1,112 +1,245 @@
-"""/proc of an emulated machine: what proc_pid_maps(5) and its neighbours describe, byte for byte as Linux prints it."""
+"""The tree of /proc: which name is which file, what may be read and written, what is in a directory."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import NamedTuple, SupportsIndex
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
-from vmemu.process import ProcessMap
-from vmemu.procfs.vmstat import vmstat_text
-from vmemu.types import Mapping, MappingUsage
+from vmemu.memory.args import integer
+from vmemu.pids import FREE
+from vmemu.procfs import clearing, limits, maps, meminfo, names, oom, pages, status, strings, sysctl, system, vmstat
+from vmemu.procfs.subject import Subject
 
 __all__ = ["ProcFS"]
 
-_NAME_COLUMN = 73
-"""Where names begin in maps (seq_pad(), 25 + 6 * sizeof(void *))."""
-_PATH = re.compile(r"(?P<pid>\d+)/(?P<file>[a-z_]+)")
-_NOT_YET = (
-    "smaps_rollup pagemap status stat statm cmdline environ comm io oom_score oom_score_adj limits auxv "
-    "meminfo clear_refs"
-).split()
+
+class _File(NamedTuple):
+    """A file of a process: None where there is nothing to read or to write."""
+
+    read: Callable[[Subject], bytes] | None = None
+    write: Callable[[Subject, bytes, int | None], None] | None = None
+    task: bool = True
+    """It is in task/TID too."""
+
+
+_PROCESS = {
+    "auxv": _File(strings.auxv),
+    "clear_refs": _File(write=clearing.write_clear_refs),
+    "cmdline": _File(strings.cmdline),
+    "comm": _File(names.comm, names.write_comm),
+    "environ": _File(strings.environ),
+    "io": _File(names.io),
+    "limits": _File(limits.limits),
+    "maps": _File(maps.maps),
+    "oom_adj": _File(oom.oom_adj, oom.write_oom_adj),
+    "oom_score": _File(oom.oom_score),
+    "oom_score_adj": _File(oom.oom_score_adj, oom.write_oom_score_adj),
+    "smaps": _File(maps.smaps),
+    "smaps_rollup": _File(maps.smaps_rollup),
+    "stat": _File(status.stat),
+    "statm": _File(status.statm),
+    "status": _File(status.status),
+    "wchan": _File(names.wchan),
+    "cgroup": _File(names.cgroup),
+    "personality": _File(names.personality),
+}
+_LINKS = ("cwd", "exe", "root")
+_EMPTY = ("fd", "fdinfo")
+"""Directories: a process has no open files here, only what it maps."""
+
+_MACHINE: dict[str, Callable[[Kernel], bytes]] = {
+    "buddyinfo": system.buddyinfo,
+    "loadavg": system.loadavg,
+    "meminfo": meminfo.meminfo,
+    "stat": system.stat,
+    "uptime": system.uptime,
+    "vmstat": vmstat.vmstat_text,
+    **{path: setting.read for path, setting in sysctl.SETTINGS.items()},
+}
+_BINARY = {"kpagecount": pages.kpagecount, "kpageflags": pages.kpageflags}
+_ROOT = sorted({*_MACHINE, *_BINARY, *system.FIXED})
 
 
 class ProcFS:
-    """`read(path)`: a file of the machine's /proc."""
+    """/proc of a machine, read and written as root of the machine would; or as the process *by*, with its
+    capabilities.
+
+    Paths are relative to /proc, ``"7/maps"`` or ``"/proc/7/maps"``. Failures raise SyscallError with Linux's errno.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._processes = ProcessMap(kernel)
 
-    def read(self, path: str) -> bytes:
-        """The file at *path* below /proc, such as ``"7/maps"``, ``"7/smaps"``, ``"kpagecount"``, ``"kpageflags"``.
+    # ---- finding ----
 
-        ENOENT if there is no such file or process; NotImplementedError for files that exist on Linux and not here yet.
-        """
-        if not isinstance(path, str):
+    def _name(self, path: str | os.PathLike[str]) -> list[str]:
+        """The words of a path; ENOENT if it leaves /proc."""
+        text = os.fspath(path)
+        if not isinstance(text, str):
             raise TypeError(f"procfs: path must be a str, not {type(path).__name__}")
-        name = path.removeprefix("/proc/").strip("/")
-        match = _PATH.fullmatch(name)
-        process = self._processes.get(int(match["pid"])) if match else None
-        file = match["file"] if match else name
-        if process is None and match:
-            raise syscall_error("open", errno.ENOENT, f"/proc/{name}: no such process")
-        if process is not None and file == "maps":
-            return maps(process.maps()) if process.state != "zombie" else b""
-        if process is not None and file == "smaps":
-            return smaps(process.smaps()) if process.state != "zombie" else b""
-        if process is None and file == "kpagecount":
-            return self._kernel.core.mapcounts(0, self._kernel.npages).tobytes()
-        if process is None and file == "kpageflags":
-            return self._kernel.core.frame_flags(0, self._kernel.npages).tobytes()
-        if process is None and file == "vmstat":
-            return vmstat_text(self._kernel)
-        if file in _NOT_YET:
-            raise NotImplementedError(f"procfs: {file}")
-        raise syscall_error("open", errno.ENOENT, f"/proc/{name}")
+        words: list[str] = []
+        for word in text.removeprefix("/proc").split("/"):
+            if word == "..":
+                if not words:
+                    raise syscall_error("open", errno.ENOENT, f"{text} is not in /proc")
+                words.pop()
+            elif word not in ("", "."):
+                words.append(word)
+        return words
+
+    def _process(self, words: list[str]) -> tuple[Subject, list[str]] | None:
+        """The process that a path is about and the rest of the path. ENOENT if there is no such process."""
+        if not words or not (words[0].isascii() and words[0].isdigit()):
+            return None
+        table, rest, pid = self._kernel.processes, words[1:], int(words[0])
+        if words[0] != str(pid) or not pid < len(table.state) or table.state[pid] == FREE:
+            raise syscall_error("open", errno.ENOENT, f"/proc/{words[0]}: no such process")
+        if rest[:1] == ["task"] and len(rest) > 1:
+            if rest[1] != words[0]:
+                raise syscall_error("open", errno.ENOENT, f"/proc/{'/'.join(words[:3])}: no such thread")
+            rest = ["task/", *rest[2:]]
+        return Subject(self._kernel, pid), rest
+
+    def _file(self, words: list[str]) -> tuple[Subject, str] | str:
+        """A file that is there: of a process and its name, or its path. ENOENT, ENOTDIR, EISDIR."""
+        found = self._process(words)
+        if found is None:
+            return self._machine_file("/".join(words))
+        subject, rest = found
+        in_task = rest[:1] == ["task/"]
+        rest = rest[1:] if in_task else rest
+        if not rest or (rest == ["task"] and not in_task) or (rest[0] in _EMPTY and len(rest) == 1):
+            raise syscall_error("open", errno.EISDIR, f"/proc/{'/'.join(words)}")
+        if rest[0] not in (*_PROCESS, *_LINKS, "pagemap"):
+            raise syscall_error("open", errno.ENOENT, f"/proc/{'/'.join(words)}")
+        if len(rest) > 1:
+            raise syscall_error("open", errno.ENOTDIR, f"/proc/{'/'.join(words)}")
+        return subject, rest[0]
+
+    def _machine_file(self, path: str) -> str:
+        if path in _MACHINE or path in _BINARY or path in system.FIXED:
+            return path
+        if not path or any(name.startswith(f"{path}/") for name in _ROOT):
+            raise syscall_error("open", errno.EISDIR, f"/proc/{path}")
+        above = any(path.startswith(f"{name}/") for name in _ROOT)
+        raise syscall_error("open", errno.ENOTDIR if above else errno.ENOENT, f"/proc/{path}")
+
+    # ---- reading and writing ----
+
+    def read(
+        self, path: str | os.PathLike[str], offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> bytes:
+        """*length* bytes of a file from *offset* on, or to its end: ``"7/maps"``, ``"7/smaps"``, ``"meminfo"``,
+        ``"kpagecount"``.
+
+        `PID/pagemap` without *length* ends behind the last mapping, and raises EFBIG if that lies far up. ENOENT if
+        there is no such file or process, ESRCH for some files of a zombie, EISDIR, EINVAL.
+        """
+        start = integer(offset, "read", "offset")
+        count = None if length is None else integer(length, "read", "length")
+        if start < 0 or (count is not None and count < 0):
+            raise syscall_error("read", errno.EINVAL, f"{count} bytes from {start}")
+        words = self._name(path)
+        found = self._file(words)
+        if isinstance(found, str) and found in _BINARY:
+            return _BINARY[found](self._kernel, start, count)
+        if not isinstance(found, str) and found[1] == "pagemap":
+            return pages.pagemap(found[0], start, count)
+        data = self._text(found)
+        return data[start:] if count is None else data[start : start + count]
+
+    def _text(self, found: tuple[Subject, str] | str) -> bytes:
+        if isinstance(found, str):
+            if found in system.FIXED:
+                return system.FIXED[found].encode()
+            return _MACHINE[found](self._kernel)
+        subject, name = found
+        if name in _LINKS:
+            raise syscall_error("read", errno.EINVAL, f"/proc/{subject.pid}/{name} is a link: see readlink()")
+        read = _PROCESS[name].read
+        if read is None:
+            raise syscall_error("read", errno.EINVAL, f"/proc/{subject.pid}/{name} can only be written")
+        return read(subject)
+
+    def write(self, path: str | os.PathLike[str], data: bytes | str, *, by: int | None = None) -> int:
+        """Writes *data* to a file, in one write(2), and returns its length.
+
+        `PID/clear_refs`, `oom_score_adj`, `oom_adj`, `comm`, `sys/vm/overcommit_memory` and its neighbours can be
+        written; the others say EINVAL or EIO, or EACCES where the file is read-only, as on Linux. *by* is the pid of
+        the process that writes, None for one with all capabilities. EINVAL and ERANGE for data that make no sense.
+        """
+        if isinstance(data, str):
+            data = data.encode()
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"procfs: data must be bytes, not {type(data).__name__}")
+        raw = bytes(data)
+        words = self._name(path)
+        found = self._file(words)
+        with self._kernel.lock:
+            if isinstance(found, str):
+                return self._write_machine(found, raw)
+            subject, name = found
+            write = _PROCESS[name].write if name in _PROCESS else None
+            if write is None:
+                raise syscall_error("write", errno.EINVAL, f"/proc/{'/'.join(words)} can only be read")
+            write(subject, raw, by)
+        return len(raw)
+
+    def _write_machine(self, path: str, data: bytes) -> int:
+        setting = sysctl.SETTINGS.get(path)
+        if setting is not None and setting.set is not None:
+            setting.write(self._kernel, path, data)
+            return len(data)
+        number = errno.EACCES if path.startswith("sys/") else errno.EIO
+        raise syscall_error("write", number, f"/proc/{path} can only be read")
+
+    def readlink(self, path: str | os.PathLike[str]) -> str:
+        """Where `PID/exe`, `PID/cwd` and `PID/root` lead. ENOENT for a zombie and without a program; EINVAL for other
+        files, readlink(2)."""
+        words = self._name(path)
+        found = self._process(words)
+        rest = [] if found is None else [word for word in found[1] if word != "task/"]
+        if found is None or rest[:1] not in ([link] for link in _LINKS):
+            if words and words not in (["sys"],):
+                self.listdir(path) if self._is_directory(words) else self._file(words)
+            raise syscall_error("readlink", errno.EINVAL, f"/proc/{'/'.join(words)} is no link")
+        subject = found[0]
+        target = "/" if rest != ["exe"] else subject.image.path if subject.image else ""
+        if subject.space is None or not target:
+            raise syscall_error("readlink", errno.ENOENT, f"/proc/{'/'.join(words)}")
+        return target
+
+    def listdir(self, path: str | os.PathLike[str] = "") -> list[str]:
+        """The names in a directory, processes in order of their pids. ENOENT, ENOTDIR."""
+        words = self._name(path)
+        names = self._names(words)
+        if names is None:
+            self._file(words)
+            raise syscall_error("listdir", errno.ENOTDIR, f"/proc/{'/'.join(words)}")
+        return names
+
+    def _is_directory(self, words: list[str]) -> bool:
+        return self._names(words) is not None
+
+    def _names(self, words: list[str]) -> list[str] | None:
+        """What is in a directory, None if it is none."""
+        found = self._process(words)
+        if found is None:
+            below = "".join(f"{word}/" for word in words)
+            inside = sorted({name.removeprefix(below).split("/")[0] for name in _ROOT if name.startswith(below)})
+            return [*map(str, self._kernel.processes), *inside] if not words else inside or None
+        subject, rest = found
+        if rest == ["task"]:
+            return [str(subject.pid)]
+        if rest in ([], ["task/"]):
+            here = [name for name, file in _PROCESS.items() if not rest or file.task]
+            return sorted([*here, *_LINKS, *_EMPTY, "pagemap", *([] if rest else ["task"])])
+        return [] if len(rest) <= 2 and rest[-1] in _EMPTY else None
 
     def export(self, directory: str | os.PathLike[str]) -> None:
         """Writes a /proc tree. Not there yet."""
         raise NotImplementedError("procfs.export()")
-
-
-def maps(mappings: Iterable[Mapping]) -> bytes:
-    """/proc/PID/maps (show_map_vma())."""
-    return b"".join(map(_line, mappings))
-
-
-def _line(m: Mapping) -> bytes:
-    major, minor = m.device
-    line = f"{m.start:08x}-{m.end:08x} {m.perms} {m.offset:08x} {major:02x}:{minor:02x} {m.inode} ".encode()
-    if m.name:
-        line = line.ljust(_NAME_COLUMN - 1) + b" " + m.name.encode(errors="surrogateescape").replace(b"\n", b"\\012")
-    return line + b"\n"
-
-
-def smaps(usages: Iterable[MappingUsage]) -> bytes:
-    """/proc/PID/smaps (show_smap())."""
-    return b"".join(_line(usage.mapping) + _usage(usage) for usage in usages)
-
-
-def _usage(u: MappingUsage) -> bytes:
-    locked = u.pss if "lo" in u.mapping.flags else 0
-    lines = (
-        ("Size", u.mapping.size),
-        ("KernelPageSize", 4096),
-        ("MMUPageSize", 4096),
-        ("Rss", u.rss),
-        ("Pss", u.pss),
-        ("Pss_Dirty", u.pss_dirty),
-        ("Shared_Clean", u.shared_clean),
-        ("Shared_Dirty", u.shared_dirty),
-        ("Private_Clean", u.private_clean),
-        ("Private_Dirty", u.private_dirty),
-        ("Referenced", u.referenced),
-        ("Anonymous", u.anonymous),
-        ("KSM", 0),
-        ("LazyFree", 0),
-        ("AnonHugePages", u.anonhugepages),
-        ("ShmemPmdMapped", 0),
-        ("FilePmdMapped", 0),
-        ("Shared_Hugetlb", 0),
-        ("Private_Hugetlb", 0),
-        ("Swap", 0),
-        ("SwapPss", 0),
-        ("Locked", locked),
-    )
-    text = "".join(f"{key + ':':16}{value >> 10:8} kB\n" for key, value in lines)
-    text += f"THPeligible:    {u.thp_eligible:8}\n"
-    return f"{text}VmFlags: {''.join(code + ' ' for code in u.mapping.flags)}\n".encode()

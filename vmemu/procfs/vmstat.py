@@ -88,6 +88,7 @@ def vmstat(kernel: Kernel) -> dict[str, int]:
         nr_file_pages=(used.file + used.shmem) // PAGE_SIZE,
         nr_dirty=used.dirty // PAGE_SIZE,
         nr_shmem=used.shmem // PAGE_SIZE,
+        nr_anon_transparent_hugepages=used.anon_huge >> 21,
         nr_page_table_pages=used.page_tables // PAGE_SIZE,
         nr_dirty_threshold=dirtyable * 20 // 100,
         nr_dirty_background_threshold=dirtyable * 10 // 100,

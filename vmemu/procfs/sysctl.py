@@ -1,0 +1,56 @@
+"""/proc/sys: the settings of the machine that its memory depends on, proc_sys_vm(5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vmemu.kernel import Kernel
+from vmemu.procfs.numbers import invalid, parse_int
+from vmemu.types import Overcommit
+
+__all__ = ["SETTINGS", "Setting"]
+
+
+class Setting(NamedTuple):
+    """A number: how to get it and, if it may be changed, how and between which bounds."""
+
+    get: Callable[[Kernel], int]
+    set: Callable[[Kernel, int], None] | None = None
+    least: int = 0
+    most: int = (1 << 31) - 1
+
+    def read(self, kernel: Kernel) -> bytes:
+        """The file."""
+        return b"%d\n" % self.get(kernel)
+
+    def write(self, kernel: Kernel, file: str, data: bytes) -> None:
+        """Sets it. EINVAL outside the bounds (proc_dointvec_minmax()); nothing happens if nothing is written."""
+        if not data.strip():
+            return
+        value = parse_int(file, data)
+        if not self.least <= value <= self.most or self.set is None:
+            raise invalid(file, data)
+        self.set(kernel, value)
+
+
+def _overcommit_memory(kernel: Kernel, value: int) -> None:
+    kernel.overcommit = Overcommit(value)
+
+
+def _overcommit_ratio(kernel: Kernel, value: int) -> None:
+    kernel.overcommit_ratio = value
+
+
+def _max_map_count(kernel: Kernel, value: int) -> None:
+    kernel.max_map_count = value
+
+
+SETTINGS = {
+    "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
+    "sys/vm/mmap_min_addr": Setting(lambda _: 65536),
+    "sys/vm/overcommit_kbytes": Setting(lambda _: 0),
+    "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
+    "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
+    "sys/kernel/randomize_va_space": Setting(lambda kernel: 0 if kernel.rng is None else 2),
+}

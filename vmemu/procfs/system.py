@@ -1,0 +1,90 @@
+"""Files about the whole machine besides its memory: /proc/stat, uptime, loadavg, version and what tools look for.
+
+The machine has one processor, which is idle: the emulator makes memory accesses, it does not run programs.
+"""
+
+from __future__ import annotations
+
+from vmemu.kernel import Kernel
+from vmemu.pids import PID_MAX, RUNNING
+from vmemu.procfs.subject import TICK_NS
+
+__all__ = ["BOOT_TIME", "FIXED", "buddyinfo", "loadavg", "stat", "uptime"]
+
+BOOT_TIME = 1_735_689_600
+"""When the machine was booted, in seconds since 1970: 2025-01-01 00:00 UTC, always, so that runs can be compared."""
+
+_CPUINFO = """\
+processor\t: 0
+vendor_id\t: vmemu
+cpu family\t: 6
+model\t\t: 0
+model name\t: vmemu x86-64, memory only
+stepping\t: 0
+cpu MHz\t\t: 1000.000
+physical id\t: 0
+siblings\t: 1
+core id\t\t: 0
+cpu cores\t: 1
+apicid\t\t: 0
+fpu\t\t: yes
+flags\t\t: fpu pse pae pge pse36 sse sse2 syscall nx pdpe1gb lm
+address sizes\t: 52 bits physical, 48 bits virtual
+
+"""
+
+FIXED = {
+    "cmdline": "vsyscall=none\n",
+    "cpuinfo": _CPUINFO,
+    "filesystems": "nodev\ttmpfs\nnodev\tproc\n\text4\n",
+    "mounts": "/dev/root / ext4 rw,relatime 0 0\nproc /proc proc rw,relatime 0 0\n",
+    "swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+    "version": "Linux version 6.18.0 (vmemu@vmemu) #1 SMP PREEMPT_DYNAMIC\n",
+    "sys/kernel/hostname": "vmemu\n",
+    "sys/kernel/osrelease": "6.18.0\n",
+    "sys/kernel/ostype": "Linux\n",
+    "sys/kernel/pid_max": f"{PID_MAX}\n",
+    "sys/kernel/version": "#1 SMP PREEMPT_DYNAMIC\n",
+}
+"""Files that say the same of every machine."""
+
+
+def _running(kernel: Kernel) -> int:
+    table = kernel.processes
+    return sum(table.state[pid] == RUNNING and not table.borrower[pid] for pid in table)
+
+
+def stat(kernel: Kernel) -> bytes:
+    """/proc/stat (show_stat())."""
+    with kernel.lock:
+        idle = kernel.clock_ns // TICK_NS
+        times = f" 0 0 0 {idle} 0 0 0 0 0 0\n"
+        running = _running(kernel)
+        forks = kernel.processes.born
+    return (
+        f"cpu {times}cpu0{times}intr 0\nctxt 0\nbtime {BOOT_TIME}\nprocesses {forks}\n"
+        f"procs_running {running}\nprocs_blocked 0\nsoftirq {' '.join('0' * 11)}\n"
+    ).encode()
+
+
+def uptime(kernel: Kernel) -> bytes:
+    """/proc/uptime: seconds since boot, and idle ones."""
+    ticks = kernel.clock_ns // TICK_NS
+    text = f"{ticks // 100}.{ticks % 100:02}"
+    return f"{text} {text}\n".encode()
+
+
+def loadavg(kernel: Kernel) -> bytes:
+    """/proc/loadavg."""
+    with kernel.lock:
+        total, last = len(kernel.processes), kernel.processes.last
+        return f"0.00 0.00 0.00 {_running(kernel)}/{total} {last}\n".encode()
+
+
+def buddyinfo(kernel: Kernel) -> bytes:
+    """/proc/buddyinfo: free frames, those of whole 2 MiB blocks as such (order 9), the others one by one."""
+    with kernel.lock:
+        whole = kernel.core.whole()
+        single = int(kernel.core.info().free) - whole
+    free = [single + whole % 512, *[0] * 8, whole // 512, 0]
+    return ("Node 0, zone   Normal " + "".join(f"{n:6} " for n in free) + "\n").encode()
