@@ -1,5 +1,6 @@
-/* Door: marks on pages. See api.h. */
+/* Door: marks on pages and what they are for. See api.h. */
 #include "api.h"
+#include "lru.h"
 #include "mark.h"
 
 /* Lets fn at a range that lies in one mapping. */
@@ -24,4 +25,26 @@ int vmemu_space_guard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t
 int vmemu_space_unguard(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
 {
 	return on_mapping(m, space, start, end, mark_unguard);
+}
+
+int vmemu_space_lazyfree(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	return on_mapping(m, space, start, end, lru_free);
+}
+
+int vmemu_space_cold(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	return on_mapping(m, space, start, end, lru_cold);
+}
+
+int vmemu_space_pageout(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	return on_mapping(m, space, start, end, lru_pageout);
+}
+
+int vmemu_machine_drain(vmemu_machine *m)
+{
+	enter(m);
+	lru_drain(&m->vm);
+	return leave(m, 0);
 }

@@ -39,7 +39,8 @@ static enum fault_action classify_write_protected(const struct fault_facts *f)
 	if (f->frame_flags & FRAME_EXCLUSIVE)
 		return ACT_REUSE;
 	/* found to be ours alone: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */
-	if (f->frame_flags & FRAME_ANON && f->options & VMEMU_OPT_REUSE && f->frame_refs == 1)
+	if (f->frame_flags & FRAME_ANON && f->options & VMEMU_OPT_REUSE && f->frame_refs == 1 &&
+	    !(f->frame_flags & FRAME_FREEING))
 		return ACT_REUSE;
 	return pte_huge(f->pte) ? ACT_SPLIT : ACT_COPY;
 }

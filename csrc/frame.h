@@ -23,10 +23,12 @@ enum frame_flag {
 	FRAME_FILE = 1 << 4,	  /* page cache of a file */
 	FRAME_SHMEM = 1 << 5,	  /* page of shared memory or of an in-memory file */
 	FRAME_ZERO = 1 << 6,	  /* the zero page */
-	FRAME_DIRTY = 1 << 7,	  /* page cache: written other than through an entry */
+	FRAME_DIRTY = 1 << 7,	  /* written other than through an entry, or through one that is gone */
 	FRAME_MAJOR = 1 << 8,	  /* just read for a fault that has not been finished */
 	FRAME_LARGE = 1 << 9,	  /* part of a folio */
 	FRAME_HUGETLB = 1 << 10,  /* of a reserved pool */
+	FRAME_FREEING = 1 << 13,  /* about to be FRAME_LAZYFREE; until then one reference is not an owner's */
+	FRAME_LAZYFREE = 1 << 14, /* anonymous, need not be kept once clean (PageSwapBacked is off) */
 };
 
 #define FRAME_OBJECT (FRAME_FILE | FRAME_SHMEM)

@@ -126,7 +126,7 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 	if (look_mapcount(vm, pfn))
 		out |= UINT64_C(1) << KPF_MMAP;
 	if (f & FRAME_ANON)
-		out |= UINT64_C(1) << KPF_ANON | UINT64_C(1) << KPF_SWAPBACKED;
+		out |= UINT64_C(1) << KPF_ANON | (f & FRAME_LAZYFREE ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
 	if (f & FRAME_SHMEM)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
 	if (f & FRAME_DIRTY)
@@ -225,6 +225,7 @@ static void add_usage(const struct vm *vm, pte_t e, pfn_t pfn, struct vmemu_usag
 		u->referenced += PAGE_BYTES;
 	if (fr->flags & FRAME_ANON) {
 		u->anonymous += PAGE_BYTES;
+		u->lazyfree += fr->flags & FRAME_LAZYFREE && !dirty ? PAGE_BYTES : 0;
 		u->pss_anon += pss;
 	} else {
 		*(fr->flags & FRAME_SHMEM ? &u->pss_shmem : &u->pss_file) += pss;

@@ -26,6 +26,14 @@ struct mapcounts {
 	int valid;
 };
 
+/* Frames on their way to be FRAME_LAZYFREE: a mark is seen when a batch is worked off (lru_lazyfree()). */
+#define LAZY_BATCH 31u
+
+struct lazy {
+	pfn_t of[LAZY_BATCH];
+	uint32_t n;
+};
+
 struct vm {
 	struct host host;
 	struct frames frames;
@@ -33,6 +41,7 @@ struct vm {
 	struct vma_env env;
 	struct objects objects;
 	struct mapcounts mapcounts;
+	struct lazy lazy;
 	struct space **spaces; /* by id; NULL where free, [0] never used */
 	uint32_t capacity;     /* of spaces */
 	uint32_t nspaces;

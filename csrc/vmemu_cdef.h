@@ -44,7 +44,9 @@ enum vmemu_event {
 	VMEMU_EV_THP_DEFERRED_SPLIT_PAGE = 7,
 	VMEMU_EV_THP_SPLIT_PMD = 8,
 	VMEMU_EV_THP_ZERO_PAGE_ALLOC = 9,
-	VMEMU_NEVENTS = 10
+	VMEMU_EV_PGLAZYFREE = 10,  /* frames marked by MADV_FREE */
+	VMEMU_EV_PGLAZYFREED = 11, /* of those, the ones reclaimed */
+	VMEMU_NEVENTS = 12
 };
 
 /* GUP_WRITE, for touch only: a write by the kernel on behalf of the process (populate, mlock), which leaves page-cache
@@ -214,6 +216,8 @@ int vmemu_machine_events(vmemu_machine *m, uint64_t *out);
 int vmemu_machine_zero_page(vmemu_machine *m, uint64_t *pfn);
 /* The nth allocation from now (1 is the next), of a frame or of host memory, fails once; 0 switches that off. */
 int vmemu_machine_fail(vmemu_machine *m, uint64_t nth);
+/* Makes the marks of MADV_FREE seen that wait in a batch (lru_add_drain()). */
+int vmemu_machine_drain(vmemu_machine *m);
 /* Proves the machine consistent: 0, or -EUCLEAN with what is wrong in msg. */
 int vmemu_machine_check(vmemu_machine *m, char *msg, size_t size);
 /* Number of page-table paths to each of the frames [first, first + n). */
@@ -272,6 +276,10 @@ int vmemu_space_unguard(vmemu_machine *m, uint32_t space, uint64_t start, uint64
 int vmemu_space_collapse(vmemu_machine *m, uint32_t space, uint64_t address);
 /* Transparent huge pages for this space: off != 0 switches them off (PR_SET_THP_DISABLE), off < 0 asks. Returns what holds. */
 int vmemu_space_no_thp(vmemu_machine *m, uint32_t space, int off);
+/* MADV_FREE, MADV_COLD and MADV_PAGEOUT for [start, end), which lies in one mapping; -EINVAL if it is the wrong kind. */
+int vmemu_space_lazyfree(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+int vmemu_space_cold(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+int vmemu_space_pageout(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.
  * keep != 0: the old mapping stays, empty. */
 int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t to, uint64_t length,

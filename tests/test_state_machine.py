@@ -203,6 +203,7 @@ class Comparison(RuleBasedStateMachine):
         self.ram = [lib.vmemu_machine_ram(m._kernel.core._m) for m in self.machines]
         self.tasks: list[Task] = []
         self.files: list[tuple[tuple[File, File], Object]] = []
+        self.freed = False
 
     def teardown(self) -> None:
         for task in self.tasks:
@@ -510,11 +511,16 @@ class Comparison(RuleBasedStateMachine):
             + (Advice.DONTFORK, Advice.DOFORK, Advice.WIPEONFORK, Advice.KEEPONFORK, Advice.REMOVE)
             + (Advice.POPULATE_READ, Advice.POPULATE_WRITE, Advice.RANDOM, Advice.NORMAL, Advice.DONTDUMP)
             + (Advice.WILLNEED, Advice.DONTNEED_LOCKED, Advice.GUARD_INSTALL, Advice.GUARD_REMOVE)
+            + (Advice.FREE, Advice.COLD, Advice.PAGEOUT, Advice.MERGEABLE, Advice.UNMERGEABLE)
         ),
     )
     def madvise(self, data: Any, advice: Advice) -> None:
         task = self.pick(data)
         first, last = self.span(data)
+        if advice == Advice.FREE:
+            self.freed = True
+        elif advice == Advice.PAGEOUT and self.freed:
+            return  # what goes depends on who shares it, which eager fork changes
         try:
             self.advise(task.memory, first, last, advice)
             expect = None
@@ -541,6 +547,9 @@ class Comparison(RuleBasedStateMachine):
                 if advice == Advice.WIPEONFORK and page.object is not None:
                     raise Failed("EINVAL")
                 pages[n] = page.with_flag("wipe", advice == Advice.WIPEONFORK)
+            elif advice in (Advice.FREE, Advice.COLD, Advice.PAGEOUT):
+                if "locked" in page.flags or (advice == Advice.FREE and page.object is not None):
+                    raise Failed("EINVAL")
             elif advice == Advice.GUARD_INSTALL:
                 if "locked" in page.flags:
                     raise Failed("EINVAL")

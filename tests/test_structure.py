@@ -40,7 +40,7 @@ PACKAGES = {
 C = """
     api api_huge api_mark api_object api_space
     access check check_space fork huge look
-    mark move
+    lru mark move
     space
     fault fault_huge classify
     mm

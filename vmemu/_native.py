@@ -72,6 +72,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_DONTDUMP: int = lib.VMEMU_VM_DONTDUMP
     VM_HUGEPAGE: int = lib.VMEMU_VM_HUGEPAGE
     VM_NOHUGEPAGE: int = lib.VMEMU_VM_NOHUGEPAGE
+    VM_MERGEABLE: int = lib.VMEMU_VM_MERGEABLE
     VM_SEALED: int = lib.VMEMU_VM_SEALED
 
 
@@ -362,6 +363,28 @@ class Core:
         rc = lib.vmemu_space_unguard(self._m, space, start, end)
         if rc:
             _fail(rc, call)
+
+    def lazyfree(self, space: int, start: int, end: int, call: str) -> None:
+        """MADV_FREE for a range inside one mapping."""
+        rc = lib.vmemu_space_lazyfree(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def cold(self, space: int, start: int, end: int, call: str) -> None:
+        """MADV_COLD for a range inside one mapping."""
+        rc = lib.vmemu_space_cold(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def pageout(self, space: int, start: int, end: int, call: str) -> None:
+        """MADV_PAGEOUT for a range inside one mapping."""
+        rc = lib.vmemu_space_pageout(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def drain(self) -> None:
+        """Marks of MADV_FREE that wait in a batch are seen from now on."""
+        lib.vmemu_machine_drain(self._m)
 
     def move(self, space: int, start: int, end: int, to: int, length: int, keep: bool, call: str) -> None:
         """Moves a range inside one mapping to a hole."""

@@ -35,7 +35,7 @@ _SIZE_MAX = (1 << 63) - 1
 class Inode:
     """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
 
-    __slots__ = ("__weakref__", "device", "exec_tag", "fd", "key", "number", "object", "path", "tags")
+    __slots__ = ("__weakref__", "device", "disk", "exec_tag", "fd", "key", "number", "object", "path", "tags")
 
     def __init__(
         self,
@@ -52,10 +52,19 @@ class Inode:
         self.fd = fd
         self.key = key
         self.object = 0
+        self.disk: dict[int, bytes] = {}
+        """Of a file in memory: what pages held when they may have left the page cache, by index."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
         self.exec_tag = 0
         """Of mappings made by execve."""
+
+    def cut(self, size: int) -> None:
+        """The file has *size* bytes now."""
+        last, rest = divmod(size, PAGE_SIZE)
+        self.disk = {index: data for index, data in self.disk.items() if index < last or (index == last and rest)}
+        if last in self.disk:
+            self.disk[last] = self.disk[last][:rest]
 
     def close(self) -> None:
         """Lets go of the host's file."""
@@ -160,6 +169,7 @@ class File:
             raise syscall_error("ftruncate", errno.EFBIG, f"size {size}")
         with self._table.lock:
             self._table.core.object_resize(self._inode.object, size)
+            self._inode.cut(size)
 
     def _read_in(self, index: int, call: str) -> None:
         if not self._table.read_in(self._inode, index, None, call):
@@ -362,14 +372,42 @@ class FileTable:
     def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
         """Brings page *index* into the cache and up to READ_AROUND - 1 others; *major* is marked as just read."""
         first = max(0, index - READ_AROUND // 2)
+        return self._fill(inode, first, READ_AROUND, major, call, index)
+
+    def _fill(self, inode: Inode, first: int, n: int, major: int | None, call: str, needed: int | None = None) -> bool:
+        """Reads *n* pages from *first* on into the cache. False if they, or page *needed*, can't be read."""
         data = b""
         if inode.fd >= 0:
             try:
-                data = os.pread(inode.fd, READ_AROUND * PAGE_SIZE, first * PAGE_SIZE)
+                data = os.pread(inode.fd, n * PAGE_SIZE, first * PAGE_SIZE)
             except OSError:
                 return False
             self.bytes_read += len(data)
-            if len(data) <= (index - first) * PAGE_SIZE:  # the host's file became shorter
+            if needed is not None and len(data) <= (needed - first) * PAGE_SIZE:  # the host's file became shorter
                 return False
-        self.core.object_fill(inode.object, first, READ_AROUND, data, major, call)
+        elif inode.disk:
+            data = b"".join(inode.disk.get(i, b"").ljust(PAGE_SIZE, b"\0") for i in range(first, first + n))
+        self.core.object_fill(inode.object, first, n, data, major, call)
         return True
+
+    def read_ahead(self, object_: int, first: int, last: int, call: str) -> None:
+        """Brings the pages [first, last) into the cache as far as the file goes (force_page_cache_ra())."""
+        with self.lock:
+            inode, info = self._by_object[object_], self.core.object_info(object_)
+            last = min(last, -(-int(info.size) // PAGE_SIZE)) if info is not None else first
+            while first < last:
+                n = min(last - first, READ_AROUND)
+                if not self._fill(inode, first, n, None, call):
+                    return
+                first += n
+
+    def write_back(self, object_: int, first: int, last: int) -> None:
+        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here."""
+        with self.lock:
+            inode, info = self._by_object[object_], self.core.object_info(object_)
+            if info is None or inode.fd >= 0 or info.kind & c.OBJ_SHMEM:
+                return
+            for index in range(first, min(last, -(-int(info.size) // PAGE_SIZE))):
+                data = bytearray(min(PAGE_SIZE, int(info.size) - index * PAGE_SIZE))
+                if self.core.object_read(object_, index * PAGE_SIZE, data, 0) == len(data):
+                    inode.disk[index] = bytes(data)

@@ -312,6 +312,8 @@ class MappingUsage:
     private_dirty: int
     referenced: int
     anonymous: int
+    lazyfree: int
+    """Freed with MADV_FREE and not written since."""
     anonhugepages: int = 0
     """Anonymous memory mapped by huge entries."""
     thp_eligible: bool = False

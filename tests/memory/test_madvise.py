@@ -9,7 +9,7 @@ import pytest
 from machines import ANON, PAGE, RW, SHARED, A, R, anon, counts, every_mode, filled, machine, pfns, sharing_mode
 from memory.errnos import HOLE, HUGE, KERNEL, RO_SHARED, World, outcome, world
 
-from vmemu import Advice, ForkMode, Map, SyscallError
+from vmemu import Advice, ForkMode, Map, Prot, SyscallError
 
 Call = Callable[[World], Any]
 
@@ -51,6 +51,21 @@ ERRORS: dict[str, tuple[Call, str]] = {
         "EFAULT",
     ),
     "mlock guard": (lambda w: (w.p.madvise(A, PAGE, Advice.GUARD_INSTALL), w.p.mlock(A, PAGE)), "ENOMEM"),
+    "free shared": (lambda w: w.p.madvise(w.shared, PAGE, Advice.FREE), "EINVAL"),
+    "free file": (lambda w: w.p.madvise(w.private, PAGE, Advice.FREE), "EINVAL"),
+    "free locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.FREE)), "EINVAL"),
+    "free sealed": (lambda w: _sealed(w, Advice.FREE), "EPERM"),
+    "cold locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.COLD)), "EINVAL"),
+    "pageout locked": (lambda w: (w.p.mlock(A, PAGE), w.p.madvise(A, PAGE, Advice.PAGEOUT)), "EINVAL"),
+    "cold sealed": (lambda w: _sealed(w, Advice.COLD), "ok"),
+    "soft_offline": (lambda w: w.p.madvise(A, PAGE, Advice.SOFT_OFFLINE), "EINVAL"),
+    "soft_offline length 0": (lambda w: w.p.madvise(A, 0, Advice.SOFT_OFFLINE), "EINVAL"),
+    "mergeable shared": (lambda w: w.p.madvise(w.shared, PAGE, Advice.MERGEABLE), "ok"),
+    "mergeable hole": (lambda w: w.p.madvise(HOLE, PAGE, Advice.MERGEABLE), "ENOMEM"),
+    "populate_read exec only": (
+        lambda w: (w.p.mprotect(A, PAGE, Prot.EXEC), w.p.madvise(A, PAGE, Advice.POPULATE_READ)),
+        "EINVAL",
+    ),
     "hwpoison": (lambda w: w.p.madvise(A, PAGE, Advice.HWPOISON), "EINVAL"),
     "willneed": (lambda w: w.p.madvise(A, PAGE, Advice.WILLNEED), "ok"),
     "normal": (lambda w: w.p.madvise(A, PAGE, Advice.NORMAL), "ok"),
@@ -71,7 +86,10 @@ ERRORS: dict[str, tuple[Call, str]] = {
 def test_errno(what: str) -> None:
     """The errno that Linux gives; a call that fails changes nothing."""
     call, expected = ERRORS[what]
-    assert outcome(call, changes=any(word in what for word in ("locked", "none", "beyond", "guard"))) == expected
+    assert (
+        outcome(call, changes=any(word in what for word in ("locked", "none", "beyond", "guard", "sealed", "exec")))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("what", [a for a in Advice if a not in (4, 8, 9, 20, 21, 22, 23, 24, 25, 100, 101, 102, 103)])

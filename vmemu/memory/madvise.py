@@ -22,6 +22,7 @@ _SET = {
     Advice.DONTDUMP: c.VM_DONTDUMP,
     Advice.HUGEPAGE: c.VM_HUGEPAGE,
     Advice.NOHUGEPAGE: c.VM_NOHUGEPAGE,
+    Advice.MERGEABLE: c.VM_MERGEABLE,
 }
 _CLEAR = {
     Advice.DOFORK: c.VM_DONTCOPY,
@@ -29,8 +30,10 @@ _CLEAR = {
     Advice.DODUMP: c.VM_DONTDUMP,
     Advice.HUGEPAGE: c.VM_NOHUGEPAGE,
     Advice.NOHUGEPAGE: c.VM_HUGEPAGE,
+    Advice.UNMERGEABLE: c.VM_MERGEABLE,
 }
 _READ_AHEAD = {Advice.NORMAL: 0, Advice.RANDOM: c.VM_RAND_READ, Advice.SEQUENTIAL: c.VM_SEQ_READ}
+_NOT_KSM = c.VM_SHARED | c.VM_MAYSHARE
 _DISCARD = (
     Advice.DONTNEED,
     Advice.DONTNEED_LOCKED,
@@ -89,6 +92,8 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         if vma.flags & c.VM_LOCKED and what == Advice.DONTNEED:
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
         core.zap(space.sid, start, end, CALL)
+    elif what in (Advice.FREE, Advice.COLD, Advice.PAGEOUT):
+        _let_go(space, vma, start, end, what)
     elif what == Advice.REMOVE:
         _remove(space, vma, start, end)
     elif what == Advice.GUARD_INSTALL:
@@ -99,7 +104,9 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         core.unguard(space.sid, start, end, CALL)
     elif what == Advice.COLLAPSE:
         thp.collapse(space, vma, start, end)
-    elif what != Advice.WILLNEED:
+    elif what == Advice.WILLNEED:
+        _will_need(space, vma, start, end)
+    else:
         raise NotImplementedError(f"madvise: MADV_{what.name}")
 
 
@@ -111,6 +118,8 @@ def _check_discard(vma: Vma) -> None:
 
 def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     flags = vma.flags
+    if what in (Advice.MERGEABLE, Advice.UNMERGEABLE) and flags & _NOT_KSM:
+        return  # "just ignore the advice" (ksm_madvise())
     if what == Advice.WIPEONFORK and (vma.object or flags & c.VM_SHARED):
         raise syscall_error(CALL, errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
     if what in _READ_AHEAD:
@@ -118,6 +127,38 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     else:
         flags = (flags | _SET.get(what, 0)) & ~_CLEAR.get(what, 0)
     space.reflag(vma, start, end, flags, CALL)
+
+
+def _let_go(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
+    """Pages that may go, now or later (madvise_dontneed_free(), madvise_cold(), madvise_pageout())."""
+    core = space.kernel.core
+    if vma.flags & c.VM_LOCKED:
+        raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+    if what == Advice.FREE:
+        if vma.object:
+            raise syscall_error(CALL, errno.EINVAL, "MADV_FREE is for private anonymous memory")
+        core.lazyfree(space.sid, start, end, CALL)
+    elif what == Advice.COLD:
+        core.cold(space.sid, start, end, CALL)
+    else:
+        if vma.object:
+            space.kernel.files.write_back(vma.object, *_indexes(vma, start, end))
+        core.pageout(space.sid, start, end, CALL)
+
+
+def _will_need(space: Space, vma: Vma, start: int, end: int) -> None:
+    """Reads a file ahead; for other memory there is only swap to look into (madvise_willneed())."""
+    info = space.kernel.core.object_info(vma.object) if vma.object else None
+    if info is None or info.kind & c.OBJ_SHMEM:
+        space.kernel.core.drain()
+        return
+    space.kernel.files.read_ahead(vma.object, *_indexes(vma, start, end), CALL)
+
+
+def _indexes(vma: Vma, start: int, end: int) -> tuple[int, int]:
+    """The pages of its object that [start, end) of a mapping shows: first, one past the last."""
+    first = vma.pgoff + (start - vma.start) // PAGE_SIZE
+    return first, first + (end - start) // PAGE_SIZE
 
 
 def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -128,8 +169,8 @@ def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
         raise syscall_error(CALL, errno.EINVAL, "MADV_REMOVE is for files and shared memory")
     if vma.flags & (c.VM_SHARED | c.VM_MAYWRITE) != c.VM_SHARED | c.VM_MAYWRITE:
         raise syscall_error(CALL, errno.EACCES, f"{vma.start:#x}-{vma.end:#x} is not shared and writable")
-    first = vma.pgoff + (start - vma.start) // PAGE_SIZE
-    space.kernel.core.object_punch(vma.object, first, (end - start) // PAGE_SIZE)
+    first, last = _indexes(vma, start, end)
+    space.kernel.core.object_punch(vma.object, first, last - first)
 
 
 def _populate(space: Space, start: int, end: int, what: Advice) -> None:

@@ -61,6 +61,8 @@ def _apply(space: Space, start: int, end: int, locked: int, call: str) -> None:
         stop = min(vma.end, end)
         flags = vma.flags & ~_LOCKED | locked
         space.reflag(vma, at, stop, flags, call)
+        if (vma.flags ^ flags) & c.VM_LOCKED:
+            core.drain()  # mlock_vma_pages_range()
         at = stop
 
 

@@ -143,6 +143,8 @@ class Space:
             self._touch(start, end - start, c.GUP_WRITE if write else c.READ, counts)
         except (SegmentationFault, BusError):
             return False
+        finally:
+            self.kernel.core.drain()  # populate_vma_page_range() ends so
         return True
 
     def _address(self, address: SupportsIndex, access: int) -> int:

@@ -42,6 +42,7 @@ _CODES = (
     (c.VM_DONTDUMP, "dd"),
     (c.VM_HUGEPAGE, "hg"),
     (c.VM_NOHUGEPAGE, "nh"),
+    (c.VM_MERGEABLE, "mg"),
     (c.VM_SEALED, "sl"),
 )
 """smaps' VmFlags, in its order (show_smap_vma_flags())."""
@@ -93,6 +94,7 @@ def smaps(space: Space) -> list[MappingUsage]:
                 private_dirty=used.private_dirty,
                 referenced=used.referenced,
                 anonymous=used.anonymous,
+                lazyfree=used.lazyfree,
                 anonhugepages=used.anon_huge,
                 thp_eligible=thp.eligible(space, vma),
             )

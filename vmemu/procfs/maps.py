@@ -74,7 +74,7 @@ def _tail(u: MappingUsage, locked: int) -> tuple[int, ...]:
         u.referenced,
         u.anonymous,
         0,  # KSM
-        0,  # LazyFree
+        u.lazyfree,
         u.anonhugepages,
         0,  # ShmemPmdMapped
         0,  # FilePmdMapped
