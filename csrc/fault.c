@@ -157,7 +157,7 @@ static int map_around(struct fault *f)
 		at.index = pte_index(va, 1);
 		at.pte = leaf.pte - leaf.index + at.index;
 		pfn = object_lookup(f->object, index);
-		if (*at.pte || pfn == NO_PFN)
+		if (*at.pte || pfn == NO_PFN || frame_of(&f->vm->frames, pfn)->flags & FRAME_RECLAIM)
 			continue;
 		e = pte_leaf(pfn, f->vma.flags);
 		if (mapped_writable(f))
@@ -185,6 +185,7 @@ static int cached(struct fault *f, pfn_t *pfn)
 	if (*pfn != NO_PFN) {
 		struct frame *fr = frame_of(&f->vm->frames, *pfn);
 
+		fr->flags &= (uint16_t)~FRAME_RECLAIM;
 		return fr->flags & FRAME_MAJOR ? VMEMU_FILE_MAJOR : VMEMU_FILE_MINOR;
 	}
 	if (f->object->kind & VMEMU_OBJ_SHMEM)

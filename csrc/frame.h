@@ -27,6 +27,8 @@ enum frame_flag {
 	FRAME_MAJOR = 1 << 8,	  /* just read for a fault that has not been finished */
 	FRAME_LARGE = 1 << 9,	  /* part of a folio */
 	FRAME_HUGETLB = 1 << 10,  /* of a reserved pool */
+	FRAME_RECLAIM = 1 << 11,  /* page cache: to be dropped once written; fault-around passes it over (PG_reclaim) */
+	FRAME_MLOCKED = 1 << 12,  /* scratch of lru.c: mapped by a locked mapping */
 	FRAME_FREEING = 1 << 13,  /* about to be FRAME_LAZYFREE; until then one reference is not an owner's */
 	FRAME_LAZYFREE = 1 << 14, /* anonymous, need not be kept once clean (PageSwapBacked is off) */
 };

@@ -98,6 +98,7 @@ enum kpf {
 	KPF_UPTODATE = 3,
 	KPF_DIRTY = 4,
 	KPF_LRU = 5,
+	KPF_RECLAIM = 9,
 	KPF_BUDDY = 10,
 	KPF_MMAP = 11,
 	KPF_ANON = 12,
@@ -129,6 +130,8 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 		out |= UINT64_C(1) << KPF_ANON | (f & FRAME_LAZYFREE ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
 	if (f & FRAME_SHMEM)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
+	if (f & FRAME_RECLAIM)
+		out |= UINT64_C(1) << KPF_RECLAIM;
 	if (f & FRAME_DIRTY)
 		out |= UINT64_C(1) << KPF_DIRTY;
 	return out;

@@ -42,9 +42,59 @@ static int mapped_once(const struct frame *fr)
 
 /* ---- MADV_FREE (madvise_free_pte_range(), folio_mark_lazyfree()) ---- */
 
+struct freeing {
+	struct vm *vm;
+	int marked; /* FRAME_MLOCKED says which frames locked mappings hold */
+};
+
+static int mark_locked(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct freeing *f = ctx;
+
+	(void)table;
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		struct frame *fr = frame_in(f->vm, e[i]);
+
+		if (fr && f->marked)
+			fr->flags |= FRAME_MLOCKED;
+		else if (fr)
+			fr->flags &= (uint16_t)~FRAME_MLOCKED;
+	}
+	return 0;
+}
+
+/* Sets or, if they are set, takes away the marks. */
+static void flip_marks(struct freeing *f)
+{
+	struct vm *vm = f->vm;
+
+	f->marked = !f->marked;
+	for (uint32_t id = 1; id < vm->capacity; id++) {
+		struct space *s = vm->spaces[id];
+		struct vma_pos pos;
+		const vma_t *v = s && s->vmas.sums.locked ? vmas_find(&s->vmas, 0, &pos) : NULL;
+
+		for (; v; v = vmas_next(&s->vmas, &pos))
+			if (v->flags & VMEMU_VM_LOCKED)
+				(void)table_visit(&vm->tables, s->root, v->start, v->end, mark_locked, f);
+	}
+}
+
+/* Another space has the frame in a locked mapping (folio_test_unevictable()); this one has not. */
+static int locked_elsewhere(struct freeing *f, const struct frame *fr)
+{
+	if (mapped_once(fr))
+		return 0;
+	if (!f->marked)
+		flip_marks(f);
+	return (fr->flags & FRAME_MLOCKED) != 0;
+}
+
 static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
-	struct vm *vm = ctx;
+	struct freeing *f = ctx;
+	struct vm *vm = f->vm;
 
 	(void)table;
 	(void)va;
@@ -59,7 +109,7 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 			fr->flags &= (uint16_t)~FRAME_DIRTY;
 		}
 		e[i] &= ~(PTE_A | PTE_D);
-		if (fr->flags & FRAME_LAZYFREE)
+		if (fr->flags & FRAME_LAZYFREE || locked_elsewhere(f, fr))
 			continue;
 		fr->flags |= FRAME_FREEING;
 		vm->lazy.of[vm->lazy.n++] = pte_pfn(e[i]);
@@ -71,12 +121,17 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 
 int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
+	struct freeing ctx = { vm, 0 };
 	struct vma_pos pos;
+	int rc;
 
 	if (vmas_find(&s->vmas, start, &pos)->object)
 		return -EINVAL;
 	lru_drain(vm);
-	return each(vm, s, start, end, free_entries, vm);
+	rc = each(vm, s, start, end, free_entries, &ctx);
+	if (ctx.marked)
+		flip_marks(&ctx);
+	return rc;
 }
 
 /* ---- MADV_COLD, MADV_PAGEOUT (madvise_cold_or_pageout_pte_range()) ---- */
@@ -140,6 +195,8 @@ static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 		table_set(&vm->tables, &leaf, 0); /* what the entry knew of dirt the frame knows now */
 		if (!(fr->flags & FRAME_DIRTY))
 			object_drop(&vm->objects, object_get(&vm->objects, p->vma->object), index, index + 1);
+		else if (fr->flags & FRAME_FILE)
+			fr->flags |= FRAME_RECLAIM;
 	}
 	return 0;
 }

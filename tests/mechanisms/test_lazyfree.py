@@ -118,6 +118,21 @@ def test_what_was_written_by_the_kernel_is_dirty_for_all() -> None:
         assert (usage(p, "private_clean"), usage(p, "lazyfree")) == (1, 1)
 
 
+def test_what_somebody_locked_is_not_marked() -> None:
+    """The entry is clean all the same; once nobody has it locked, the advice counts."""
+    with machine() as m:
+        p = m.spawn()
+        a, b = filled(p, 1), anon(p)
+        p.mlock(a, PAGE)
+        c = p.fork()
+        for unlock in (False, True):
+            if unlock:
+                p.munlock(a, PAGE)
+            c.madvise(a, PAGE, Advice.FREE)
+            drain(c, b)
+            assert (usage(c, "shared_clean"), usage(c, "lazyfree")) == (1, unlock)
+
+
 @pytest.mark.parametrize("then", ["nothing", "read", "written", "shared", "PROT_NONE"])
 def test_pageout_takes_what_was_freed(then: str) -> None:
     """A clean page mapped once goes and reads as zeros; one written since stays and is ordinary again."""
@@ -216,6 +231,21 @@ def test_pageout_of_written_pages_unmaps_them() -> None:
         assert p.touch(a + PAGE, PAGE, write=True) == counts(file_minor=1)
         assert p.touch(a, PAGE, write=False).major == 1
         assert file.pread(4 * PAGE, 0) == data[:PAGE] + b"written" + data[PAGE + 7 :]
+
+
+def test_fault_around_passes_over_what_is_to_be_reclaimed() -> None:
+    """A dirty page that was paged out is mapped by a fault of its own, and by fault-around from then on."""
+    with machine() as m:
+        p = m.spawn()
+        a = p.mmap(None, 4 * PAGE, RW, Map.SHARED, m.create_file("f", b"x" * 4 * PAGE, writenotify=True))
+        p.write(a, b"w")
+        p.madvise(a, PAGE, Advice.PAGEOUT)
+        p.read(a + PAGE, 1)
+        assert [f != 0 for f in pfns(p, a, 4)] == [False, True, True, True]
+        assert p.touch(a, PAGE, write=False) == counts(file_minor=1)
+        p.madvise(a, 4 * PAGE, Advice.DONTNEED)
+        p.read(a + PAGE, 1)
+        assert [f != 0 for f in pfns(p, a, 4)] == [True] * 4
 
 
 def test_a_file_that_left_the_cache_keeps_its_size() -> None:

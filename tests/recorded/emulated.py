@@ -25,7 +25,13 @@ class Emulated:
     """
 
     def __init__(
-        self, *, thp: bool = False, fork_mode: vmemu.ForkMode | None = None, frames: bool = True, sums: bool = True
+        self,
+        *,
+        thp: bool = False,
+        settled: bool = False,
+        fork_mode: vmemu.ForkMode | None = None,
+        frames: bool = True,
+        sums: bool = True,
     ) -> None:
         self.machine = vmemu.Machine(
             memory=HUGE_MEMORY if thp else MEMORY,
@@ -39,6 +45,9 @@ class Emulated:
             "E": self.machine.create_file("E", image, writenotify=True),
         }
         self.slots = {0: self.machine.spawn()}
+        self._settler = self.machine.spawn() if settled else None
+        if self._settler is not None:
+            self._page = self._settler.mmap(None, PAGE, vmemu.Prot.READ, vmemu.Map.PRIVATE | vmemu.Map.ANONYMOUS)
         self._frames, self._sums = frames, sums
         self._counts: Sequence[int] = ()
         self._flags: Sequence[int] = ()
@@ -72,6 +81,8 @@ class Emulated:
             taken = process.faults - before
             result |= {"minflt": taken.minor, "majflt": taken.major}
         self.observer.after(op, result)
+        if self._settler is not None:
+            self._settler.madvise(self._page, PAGE, vmemu.Advice.COLD)  # begins with lru_add_drain()
         return result
 
     def _perform(self, process: vmemu.Process, op: Op) -> dict[str, Any]:

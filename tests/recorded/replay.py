@@ -85,10 +85,15 @@ def mismatches(
     """The first difference in each tier, in order of steps; a different result or content ends the replay."""
     left = set(tiers)
     relaxed = fork_mode is vmemu.ForkMode.ON_DEMAND
-    lagging = () if recording.get("settled") else (script.LAGGING,)
     before: dict[int, State] = {}
     states: dict[int, State] = {}
-    run = Emulated(thp=recording.get("thp", False), fork_mode=fork_mode, frames=FRAMES in tiers, sums=SMAPS in tiers)
+    run = Emulated(
+        thp=recording.get("thp", False),
+        settled=recording.get("settled", False),
+        fork_mode=fork_mode,
+        frames=FRAMES in tiers,
+        sums=SMAPS in tiers,
+    )
     try:
         for step in script.expected(recording):
             try:
@@ -105,7 +110,7 @@ def mismatches(
                 yield Mismatch(recording, step.index, RESULTS, ("vmemu raised:", *trace[-7:]), before)
                 return
             for tier in sorted(left):
-                if differences := tuple(_compare(tier, step, result, states, relaxed, lagging)):
+                if differences := tuple(_compare(tier, step, result, states, relaxed)):
                     yield Mismatch(recording, step.index, tier, differences, before)
                     left.discard(tier)
             if RESULTS in tiers and RESULTS not in left:
@@ -118,7 +123,7 @@ def mismatches(
 
 
 def _compare(
-    tier: int, step: Expected, result: dict[str, Any], states: dict[int, State], relaxed: bool, lagging: Collection[str]
+    tier: int, step: Expected, result: dict[str, Any], states: dict[int, State], relaxed: bool
 ) -> Iterator[str]:
     """What differs in one tier after one step, in words."""
     if tier == RESULTS:
@@ -140,7 +145,7 @@ def _compare(
             yield from _compare_pages(tier, f"p{slot}", mine["pages"], theirs["pages"])
         elif tier == SMAPS:
             for key, kilobytes in theirs["smaps"].items():
-                if key not in lagging and mine["smaps"][key] != kilobytes:
+                if mine["smaps"][key] != kilobytes:
                     yield f"p{slot} {key}: vmemu {mine['smaps'][key]} kB, kernel {kilobytes} kB"
         elif tier == VMAS and mine["vmas"] != theirs["vmas"]:
             for vma in mine["vmas"]:

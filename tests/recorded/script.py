@@ -62,10 +62,6 @@ SUMS = (
 )
 """The lines of smaps that are summed (kB) over a process's mappings in the arena."""
 
-LAGGING = "LazyFree"
-"""The one that the kernel counts late, when a per-CPU batch is drained: compared only in recordings that are `settled`,
-which means that their recorder had the batches drained before and after each operation."""
-
 
 @functools.cache
 def file_image() -> bytes:
