@@ -1,6 +1,20 @@
 /* Pages that may go. See lru.h. */
 #include "lru.h"
 
+/* Sets and takes away flags of a frame, of a folio for all that it consists of. Returns how many frames that are. */
+static uint32_t set_flags(struct vm *vm, pfn_t pfn, uint32_t set, uint32_t clear)
+{
+	uint32_t n = frame_of(&vm->frames, pfn)->flags & FRAME_LARGE ? BLOCK_FRAMES : 1;
+
+	pfn = n > 1 ? folio_head(pfn) : pfn;
+	for (uint32_t i = 0; i < n; i++) {
+		struct frame *fr = frame_of(&vm->frames, pfn + i);
+
+		fr->flags = (uint16_t)((fr->flags | set) & ~clear);
+	}
+	return n;
+}
+
 void lru_drain(struct vm *vm)
 {
 	for (uint32_t i = 0; i < vm->lazy.n; i++) {
@@ -8,17 +22,38 @@ void lru_drain(struct vm *vm)
 
 		if (!(fr->flags & FRAME_FREEING)) /* freed meanwhile, or in the batch twice */
 			continue;
-		fr->flags = (uint16_t)((fr->flags & ~FRAME_FREEING) | FRAME_LAZYFREE);
-		vm->events[VMEMU_EV_PGLAZYFREE]++;
+		fr->flags &= (uint16_t)~FRAME_FREEING;
+		vm->events[VMEMU_EV_PGLAZYFREE] += set_flags(vm, vm->lazy.of[i], FRAME_LAZYFREE, 0);
 	}
 	vm->lazy.n = 0;
 }
 
-/* Calls fn for the leaf tables of the range, which this space then has for itself. */
+/* A huge page reaches across `at`: made into small ones where nobody else maps it, else it is left alone (split_folio()). */
+static int split_edge(struct vm *vm, struct space *s, uint64_t at)
+{
+	int writable, rc;
+	const pte_t *e = at & (ENTRY_BYTES(2) - 1) ? table_walk(&vm->tables, s->root, at, &writable) : NULL;
+	pfn_t head = e && pte_huge(*e) ? pte_pfn(*e) : NO_PFN;
+
+	if (head == NO_PFN || !writable || !(frame_of(&vm->frames, head)->flags & FRAME_ANON) ||
+	    folio_of(&vm->frames, head)->refs != 1)
+		return 0;
+	rc = table_split_at(&vm->tables, &s->root, at);
+	if (!rc)
+		folio_dissolve(&vm->frames, head);
+	return rc;
+}
+
+/* Calls fn for the leaf tables of the range, which this space then has for itself, and for the huge entries of it. */
 static int each(struct vm *vm, struct space *s, uint64_t start, uint64_t end, table_visit_fn *fn, void *ctx)
 {
-	int rc = table_own_range(&vm->tables, &s->root, start, end, 1);
+	const uint64_t huge = ENTRY_BYTES(2) - 1;
+	int rc = table_own_range(&vm->tables, &s->root, start & ~huge, (end + huge) & ~huge, 1);
 
+	if (!rc)
+		rc = split_edge(vm, s, start);
+	if (!rc)
+		rc = split_edge(vm, s, end);
 	if (rc)
 		return rc;
 	(void)table_visit(&vm->tables, s->root, start, end, fn, ctx);
@@ -26,18 +61,47 @@ static int each(struct vm *vm, struct space *s, uint64_t start, uint64_t end, ta
 	return 0;
 }
 
-/* The frame of an entry in an owned table, NULL if there is none or it is the zero page. */
-static struct frame *frame_in(const struct vm *vm, pte_t e)
+/* All frames of a folio in order, mapped by a whole table of leaf entries. */
+static int whole_folio(const pte_t *e, unsigned int first, unsigned int last)
 {
-	struct frame *fr = pte_mapped(e) ? frame_of(&vm->frames, pte_pfn(e)) : NULL;
-
-	return fr && !(fr->flags & FRAME_ZERO) ? fr : NULL;
+	for (unsigned int i = first; i < last; i++)
+		if (!pte_mapped(e[i]) || pte_pfn(e[i]) != folio_head(pte_pfn(e[first])) + i)
+			return 0;
+	return last - first == TABLE_ENTRIES;
 }
 
 /* This entry is the only one to map the frame. */
 static int mapped_once(const struct frame *fr)
 {
 	return fr->refs == (fr->flags & FRAME_OBJECT ? 2u : 1u);
+}
+
+/* The frame of entry `i` in an owned table, to which something may be done: NULL if there is none, it is a zero page or one of a
+ * folio that others map too, or is mapped here and not wholly inside the range. A folio that is dealt with in parts is one no
+ * more. *once: nobody else maps the frame. */
+static struct frame *frame_in(struct vm *vm, const pte_t *e, unsigned int first, unsigned int last, unsigned int i,
+			      int *once)
+{
+	struct frame *fr = pte_mapped(e[i]) ? frame_of(&vm->frames, pte_pfn(e[i])) : NULL;
+	struct folio *fo;
+
+	if (!fr || fr->flags & (FRAME_ZERO | FRAME_HUGETLB))
+		return NULL;
+	if (!(fr->flags & FRAME_LARGE)) {
+		*once = mapped_once(fr);
+		return fr;
+	}
+	fo = folio_of(&vm->frames, pte_pfn(e[i]));
+	*once = 1;
+	if (pte_huge(e[i]))
+		return fo->refs == 1 ? fr : NULL;
+	if (whole_folio(e, first, last))
+		return fo->refs == BLOCK_FRAMES ? fr : NULL;
+	if (fo->entire || fo->shared || fo->mixed)
+		return NULL;
+	folio_dissolve(&vm->frames, folio_head(pte_pfn(e[i])));
+	*once = mapped_once(fr);
+	return fr;
 }
 
 /* ---- MADV_FREE (madvise_free_pte_range(), folio_mark_lazyfree()) ---- */
@@ -54,12 +118,9 @@ static int mark_locked(void *ctx, pfn_t table, pte_t *e, unsigned int first, uns
 	(void)table;
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
-		struct frame *fr = frame_in(f->vm, e[i]);
-
-		if (fr && f->marked)
-			fr->flags |= FRAME_MLOCKED;
-		else if (fr)
-			fr->flags &= (uint16_t)~FRAME_MLOCKED;
+		if (pte_mapped(e[i]))
+			(void)set_flags(f->vm, pte_pfn(e[i]), f->marked ? FRAME_MLOCKED : 0,
+					f->marked ? 0 : FRAME_MLOCKED);
 	}
 	return 0;
 }
@@ -84,8 +145,6 @@ static void flip_marks(struct freeing *f)
 /* Another space has the frame in a locked mapping (folio_test_unevictable()); this one has not. */
 static int locked_elsewhere(struct freeing *f, const struct frame *fr)
 {
-	if (mapped_once(fr))
-		return 0;
 	if (!f->marked)
 		flip_marks(f);
 	return (fr->flags & FRAME_MLOCKED) != 0;
@@ -99,21 +158,23 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 	(void)table;
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
-		struct frame *fr = frame_in(vm, e[i]);
+		int once;
+		struct frame *fr = frame_in(vm, e, first, last, i, &once);
 
 		if (!fr)
 			continue;
 		if (fr->flags & FRAME_DIRTY) { /* that is everybody's, not for one of them to take back */
-			if (!mapped_once(fr))
+			if (!once)
 				continue;
 			fr->flags &= (uint16_t)~FRAME_DIRTY;
 		}
 		e[i] &= ~(PTE_A | PTE_D);
-		if (fr->flags & FRAME_LAZYFREE || locked_elsewhere(f, fr))
+		if (fr->flags & FRAME_LAZYFREE || (!once && locked_elsewhere(f, fr)) ||
+		    (fr->flags & FRAME_LARGE && pte_pfn(e[i]) != folio_head(pte_pfn(e[i]))))
 			continue;
 		fr->flags |= FRAME_FREEING;
 		vm->lazy.of[vm->lazy.n++] = pte_pfn(e[i]);
-		if (vm->lazy.n == LAZY_BATCH)
+		if (vm->lazy.n == LAZY_BATCH || fr->flags & FRAME_LARGE) /* folios do not wait */
 			lru_drain(vm);
 	}
 	return 0;
@@ -138,14 +199,14 @@ int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 
 static int cold_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
-	const struct vm *vm = ctx;
+	struct vm *vm = ctx;
 
 	(void)table;
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
-		const struct frame *fr = frame_in(vm, e[i]);
+		int once;
 
-		if (fr && mapped_once(fr))
+		if (frame_in(vm, e, first, last, i, &once) && once)
 			e[i] &= ~PTE_A;
 	}
 	return 0;
@@ -163,17 +224,29 @@ struct pageout {
 };
 
 /* Without swap a page of anonymous memory goes if nobody wants it any more; one that was written since is wanted
- * (try_to_unmap_one()). */
-static void pageout_anon(struct vm *vm, const struct leaf *leaf, struct frame *fr)
+ * (try_to_unmap_one()). A folio that stays is cut into pages in the hope that they go one by one. */
+static void pageout_anon(struct vm *vm, const struct leaf *leaf, const struct frame *fr)
 {
-	if (!(fr->flags & FRAME_LAZYFREE))
-		return;
-	if (*leaf->pte & PTE_D || fr->flags & FRAME_DIRTY) {
-		fr->flags = (uint16_t)((fr->flags & ~FRAME_LAZYFREE) | FRAME_DIRTY);
+	pte_t e = *leaf->pte;
+	pfn_t pfn = pte_pfn(e);
+	int lazy = (fr->flags & FRAME_LAZYFREE) != 0, large = (fr->flags & FRAME_LARGE) != 0;
+
+	if (lazy && !(e & PTE_D) && !(fr->flags & FRAME_DIRTY)) {
+		vm->events[VMEMU_EV_PGLAZYFREED] += pte_frames(e);
+		if (!pte_huge(e)) {
+			table_set(&vm->tables, leaf, 0);
+			return;
+		}
+		table_take_huge(&vm->tables, leaf);
+		table_release(&vm->tables, e);
 		return;
 	}
-	table_set(&vm->tables, leaf, 0);
-	vm->events[VMEMU_EV_PGLAZYFREED]++;
+	if (lazy)
+		(void)set_flags(vm, pfn, FRAME_DIRTY, FRAME_LAZYFREE);
+	if (pte_huge(e))
+		table_split(&vm->tables, leaf);
+	if (large && !lazy)
+		folio_dissolve(&vm->frames, folio_head(pfn));
 }
 
 static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
@@ -183,10 +256,11 @@ static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 
 	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
 		struct leaf leaf = { table, i, &e[i] };
-		struct frame *fr = frame_in(vm, e[i]);
+		int once;
+		struct frame *fr = frame_in(vm, e, first, last, i, &once);
 		uint64_t index = vma_index_of(p->vma, va);
 
-		if (!fr || !mapped_once(fr))
+		if (!fr || !once)
 			continue;
 		if (fr->flags & FRAME_ANON) {
 			pageout_anon(vm, &leaf, fr);

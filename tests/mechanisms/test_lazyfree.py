@@ -316,3 +316,87 @@ def test_mergeable_is_a_flag_of_private_memory() -> None:
         assert ["mg" in v.flags for v in p.fork().maps() if not v.shared] == [True, False]
         p.madvise(a, 4 * PAGE, Advice.UNMERGEABLE)
         assert [v.size // PAGE for v in p.maps() if not v.shared] == [4]
+
+
+def huge(m: Machine) -> tuple[Process, int]:
+    """A process with a huge page, written."""
+    p = m.spawn()
+    a = p.mmap(0x4000_0000, 512 * PAGE, RW, ANON | Map.FIXED)
+    p.madvise(a, 512 * PAGE, Advice.HUGEPAGE)
+    p.touch(a, 512 * PAGE, write=True)
+    return p, a
+
+
+def test_a_huge_page_is_freed_at_once_and_whole() -> None:
+    """It waits in no batch; clean it goes as one."""
+    with machine(thp="madvise") as m:
+        p, a = huge(m)
+        p.madvise(a, 512 * PAGE, Advice.FREE)
+        assert [usage(p, f) for f in ("private_clean", "lazyfree", "anonhugepages")] == [512, 512, 512]
+        p.madvise(a, 512 * PAGE, Advice.PAGEOUT)
+        assert (usage(p, "rss"), m.meminfo().anon) == (0, 0)
+
+
+def test_part_of_a_huge_page_is_freed() -> None:
+    """The folio is split; the marks of small pages wait for their batch, 31 at a time."""
+    with machine(thp="madvise") as m:
+        p, a = huge(m)
+        p.madvise(a, 256 * PAGE, Advice.FREE)
+        assert [usage(p, f) for f in ("private_clean", "private_dirty", "lazyfree")] == [256, 256, 8 * 31]
+        assert (usage(p, "anonhugepages"), m.vmstat()["thp_split_page"]) == (0, 1)
+        p.madvise(a, 512 * PAGE, Advice.PAGEOUT)
+        assert usage(p, "rss") == 256
+
+
+def test_a_huge_page_in_small_entries() -> None:
+    """All of it, or what is left of it, is marked as its frames are; partly unmapped, frame by frame."""
+    with machine(thp="madvise") as m:
+        p, a = huge(m)
+        p.mprotect(a, PAGE, R)
+        p.mprotect(a, 512 * PAGE, RW)
+        p.madvise(a, 512 * PAGE, Advice.COLD)
+        assert (usage(p, "anonhugepages"), usage(p, "referenced")) == (0, 0)
+        p.madvise(a, 512 * PAGE, Advice.FREE)
+        assert usage(p, "lazyfree") == 512
+        q, b = huge(m)
+        q.mprotect(b, PAGE, R)
+        q.madvise(b, 100 * PAGE, Advice.DONTNEED)
+        q.madvise(b, 512 * PAGE, Advice.FREE)
+        assert usage(q, "lazyfree") == 412 // 31 * 31
+
+
+@pytest.mark.parametrize("advice", [Advice.FREE, Advice.COLD, Advice.PAGEOUT], ids=lambda a: a.name)
+def test_a_huge_page_that_a_child_shares_is_left_alone(advice: Advice) -> None:
+    """Not even split where the range ends inside it."""
+    with machine(thp="madvise") as m:
+        p, a = huge(m)
+        c = p.fork()
+        before = [process.smaps() for process in (p, c)]
+        p.madvise(a, 256 * PAGE, advice)
+        p.madvise(a, 512 * PAGE, advice)
+        assert [process.smaps() for process in (p, c)] == before
+
+
+def test_paging_out_a_huge_page_without_swap_makes_small_ones() -> None:
+    """They stay. What was freed lazily and then written stays too, and is wanted again."""
+    with machine(thp="madvise") as m:
+        for freed in (False, True):
+            p, a = huge(m)
+            if freed:
+                p.madvise(a, 512 * PAGE, Advice.FREE)
+                p.write(a + 5 * PAGE, b"w")
+            p.madvise(a, 512 * PAGE, Advice.PAGEOUT)
+            assert [usage(p, f) for f in ("rss", "private_dirty", "anonhugepages")] == [512, 512, 0]
+            assert swap_backed(m, pfn(p, a))
+            p.exit()
+
+
+def test_cold_in_part_of_a_huge_page() -> None:
+    """It is split for that."""
+    with machine(thp="madvise") as m:
+        p, a = huge(m)
+        p.madvise(a, 512 * PAGE, Advice.COLD)
+        assert (usage(p, "referenced"), usage(p, "anonhugepages")) == (0, 512)
+        p.touch(a, PAGE, write=False)
+        p.madvise(a + 512 * PAGE - PAGE, PAGE, Advice.COLD)
+        assert (usage(p, "referenced"), usage(p, "anonhugepages")) == (511, 0)
