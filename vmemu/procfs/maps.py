@@ -124,6 +124,7 @@ def smaps_rollup(subject: Subject) -> bytes:
         private_dirty=total.private_dirty,
         referenced=total.referenced,
         anonymous=total.anonymous,
+        lazyfree=total.lazyfree,
         anonhugepages=total.anon_huge,
     )
     by_kind = (total.pss_anon >> 12, total.pss_file >> 12, total.pss_shmem >> 12)
