@@ -35,7 +35,7 @@ static inline struct space *enter_space(vmemu_machine *m, uint32_t id)
 	enter(m);
 	s = id && id < m->vm.capacity ? m->vm.spaces[id] : NULL;
 	if (s)
-		m->vm.frames.space = id;
+		m->vm.frames.space = s->birth;
 	else
 		(void)leave(m, 0);
 	return s;

@@ -3,10 +3,17 @@
 
 /* ---- who maps it ---- */
 
+static int is_huge_zero(const struct frames *f, const struct folio *fo)
+{
+	return f->huge_zero != NO_PFN && fo == folio_of(f, f->huge_zero);
+}
+
 /* n entries more by the space on whose behalf we act (folio_add_return_large_mapcount()). */
 static void own_more(struct frames *f, struct folio *fo, uint32_t n)
 {
 	fo->refs += n;
+	if (is_huge_zero(f, fo))
+		return;
 	for (int i = 0; i < 2; i++)
 		if (fo->owner[i] == f->space) {
 			fo->owned[i] += n;
@@ -21,10 +28,25 @@ static void own_more(struct frames *f, struct folio *fo, uint32_t n)
 		}
 }
 
+/* No more than there are: a space that is gone may have left its entries, in a table that it shared, to another one. */
+static void trim_owners(struct folio *fo)
+{
+	for (int i = 0; i < 2; i++) {
+		uint32_t all = fo->owned[0] + fo->owned[1];
+
+		if (all > fo->refs)
+			fo->owned[i] -= (uint32_t)min_u64(fo->owned[i], all - fo->refs);
+		if (!fo->owned[i])
+			fo->owner[i] = 0;
+	}
+}
+
 /* n entries less (folio_sub_return_large_mapcount()); what was counted for a space may be less than what it had. */
 static void own_less(struct frames *f, struct folio *fo, uint32_t n)
 {
 	fo->refs -= n;
+	if (is_huge_zero(f, fo))
+		return;
 	for (int i = 0; i < 2; i++) {
 		if (fo->owner[i] != f->space)
 			continue;
@@ -36,6 +58,7 @@ static void own_less(struct frames *f, struct folio *fo, uint32_t n)
 		fo->owner[i] = 0;
 		break;
 	}
+	trim_owners(fo);
 	if (fo->owned[0] == fo->refs || fo->owned[1] == fo->refs)
 		fo->shared = 0;
 }

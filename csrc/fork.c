@@ -228,7 +228,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 		return rc;
 	memcpy(child->words, parent->words, sizeof(child->words));
 	child->no_thp = parent->no_thp;
-	vm->frames.space = child->id;
+	vm->frames.space = child->birth;
 	if (mode == VMEMU_FORK_ON_DEMAND)
 		rc = share_all(vm, parent, child);
 	else
@@ -236,7 +236,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 	vm->tables.generation++;
 	if (rc)
 		space_free(vm, child);
-	vm->frames.space = parent->id;
+	vm->frames.space = parent->birth;
 	if (rc)
 		return rc;
 	*out = child;

@@ -61,7 +61,7 @@ struct folio {
 	uint8_t shared;	   /* may be mapped by more than one space */
 	uint8_t listed;	   /* in the list of folios partly unmapped */
 	uint8_t mixed;	   /* a shared table that maps it was copied: whose its entries are is not known any more */
-	uint32_t owner[2]; /* spaces, 0: none */
+	uint32_t owner[2]; /* spaces by birth (mm.h), 0: none */
 	uint32_t owned[2]; /* their entries */
 	uint32_t prev;	   /* in the list of folios partly unmapped; block index plus one */
 	uint32_t next;
@@ -87,7 +87,7 @@ struct frames {
 	uint64_t idle;	     /* frames of folios that nothing maps */
 	uint64_t huge;	     /* folios that huge entries map, the huge zero page aside */
 	uint32_t unmapped;   /* folios with such frames; block index plus one */
-	uint32_t space;	     /* on whose behalf entries come and go now */
+	uint32_t space;	     /* on whose behalf entries come and go now, by birth */
 	pfn_t zero;	     /* the zero page or NO_PFN */
 	pfn_t huge_zero;     /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents;   /* data frames hold bytes */

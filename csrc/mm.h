@@ -11,6 +11,7 @@
 struct space {
 	pfn_t root; /* NO_PFN until something is mapped in */
 	uint32_t id;
+	uint32_t birth; /* its number among all spaces that ever were; ids are given out again */
 	struct vmas vmas;
 	uint32_t no_thp; /* PR_SET_THP_DISABLE */
 	uint64_t faults[VMEMU_NKINDS];
@@ -46,6 +47,7 @@ struct vm {
 	uint32_t capacity;     /* of spaces */
 	uint32_t nspaces;
 	uint32_t cursor; /* last id given out */
+	uint32_t births; /* spaces that ever were */
 	uint32_t options;
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];

@@ -28,23 +28,21 @@ static int split_misfits(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 	return 0;
 }
 
-/* Makes the leaf tables that the entries of one old leaf will need. */
+/* Makes a leaf table wherever the old pages have one, even if it is empty (move_page_tables()). */
 static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	struct mover *mv = ctx;
+	struct leaf leaf;
+	uint64_t to = va + mv->delta;
+	int rc;
 
 	(void)table;
-	for (unsigned int i = first; i < last; i++) {
-		struct leaf leaf;
-		int rc;
-
-		if (!e[i] || pte_huge(e[i]))
-			continue;
-		rc = table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &leaf);
-		if (rc)
-			return rc;
-	}
-	return 0;
+	if (pte_huge(e[first]))
+		return 0;
+	rc = table_own(&mv->vm->tables, &mv->to_space->root, to, &leaf);
+	if (rc || leaf.index + (last - first) <= TABLE_ENTRIES)
+		return rc;
+	return table_own(&mv->vm->tables, &mv->to_space->root, to + (last - first - 1) * PAGE_BYTES, &leaf);
 }
 
 /* Entries go over as they are: frame, W, A, D; nothing is counted or copied. */
@@ -81,6 +79,21 @@ static void drop_tables(struct vm *vm, struct space *s, uint64_t start, uint64_t
 	space_room_around(s, start, end, &floor, &ceiling);
 	if (!table_own_range(&vm->tables, &s->root, floor, ceiling, 0))
 		table_zap(&vm->tables, &s->root, floor, ceiling);
+}
+
+/* Of old pages that stay mapped, tables that went over whole are missing: those aligned alike and wholly inside, the first one
+ * also if nothing else uses it on either side (move_normal_pmd(), try_realign_addr()). Requires an owned range. */
+static void leave_no_tables(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t to)
+{
+	const uint64_t mask = ENTRY_BYTES(2) - 1;
+	uint64_t first = start & ~mask, last = end & ~mask;
+
+	if ((start ^ to) & mask)
+		return;
+	if (first < start && (space_is_mapped(s, first, start) || space_is_mapped(s, to & ~mask, to)))
+		first += ENTRY_BYTES(2);
+	if (first < last)
+		table_zap(&vm->tables, &s->root, first, last);
 }
 
 /* MREMAP_DONTUNMAP: the old mapping stays as if never touched, and all of it unlocked (dontunmap_complete()); neither is a
@@ -136,7 +149,9 @@ int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uin
 		return rc;
 	}
 	(void)table_visit(&vm->tables, s->root, start, end, move_entries, &mv);
-	if (!keep)
+	if (keep)
+		leave_no_tables(vm, s, start, end, to);
+	else
 		drop_tables(vm, s, start, end);
 	return 0;
 }

@@ -29,6 +29,7 @@ int space_new(struct vm *vm, struct space **out)
 		vm->cursor = vm->cursor + 1 < vm->capacity ? vm->cursor + 1 : 1;
 	while (vm->spaces[vm->cursor]);
 	s->id = vm->cursor;
+	s->birth = ++vm->births;
 	s->root = NO_PFN;
 	vm->spaces[s->id] = s;
 	vm->nspaces++;
@@ -38,7 +39,7 @@ int space_new(struct vm *vm, struct space **out)
 
 void space_free(struct vm *vm, struct space *s)
 {
-	vm->frames.space = s->id;
+	vm->frames.space = s->birth;
 	if (s->root != NO_PFN)
 		table_put(&vm->tables, s->root);
 	vmas_destroy(&vm->env, &s->vmas);

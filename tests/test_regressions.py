@@ -12,7 +12,7 @@ import pytest
 from vmemu._core import ffi, lib
 
 import vmemu
-from vmemu import ForkMode, Machine, Map, OutOfMemory, Prot, SegmentationFault
+from vmemu import Advice, ForkMode, Machine, Map, OutOfMemory, Prot, SegmentationFault
 
 PAGE = 4096
 RW = Prot.READ | Prot.WRITE
@@ -145,3 +145,23 @@ t = ffi.new("struct vmemu_trap *"); n = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
 assert lib.vmemu_space_touch(m, s[0], 0x100000, 4096, {access}, n, t) == -22
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, env=ENVIRONMENT).returncode == 0
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["huge page", "huge zero page"])
+def test_entries_of_a_space_that_is_gone(written: bool) -> None:
+    """A space that exits leaves the tables that it shared to others; folios counted its entries as if it were there."""
+    with Machine("64MiB", fork_mode=ForkMode.ON_DEMAND, thp="madvise") as m:
+        p = m.spawn()
+        start = 4 << 20
+        p.mmap(start, 2 << 20, RW, ANON)
+        p.madvise(start, 2 << 20, Advice.HUGEPAGE)
+        p.touch(start, PAGE, write=written)
+        p.munmap(start + 300 * PAGE, PAGE)
+        c = p.fork()
+        p.exit(0)
+        c.munmap(start, 256 * PAGE)
+        m.verify()
+        grandchild = c.fork(mode=ForkMode.COW)  # which may have the id of the one that is gone
+        grandchild.write(start + 400 * PAGE, b"x")
+        assert c.read(start + 400 * PAGE, 1) == b"\0"
+        m.verify()

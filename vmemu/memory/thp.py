@@ -44,7 +44,7 @@ def eligible(space: Space, vma: Vma) -> bool:
 
 
 def collapse(space: Space, vma: Vma, start: int, end: int) -> None:
-    """MADV_COLLAPSE on a part of one mapping (madvise_collapse()). All of its 2 MiB are tried; the last failure counts.
+    """MADV_COLLAPSE on a part of one mapping (madvise_collapse()), one 2 MiB after another up to the first failure.
 
     EINVAL where the mapping takes no huge pages or nothing is there to begin with, ENOMEM without a free 2 MiB.
     """
@@ -53,12 +53,9 @@ def collapse(space: Space, vma: Vma, start: int, end: int) -> None:
     if vma.flags & c.VM_NOHUGEPAGE or not vma.anon or not _fits(vma) or disabled(space):
         raise syscall_error("madvise", errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} takes no huge pages")
     first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
-    failed = errno.EINVAL if last < first else 0
+    error = errno.EINVAL if last < first else 0
     for address in range(first, last, HUGE_PAGE):
-        error = space.kernel.core.collapse(space.sid, address)
-        if error:
-            failed = error
-            if error == errno.ENOMEM:
-                break
-    if failed:
-        raise syscall_error("madvise", failed, f"MADV_COLLAPSE of {start:#x}-{end:#x}")
+        if error := space.kernel.core.collapse(space.sid, address):
+            break
+    if error:
+        raise syscall_error("madvise", error, f"MADV_COLLAPSE of {start:#x}-{end:#x}")
