@@ -3,7 +3,8 @@
  * The agent performs one request at a time and replies; between requests it waits. Around every operation it reads its
  * own fault counters, so the counts must be the operation's alone: before each one every page of the agent's image and
  * stack is touched (`warm`), and nothing of the C library that allocates is used. It is linked statically, without
- * RELRO, so that the program headers say everything there is to touch. A fork makes a second agent, on another socket.
+ * RELRO, so that the program headers say everything there is to touch. A fork makes a second agent, on another socket;
+ * so does a clone(CLONE_VM), in the same memory but on a stack of its own. Only one agent does anything at a time.
  *
  *     agent CPU THP SOCKET...    THP: 1 if transparent huge pages are allowed; then one connected SOCK_SEQPACKET
  *                                descriptor for each process slot, of which this one is slot 0
@@ -25,9 +26,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MAX_SLOTS = 8, MAX_PAGES = 1024, STACK = 64 * 1024 };
+enum { PAGE = 4096, MAX_SLOTS = 8, MAX_PAGES = 1024, STACK = 32 * 1024 };
 #define ZEROS_CRC 0xC71C0011u /* of a page of them */
-enum { CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT };
+enum { CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, SHARE, EXIT };
 
 struct request {
 	uint64_t what;
@@ -53,12 +54,12 @@ static struct reply reply;
 static struct rusage usage;
 static uint32_t crc_table[8][256]; /* [i][b]: of byte b with i bytes of zeros behind it */
 static unsigned char alternate_stack[STACK] __attribute__((aligned(PAGE)));
+static unsigned char sharers_stacks[MAX_SLOTS][STACK] __attribute__((aligned(PAGE)));
 static unsigned char residency[MAX_PAGES];
 static unsigned char own_page[PAGE] __attribute__((aligned(PAGE)));
 static unsigned char wide[64 * PAGE] __attribute__((aligned(PAGE)));
 static const unsigned char zeros[PAGE] __attribute__((aligned(PAGE)));
 static int sockets[MAX_SLOTS];
-static int slot;
 static sigjmp_buf after_signal;
 static volatile sig_atomic_t armed;
 
@@ -124,7 +125,7 @@ static void __attribute__((noinline)) warm(void)
 {
 	const unsigned char *base = (const unsigned char *)&__ehdr_start;
 	const Elf64_Phdr *segment = (const Elf64_Phdr *)(base + __ehdr_start.e_phoff);
-	unsigned char below[STACK];
+	unsigned char below[STACK / 2];
 	for (size_t i = 0; i < sizeof below; i += PAGE)
 		store(below + i, 0);
 	unsigned char *frame = __builtin_frame_address(0); /* the callers' frames lie just above */
@@ -219,15 +220,17 @@ static void sweep(unsigned char *at, uint64_t count)
 	reply.count = (int64_t)count;
 }
 
-static void send_reply(void)
+static void send_reply(int slot)
 {
 	size_t size = offsetof(struct reply, values) + (size_t)reply.count * sizeof reply.values[0];
 	if (syscall(SYS_sendto, sockets[slot], &reply, size, 0, 0, 0) != (long)size)
 		_exit(98);
 }
 
-static void fork_agent(int child)
+/* Slot of the agent that goes on here. */
+static int fork_agent(int slot, int child)
 {
+	memset(&reply, 0, offsetof(struct reply, values));
 	int64_t pid = syscall(SYS_fork);
 	if (pid == 0) {
 		slot = child;
@@ -236,6 +239,35 @@ static void fork_agent(int child)
 		reply.error = errno;
 	}
 	reply.result = pid;
+	return slot;
+}
+
+static void use_alternate_stack(void)
+{
+	stack_t alternate = { .ss_sp = alternate_stack, .ss_size = sizeof alternate_stack };
+	sigaltstack(&alternate, NULL);
+}
+
+static void serve(int slot);
+
+/* Waits to be called, because until then its parent uses what is static. */
+static int begin_sharer(void *slot)
+{
+	uint64_t call;
+	if (syscall(SYS_recvfrom, sockets[(intptr_t)slot], &call, sizeof call, 0, 0, 0) <= 0)
+		return 0;
+	use_alternate_stack();
+	memset(&reply, 0, offsetof(struct reply, values));
+	reply.result = syscall(SYS_getpid);
+	serve((int)(intptr_t)slot);
+	return 0;
+}
+
+static void share(int child)
+{
+	reply.result = clone(begin_sharer, sharers_stacks[child] + STACK, CLONE_VM | SIGCHLD, (void *)(intptr_t)child);
+	if (reply.result < 0)
+		reply.error = errno;
 }
 
 static void perform(void)
@@ -268,11 +300,29 @@ static void perform(void)
 		for (int64_t i = 0; i < reply.count; i++)
 			reply.values[i] = residency[i] & 1;
 		break;
-	case FORK:
-		fork_agent((int)request.args[0]);
+	case SHARE:
+		share((int)request.args[0]);
 		break;
 	default:
 		_exit(request.what == EXIT ? 0 : 97);
+	}
+}
+
+/* Performs requests and replies, beginning with a reply. */
+static void serve(int slot)
+{
+	for (;;) {
+		settle(); /* before the reply, so that the controller sees it */
+		warm();
+		send_reply(slot);
+		if (syscall(SYS_recvfrom, sockets[slot], &request, sizeof request, 0, 0, 0) <= 0)
+			return; /* the controller is gone */
+		warm();
+		settle();
+		if (request.what == FORK)
+			slot = fork_agent(slot, (int)request.args[0]);
+		else
+			perform();
 	}
 }
 
@@ -286,8 +336,7 @@ int main(int argc, char **argv)
 	CPU_SET(argc > 1 ? atoi(argv[1]) : 0, &cpu);
 	sched_setaffinity(0, sizeof cpu, &cpu);
 	prctl(PR_SET_THP_DISABLE, argc > 2 && atoi(argv[2]) == 0, 0, 0, 0);
-	stack_t alternate = { .ss_sp = alternate_stack, .ss_size = sizeof alternate_stack };
-	sigaltstack(&alternate, NULL);
+	use_alternate_stack();
 	struct sigaction fault = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	sigaction(SIGSEGV, &fault, NULL);
 	sigaction(SIGBUS, &fault, NULL);
@@ -297,14 +346,6 @@ int main(int argc, char **argv)
 	sigaction(SIGCHLD, &unwaited, NULL);
 
 	reply.result = getpid();
-	for (;;) {
-		settle(); /* before the reply, so that the controller sees it */
-		warm();
-		send_reply();
-		if (syscall(SYS_recvfrom, sockets[slot], &request, sizeof request, 0, 0, 0) <= 0)
-			return 0; /* the controller is gone */
-		warm();
-		settle();
-		perform();
-	}
+	serve(0);
+	return 0;
 }

@@ -37,7 +37,6 @@ class Author:
         self.size = FILE_PAGES  # of E, which must not grow: its holes would be read ahead
         self.value = 0
         self.mapped: dict[int, set[int]] = {0: set()}
-        self.waiting: dict[int, int] = {}  # child -> parent that waits for it
         self.slot = 0
         weights = {**COMMON, **self.profile.weights}
         for group, likely in SOMETIMES:
@@ -196,12 +195,19 @@ class Author:
 
     # ---- processes
 
-    def fork(self, name: str = "fork") -> Op | None:
+    def fork(self) -> Op | None:
         free = [slot for slot in range(self.profile.slots) if slot not in self.mapped]
         if not free:
             return None
         self.mapped[free[0]] = set(self.mapped[self.slot])
-        return self.op(name, child=free[0])
+        return self.op("fork", child=free[0])
+
+    def share(self) -> Op | None:
+        """A child in the same memory: clone(CLONE_VM)."""
+        if (op := self.fork()) is None:
+            return None
+        self.mapped[op["child"]] = self.mapped[self.slot]
+        return {**op, "op": "share"}
 
     def end(self) -> Op | None:
         if len(self.mapped) < 2:

@@ -29,7 +29,7 @@ from recorded.observer import PFN, Observer, Vma, offset
 from recorded.script import ARENA, ARENA_PAGES, PAGE, SUMS, Op, State
 
 SLOTS = 8
-CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, EXIT = range(8)  # agent.c
+CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, SHARE, EXIT = range(9)  # agent.c
 SYSCALLS = {
     "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "madvise": 28, "ftruncate": 77,
     "mlock": 149, "munlock": 150, "mlock2": 325, "mlockall": 151, "munlockall": 152, "mseal": 462,
@@ -139,7 +139,7 @@ class _Run:
         self._sockets = []
         for _ in range(SLOTS):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.settimeout(20)
+            ours.settimeout(60)
             ends.append(theirs)
             self._sockets.append(ours)
         numbers = [end.fileno() for end in ends]
@@ -215,10 +215,12 @@ class _Run:
             case "mincore":
                 reply, values = self._ask(slot, MINCORE, script.address(op), script.length(op))
                 return {"err": errno.errorcode[reply.error]} if reply.error else {"vec": "".join(map(str, values))}
-            case "fork":
-                reply, _ = self._ask(slot, FORK, op["child"])
+            case "fork" | "share" as birth:
+                reply, _ = self._ask(slot, FORK if birth == "fork" else SHARE, op["child"])
                 if reply.error:
                     return {"err": errno.errorcode[reply.error]}
+                if birth == "share":
+                    self._sockets[op["child"]].send(bytes(8))
                 self._hello(op["child"])
                 return {}
             case "exit" | "kill" as end:

@@ -28,6 +28,7 @@ SOMETIMES: tuple[tuple[Weights, float], ...] = (
     ({"remove": 2}, 0.15),
     ({"duplicate": 2}, 0.15),
     ({"stray": 2}, 0.1),
+    ({"share": 4}, 0.1),
     ({"mistake": 3}, 0.4),
 )
 """Groups of operations that some programs have as well, and how likely."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ import vmemu
 
 MEMORY, HUGE_MEMORY = "16MiB", "64MiB"
 """RAM of the emulated machine: little, because kpagecount and kpageflags are read in full at every step."""
+CLONE_VM = 0x100
 _ARENA_END = ARENA + ARENA_PAGES * PAGE
 
 
@@ -97,6 +99,8 @@ class Emulated:
                 return {"vals": [self._peek(process, address + i * PAGE) for i in range(op["n"])]}
             case "fork":
                 self.slots[op["child"]] = process.fork()
+            case "share":
+                self.slots[op["child"]] = _call(process, "clone", CLONE_VM | signal.SIGCHLD)
             case "exit" | "kill":
                 del self.slots[op["p"]]
                 process.exit(0)
@@ -206,11 +210,11 @@ class _View:
         return _checksums(self._process.read, pages)
 
 
-def _call(process: vmemu.Process, name: str, *args: int) -> None:
+def _call(process: vmemu.Process, name: str, *args: int) -> Any:
     """A call that vmemu may not have yet."""
     if not hasattr(process, name):
         raise NotImplementedError(name)
-    getattr(process, name)(*args)
+    return getattr(process, name)(*args)
 
 
 def _kilobytes(usage: vmemu.MappingUsage) -> dict[str, int]:

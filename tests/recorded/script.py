@@ -132,7 +132,7 @@ def skipped(op: Op, alive: Collection[int]) -> dict[str, Any] | None:
     """The result of an operation that cannot be performed because its slot is dead (or, for a fork's child, taken)."""
     if op["p"] not in alive:
         return {"skipped": "dead"}
-    if op["op"] == "fork" and op["child"] in alive:
+    if "child" in op and op["child"] in alive:
         return {"skipped": "slot busy"}
     return None
 
