@@ -48,3 +48,20 @@ int vmemu_machine_drain(vmemu_machine *m)
 	lru_drain(&m->vm);
 	return leave(m, 0);
 }
+
+int vmemu_space_clear_refs(vmemu_machine *m, uint32_t space, int what)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	return leave(m, what < 1 || what > 4 ? -EINVAL : mark_clear_refs(&m->vm, s, what));
+}
+
+int vmemu_machine_show_soft_dirty(vmemu_machine *m, int on)
+{
+	enter(m);
+	m->vm.options &= ~(uint32_t)VMEMU_OPT_SOFT_DIRTY;
+	m->vm.options |= on ? VMEMU_OPT_SOFT_DIRTY : 0;
+	return leave(m, 0);
+}

@@ -16,7 +16,7 @@ pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable)
 	pte_t e = pte_leaf(pfn, f->vma.flags) | PTE_A;
 
 	if (writable)
-		e |= PTE_W;
+		e |= PTE_W | PTE_SOFT;
 	return f->access == VMEMU_WRITE ? e | PTE_D : e;
 }
 
@@ -96,7 +96,7 @@ static int do_reuse(struct fault *f)
 	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_EXCLUSIVE;
-	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	*leaf.pte = pte_written(*leaf.pte);
 	f->vm->events[VMEMU_EV_PGREUSE] += !pte_huge(*leaf.pte); /* do_huge_pmd_wp_page() does not count it */
 	f->vm->tables.generation++;
 	return VMEMU_COW_REUSE;
@@ -109,17 +109,19 @@ static int do_mkwrite(struct fault *f)
 	if (fault_own(f, &leaf))
 		return VMEMU_OOM;
 	frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_DIRTY;
-	*leaf.pte |= PTE_W | PTE_D | PTE_A;
+	*leaf.pte = pte_written(*leaf.pte);
 	f->vm->events[VMEMU_EV_PGREUSE]++;
 	f->vm->tables.generation++;
 	return VMEMU_FILE_MINOR;
 }
 
-/* Shared and writable mappings of an object that does not want to hear of the first write are mapped writable at once. */
+/* Shared and writable mappings are mapped writable at once if neither the object nor who watches for soft-dirty pages wants to
+ * hear of the first write (vma_wants_writenotify()). */
 static int mapped_writable(const struct fault *f)
 {
-	return f->vma.flags & VMEMU_VM_SHARED && f->vma.flags & VMEMU_VM_WRITE &&
-	       !(f->object->kind & VMEMU_OBJ_WRITENOTIFY);
+	const uint64_t all = VMEMU_VM_SHARED | VMEMU_VM_WRITE | VMEMU_VM_SOFTDIRTY;
+
+	return (f->vma.flags & all) == all && !(f->object->kind & VMEMU_OBJ_WRITENOTIFY);
 }
 
 /* Fault-around (do_fault_around(), filemap_map_pages()): a read fault maps the cached pages of the window around it. The window

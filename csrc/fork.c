@@ -51,7 +51,7 @@ static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 static pte_t settle(const struct copier *c, const vma_t *v, pte_t e)
 {
 	if (c->eager && pte_mapped(e) && e & PTE_P && v->flags & VMEMU_VM_WRITE &&
-	    frame_of(&c->vm->frames, pte_pfn(e))->flags & FRAME_ANON)
+	    (v->flags & VMEMU_VM_SOFTDIRTY || e & PTE_SOFT) && frame_of(&c->vm->frames, pte_pfn(e))->flags & FRAME_ANON)
 		e |= PTE_W;
 	return e;
 }

@@ -151,6 +151,7 @@ uint64_t look_count_frames(const struct vm *vm, uint64_t with, uint64_t without)
 /* ---- one space ---- */
 
 /* Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). */
+#define PM_SOFT_DIRTY (UINT64_C(1) << 55)
 #define PM_EXCLUSIVE (UINT64_C(1) << 56)
 #define PM_GUARD (UINT64_C(1) << 58)
 #define PM_SWAP (UINT64_C(1) << 62)
@@ -173,6 +174,8 @@ static uint64_t pagemap_entry(const struct vm *vm, pte_t e, pfn_t pfn)
 		bits |= PM_FILE;
 	if (look_mapcount(vm, pfn) == 1)
 		bits |= PM_EXCLUSIVE;
+	if (e & PTE_SOFT && vm->options & VMEMU_OPT_SOFT_DIRTY)
+		bits |= PM_SOFT_DIRTY;
 	return bits;
 }
 
@@ -197,8 +200,15 @@ void look_pagemap(const struct vm *vm, const struct space *s, uint64_t va, uint6
 {
 	struct pagemap_ctx c = { vm, va & ~PAGE_MASK, (va & ~PAGE_MASK) + npages * PAGE_BYTES, out };
 
+	struct vma_pos pos;
+	const vma_t *v = vm->options & VMEMU_OPT_SOFT_DIRTY ? vmas_find(&s->vmas, va, &pos) : NULL;
+
 	memset(out, 0, npages * sizeof(*out));
 	(void)table_visit(&vm->tables, s->root, c.va, c.end, pagemap_entries, &c);
+	for (; v && v->start < c.end; v = vmas_next(&s->vmas, &pos)) /* all of a new mapping, present or not */
+		for (uint64_t at = max_u64(v->start, c.va);
+		     v->flags & VMEMU_VM_SOFTDIRTY && at < min_u64(v->end, c.end); at += PAGE_BYTES)
+			out[(at - c.va) >> PAGE_SHIFT] |= PM_SOFT_DIRTY;
 }
 
 struct usage_ctx {

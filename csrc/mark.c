@@ -76,3 +76,49 @@ int mark_unguard(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
 	return rc ? rc : table_visit(&vm->tables, s->root, start, end, take_guards, vm);
 }
+
+/* ---- accessed and soft-dirty (clear_refs_write(), clear_refs_pte_range()) ---- */
+
+enum refs { REFS_ALL = 1, REFS_ANON = 2, REFS_MAPPED = 3, REFS_SOFT_DIRTY = 4 };
+
+struct clearing {
+	const struct vm *vm;
+	pte_t bits;
+};
+
+static int clear_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct clearing *c = ctx;
+
+	(void)table;
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		const struct frame *fr = pte_mapped(e[i]) ? frame_of(&c->vm->frames, pte_pfn(e[i])) : NULL;
+
+		if (fr && !(fr->flags & FRAME_HUGETLB))
+			e[i] &= ~c->bits;
+	}
+	return 0;
+}
+
+int mark_clear_refs(struct vm *vm, struct space *s, int what)
+{
+	struct clearing ctx = { vm, what == REFS_SOFT_DIRTY ? PTE_SOFT | PTE_W : PTE_A };
+	struct vma_pos pos;
+	const vma_t *v;
+	int rc = table_own_range(&vm->tables, &s->root, 0, UINT64_C(1) << LEVEL_SHIFT(LEVELS + 1), 1);
+
+	if (!rc && what == REFS_SOFT_DIRTY)
+		rc = vmas_own(&vm->env, &s->vmas, 0, TASK_SIZE);
+	if (rc)
+		return rc;
+	for (v = vmas_find(&s->vmas, 0, &pos); v; v = vmas_next(&s->vmas, &pos)) {
+		if ((what == REFS_ANON && v->object) || (what == REFS_MAPPED && !v->object))
+			continue;
+		(void)table_visit(&vm->tables, s->root, v->start, v->end, clear_entries, &ctx);
+		if (what == REFS_SOFT_DIRTY)
+			vmas_set_flags(&vm->env, &s->vmas, v->start, v->flags & ~(uint64_t)VMEMU_VM_SOFTDIRTY);
+	}
+	vm->tables.generation++;
+	return 0;
+}

@@ -45,7 +45,7 @@ static int make_room(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsig
 	return table_own(&mv->vm->tables, &mv->to_space->root, to + (last - first - 1) * PAGE_BYTES, &leaf);
 }
 
-/* Entries go over as they are: frame, W, A, D; nothing is counted or copied. */
+/* Entries go over as they are: frame, W, A, D; nothing is counted or copied. They are soft-dirty there (move_soft_dirty_pte()). */
 static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	struct mover *mv = ctx;
@@ -61,12 +61,13 @@ static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 					   entry & PTE_GIANT ? 3 : 2, &to))
 				VM_ASSERT(!"the table was made before");
 			table_move_huge(&mv->vm->tables, &from, &to);
+			*to.pte |= PTE_SOFT;
 			continue;
 		}
 		if (table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &to))
 			VM_ASSERT(!"the tables were made before");
 		table_exchange(&mv->vm->tables, &from, 0);
-		table_exchange(&mv->vm->tables, &to, entry);
+		table_exchange(&mv->vm->tables, &to, pte_mapped(entry) ? entry | PTE_SOFT : entry);
 	}
 	return 0;
 }

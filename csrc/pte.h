@@ -22,6 +22,7 @@ typedef uint64_t pte_t;
 #define PTE_PS (UINT64_C(1) << 7)
 #define PTE_PROTNONE (UINT64_C(1) << 8) /* G's bit, which means nothing without P */
 #define PTE_GIANT (UINT64_C(1) << 10)	/* ours: with PS, a page of 1 GiB */
+#define PTE_SOFT (UINT64_C(1) << 11)	/* soft-dirty: the kernel has let something be written since it last forgot */
 #define PTE_NX (UINT64_C(1) << 63)
 #define PTE_FRAME UINT64_C(0x000ffffffffff000)
 /* A guard region: any access is as if nothing were mapped (PTE_MARKER_GUARD). */
@@ -68,7 +69,13 @@ static inline pte_t pte_leaf(pfn_t pfn, uint64_t vm_flags)
 /* The same entry with the permissions of other VM flags; A, D and the frame stay, W is gone. */
 static inline pte_t pte_reflag(pte_t e, uint64_t vm_flags)
 {
-	return pte_leaf(pte_pfn(e), vm_flags) | (e & (PTE_A | PTE_D | PTE_PS | PTE_GIANT));
+	return pte_leaf(pte_pfn(e), vm_flags) | (e & (PTE_A | PTE_D | PTE_SOFT | PTE_PS | PTE_GIANT));
+}
+
+/* The same entry once a write fault let it be written (pte_mkdirty(), pte_mkwrite()). */
+static inline pte_t pte_written(pte_t e)
+{
+	return e | PTE_W | PTE_D | PTE_A | PTE_SOFT;
 }
 
 /* A leaf in a table above the lowest. */

@@ -178,6 +178,7 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v)
 			return rc;
 	}
 	new.anon = 0;
+	new.flags |= VMEMU_VM_SOFTDIRTY; /* what it grew from too */
 	rc = space_replace(vm, s, v->start, v->end, &new);
 	if (!rc && old)
 		table_zap(&vm->tables, &s->root, floor, ceiling);
@@ -212,6 +213,8 @@ static int reflag_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, 
 							     : (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE)) ==
 								       (FRAME_ANON | FRAME_EXCLUSIVE);
 
+			if (!(r->flags & VMEMU_VM_SOFTDIRTY) && !(e[i] & PTE_SOFT)) /* pte_needs_soft_dirty_wp() */
+				may = 0;
 			if (may || e[i] & PTE_W)
 				new |= PTE_W;
 		}

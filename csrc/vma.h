@@ -22,7 +22,7 @@
 #define ANON_FORKED (UINT64_C(1) << 63)
 
 /* Flags that do not keep neighbours from merging: what they make together has them (VM_STICKY). */
-#define VMA_STICKY ((uint64_t)VMEMU_VM_MAYBE_GUARD)
+#define VMA_STICKY ((uint64_t)(VMEMU_VM_MAYBE_GUARD | VMEMU_VM_SOFTDIRTY))
 
 typedef struct vmemu_vma vma_t;
 typedef struct vmemu_sums sums_t;

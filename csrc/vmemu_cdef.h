@@ -77,7 +77,8 @@ enum vmemu_option {
 	VMEMU_OPT_REUSE = 2,	   /* the last owner of a frame writes it in place */
 	VMEMU_OPT_CONTENTS = 4,	   /* data pages hold bytes */
 	VMEMU_OPT_THP_MADVISE = 8, /* transparent huge pages where a mapping asks for them */
-	VMEMU_OPT_THP_ALWAYS = 16  /* and where it does not refuse them */
+	VMEMU_OPT_THP_ALWAYS = 16, /* and where it does not refuse them */
+	VMEMU_OPT_SOFT_DIRTY = 32  /* pagemap shows what is soft-dirty */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -101,6 +102,7 @@ enum vmemu_option {
 #define VMEMU_VM_NORESERVE 0x200000
 #define VMEMU_VM_WIPEONFORK 0x2000000
 #define VMEMU_VM_DONTDUMP 0x4000000
+#define VMEMU_VM_SOFTDIRTY 0x8000000
 #define VMEMU_VM_HUGEPAGE 0x20000000
 #define VMEMU_VM_NOHUGEPAGE 0x40000000
 #define VMEMU_VM_MERGEABLE 0x80000000
@@ -216,6 +218,8 @@ int vmemu_machine_events(vmemu_machine *m, uint64_t *out);
 int vmemu_machine_zero_page(vmemu_machine *m, uint64_t *pfn);
 /* The nth allocation from now (1 is the next), of a frame or of host memory, fails once; 0 switches that off. */
 int vmemu_machine_fail(vmemu_machine *m, uint64_t nth);
+/* Whether pagemap shows what is soft-dirty; it is known in any case. */
+int vmemu_machine_show_soft_dirty(vmemu_machine *m, int on);
 /* Makes the marks of MADV_FREE seen that wait in a batch (lru_add_drain()). */
 int vmemu_machine_drain(vmemu_machine *m);
 /* Proves the machine consistent: 0, or -EUCLEAN with what is wrong in msg. */
@@ -280,6 +284,9 @@ int vmemu_space_no_thp(vmemu_machine *m, uint32_t space, int off);
 int vmemu_space_lazyfree(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 int vmemu_space_cold(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 int vmemu_space_pageout(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* /proc/PID/clear_refs: 1 to 3 take the accessed bit of all pages, of those in anonymous mappings, of those in mappings of
+ * an object; 4 makes all mappings and pages soft-clean and write-protected. */
+int vmemu_space_clear_refs(vmemu_machine *m, uint32_t space, int what);
 /* Moves the pages of [start, end), in one mapping, to the hole at `to`, which gets a mapping of `length` bytes.
  * keep != 0: the old mapping stays, empty. */
 int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t to, uint64_t length,

@@ -31,6 +31,7 @@ sharing_mode = pytest.mark.parametrize("mode", [ForkMode.COW, ForkMode.ON_DEMAND
 
 GUARD = 0x4400_0000_0000_009F
 """What pagemap shows of a guard: bits 58 and 62, swap type 31, offset 4."""
+_SOFT_DIRTY = 1 << 55
 _PFN = (1 << 55) - 1
 _EXCLUSIVE = 1 << 56
 _PRESENT = 1 << 63
@@ -123,7 +124,7 @@ def recount(m: Machine) -> Counter[int]:
         for mapping in p.maps():
             entries = p.pagemap(mapping.start, mapping.size // PAGE)
             for entry in entries[entries != 0].tolist():
-                if entry == GUARD:
+                if entry & ~_SOFT_DIRTY in (0, GUARD):
                     continue
                 assert entry & _PRESENT
                 if entry & _PFN not in zero:
@@ -165,9 +166,7 @@ def contents(p: Process) -> list[bytes]:
     for mapping in p.maps():
         if mapping.prot & R:
             entries = p.pagemap(mapping.start, mapping.size // PAGE).tolist()
-            out += [
-                p.read(mapping.start + i * PAGE, PAGE) for i, entry in enumerate(entries) if entry not in (0, GUARD)
-            ]
+            out += [p.read(mapping.start + i * PAGE, PAGE) for i, entry in enumerate(entries) if entry & _PRESENT]
     return out
 
 

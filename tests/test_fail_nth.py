@@ -106,6 +106,7 @@ def _script() -> None:
     add("free", lambda w: w.p.madvise(A + 8 * PAGE, 2 * PAGE, Advice.FREE))
     add("cold", lambda w: w.p.madvise(C, PAGE, Advice.COLD))
     add("page out", lambda w: w.c.madvise(B, 4 * PAGE, Advice.PAGEOUT))  # type: ignore[union-attr]
+    add("soft clean", lambda w: w.machine.procfs.write(f"{w.c.pid}/clear_refs", b"4"))  # type: ignore[union-attr]
     add("mlock", lambda w: w.p.mlock(A + 13 * PAGE, 2 * PAGE))
     add("fork specials", lambda w: w.p.fork(w.mode).exit())
     add("fork many", lambda w: [kid.exit() for kid in w.p.fork_many(3, w.mode)])

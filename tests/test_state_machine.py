@@ -94,6 +94,8 @@ class Memory:
         self.own: dict[int, bytes] = {}
         """Contents of private pages that were written; all else is zeros or the object's."""
         self.guards: set[int] = set()
+        self.written: set[int] = set()
+        """Pages stored to since clear_refs."""
         self.brk = 0
 
     def unmap(self, first: int, last: int) -> None:
@@ -101,6 +103,7 @@ class Memory:
             self.pages.pop(page, None)
             self.own.pop(page, None)
             self.guards.discard(page)
+            self.written.discard(page)
 
     def fork(self) -> Memory:
         child = Memory()
@@ -152,6 +155,7 @@ class Memory:
     def store(self, n: int, offset: int, data: bytes) -> None:
         now = self.access(n, True)
         new = now[:offset] + data + now[offset + len(data) :]
+        self.written.add(n)
         page = self.pages[n]
         if page.shared:
             assert page.object is not None
@@ -667,6 +671,15 @@ class Comparison(RuleBasedStateMachine):
         for n in sorted(task.memory.pages):
             self.access_page(task, n, 0, None)
 
+    @rule(data=st.data(), what=st.sampled_from((1, 2, 3, 4, 4)))
+    def clear_refs(self, data: Any, what: int) -> None:
+        task = self.pick(data)
+        for which, m in enumerate(self.machines):
+            m.procfs.write(f"{task.real[which].pid}/clear_refs", str(what))
+        if what == 4:
+            task.memory.written.clear()
+            assert self.both(lambda which: task.real[which].dirty_pages().tolist()) == []
+
     # ---- files ----
 
     @rule(which=st.integers(0, 1), offset=st.integers(0, 13 * PAGE), n=st.sampled_from((1, 100, 5000)))
@@ -811,6 +824,16 @@ class Comparison(RuleBasedStateMachine):
                 assert (prot, shared, index) == (page.prot, page.shared, page.index if page.object else 0), hex(n)
                 for code, mark in (("lo", "locked"), ("dc", "dontfork"), ("wf", "wipe"), ("gd", "grows")):
                     assert (code in flags) == (mark in page.flags), (hex(n), code)
+
+    @invariant()
+    def stores_are_soft_dirty(self) -> None:
+        """What was stored to and is still mapped is among the dirty pages."""
+        for task in self.tasks:
+            if task.state == "running" and task.memory.written:
+                for real in task.real:
+                    found = set((real.dirty_pages() // PAGE).tolist())
+                    for n in task.memory.written - found:
+                        assert real.translate(n * PAGE) is None, (real.pid, hex(n))
 
     @invariant()
     def same_contents(self) -> None:

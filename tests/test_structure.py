@@ -31,7 +31,8 @@ PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth waiting identity / program death / memory / __init__",
-    "memory": "mprotect mremap madvise mlock view census / mmap thp / space / commit / args words / __init__",
+    "memory": "clear_refs / mprotect mremap madvise mlock view census / mmap thp / space / commit "
+    "/ args words / __init__",
     "procfs": "__init__ / tree / clearing limits maps meminfo names oom pages status strings sysctl system vmstat "
     "/ numbers subject",
 }

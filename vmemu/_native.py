@@ -70,6 +70,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_NORESERVE: int = lib.VMEMU_VM_NORESERVE
     VM_WIPEONFORK: int = lib.VMEMU_VM_WIPEONFORK
     VM_DONTDUMP: int = lib.VMEMU_VM_DONTDUMP
+    VM_SOFTDIRTY: int = lib.VMEMU_VM_SOFTDIRTY
     VM_HUGEPAGE: int = lib.VMEMU_VM_HUGEPAGE
     VM_NOHUGEPAGE: int = lib.VMEMU_VM_NOHUGEPAGE
     VM_MERGEABLE: int = lib.VMEMU_VM_MERGEABLE
@@ -381,6 +382,16 @@ class Core:
         rc = lib.vmemu_space_pageout(self._m, space, start, end)
         if rc:
             _fail(rc, call)
+
+    def clear_refs(self, space: int, what: int) -> None:
+        """What /proc/PID/clear_refs does for 1 to 4."""
+        rc = lib.vmemu_space_clear_refs(self._m, space, what)
+        if rc:
+            _fail(rc, "clear_refs")
+
+    def show_soft_dirty(self, on: bool) -> None:
+        """Whether pagemap shows what is soft-dirty."""
+        lib.vmemu_machine_show_soft_dirty(self._m, on)
 
     def drain(self) -> None:
         """Marks of MADV_FREE that wait in a batch are seen from now on."""

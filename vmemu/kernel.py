@@ -71,6 +71,8 @@ class Kernel:
         self.max_map_count = max_map_count
         self.thp = thp
         """Transparent huge pages: "never", "madvise" or "always"."""
+        self.soft_dirty: bool | None = None
+        """What is soft-dirty shows; None: not yet, but from the first clear_refs on."""
         self.contents = True
         """Frames hold bytes."""
         self.zero_pfn: int | None = None

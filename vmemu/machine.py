@@ -42,6 +42,8 @@ class Machine:
 
     *thp*: transparent huge pages ``"never"``, where a mapping asks for them (``"madvise"``, MADV_HUGEPAGE), or
     ``"always"``.
+    *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
+    the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
     yet: swap, ``oom="kill"``.
     """
@@ -63,6 +65,7 @@ class Machine:
         reuse: bool = True,
         overcommit_ratio: int = 50,
         max_map_count: int = 65530,
+        soft_dirty: bool | None = None,
     ) -> None:
         size = parse_size(memory, "memory")
         if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
@@ -98,6 +101,8 @@ class Machine:
             thp=thp,
         )
         self._kernel.contents = bool(contents)
+        self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
+        self._kernel.core.show_soft_dirty(bool(soft_dirty))
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         self.init = Process(self._kernel, birth.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""

@@ -17,7 +17,7 @@ from vmemu.kernel import Image, Kernel
 from vmemu.lifecycle import birth, death, waiting
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, use
-from vmemu.memory import madvise, mlock, mmap, mprotect, mremap, thp, view
+from vmemu.memory import clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
 from vmemu.task import Task
@@ -233,6 +233,14 @@ class Process(Task):
     def pagemap(self, address: SupportsIndex, npages: int) -> NDArray[np.uint64]:
         """uint64 array (npages,) in the format of /proc/PID/pagemap, from the page at *address* on."""
         return view.pagemap(self._look("pagemap"), address, npages)
+
+    def dirty_pages(
+        self, address: SupportsIndex | None = None, length: SupportsIndex | None = None
+    ) -> NDArray[np.uint64]:
+        """Addresses, ascending, of the pages written since ``4`` was last written to clear_refs, as bit 55 of pagemap
+        says: all of a mapping made since counts. uint64 array; of [address, address + length) if given.
+        """
+        return clear_refs.dirty_pages(self._look("dirty_pages"), address, length)
 
     def translate(self, address: SupportsIndex) -> Translation | None:
         """What a page walk finds for *address* now; None where no frame is mapped."""

@@ -40,6 +40,7 @@ _CODES = (
     (c.VM_NORESERVE, "nr"),
     (c.VM_WIPEONFORK, "wf"),
     (c.VM_DONTDUMP, "dd"),
+    (c.VM_SOFTDIRTY, "sd"),
     (c.VM_HUGEPAGE, "hg"),
     (c.VM_NOHUGEPAGE, "nh"),
     (c.VM_MERGEABLE, "mg"),
@@ -57,6 +58,7 @@ def maps(space: Space) -> list[Mapping]:
 
 def _mapping(space: Space, vma: Vma, words: list[int]) -> Mapping:
     device, inode, offset, name = (0, 0), 0, 0, ""
+    shown = -1 if space.kernel.soft_dirty else ~c.VM_SOFTDIRTY
     if vma.object:
         files = space.kernel.files
         backing = files.inode_of(vma.object)
@@ -75,7 +77,7 @@ def _mapping(space: Space, vma: Vma, words: list[int]) -> Mapping:
         device=device,
         inode=inode,
         name=name,
-        flags=tuple(code for bit, code in _CODES if vma.flags & bit),
+        flags=tuple(code for bit, code in _CODES if vma.flags & bit & shown),
     )
 
 

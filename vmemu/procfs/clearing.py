@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from vmemu.memory.clear_refs import ALL, HIGH_WATER, clear_refs
 from vmemu.procfs.numbers import invalid, parse_int
 from vmemu.procfs.subject import Subject
 
 __all__ = ["write_clear_refs"]
-
-_SOFT_DIRTY, _HIGH_WATER = 4, 5
 
 
 def write_clear_refs(subject: Subject, data: bytes, by: int | None) -> None:
@@ -16,11 +15,7 @@ def write_clear_refs(subject: Subject, data: bytes, by: int | None) -> None:
     Nothing happens to a zombie. EINVAL and ERANGE for other numbers.
     """
     what = parse_int("clear_refs", data)
-    if not 1 <= what <= _HIGH_WATER:
+    if not ALL <= what <= HIGH_WATER:
         raise invalid("clear_refs", data)
-    if subject.space is None:
-        return
-    if what == _HIGH_WATER:
-        subject.kernel.core.reset_peak(subject.space.sid)
-        return
-    raise NotImplementedError(f"procfs: {what} to clear_refs")
+    if subject.space is not None:
+        clear_refs(subject.space, what)
