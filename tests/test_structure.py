@@ -33,8 +33,8 @@ PACKAGES = {
     "lifecycle": "birth waiting identity / program death / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock view census / mmap thp / space / commit "
     "/ args words / __init__",
-    "procfs": "__init__ / tree / clearing limits maps meminfo names oom pages status strings sysctl system vmstat "
-    "/ numbers subject",
+    "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
+    "vmstat / numbers system / subject",
 }
 """The order inside each package, rows apart by slashes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from vmemu._native import Vma
@@ -77,8 +78,13 @@ def _mapping(space: Space, vma: Vma, words: list[int]) -> Mapping:
         device=device,
         inode=inode,
         name=name,
-        flags=tuple(code for bit, code in _CODES if vma.flags & bit & shown),
+        flags=_codes(vma.flags & shown),
     )
+
+
+@lru_cache(256)
+def _codes(flags: int) -> tuple[str, ...]:
+    return tuple(code for bit, code in _CODES if flags & bit)
 
 
 def smaps(space: Space) -> list[MappingUsage]:

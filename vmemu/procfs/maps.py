@@ -40,7 +40,7 @@ def _line(m: Mapping) -> bytes:
 
 def smaps(subject: Subject) -> bytes:
     """PID/smaps; empty for a zombie."""
-    return smaps_text(view.smaps(subject.space)) if subject.space else b""
+    return smaps_text(subject.usages)
 
 
 def smaps_text(usages: Iterable[MappingUsage]) -> bytes:
@@ -108,7 +108,7 @@ def smaps_rollup(subject: Subject) -> bytes:
     """PID/smaps_rollup: the sums of smaps, which lose nothing by rounding (show_smaps_rollup()). ESRCH for a zombie."""
     space = subject.living("smaps_rollup")
     with space.kernel.lock:
-        usages = view.smaps(space)
+        usages = subject.usages
         total = view.usage(space)
         locked = sum(u.pss for u in usages if "lo" in u.mapping.flags)
     start = usages[0].mapping.start if usages else 0

@@ -7,8 +7,9 @@ import errno
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import identity
 from vmemu.procfs.subject import Subject
+from vmemu.procfs.system import FIXED
 
-__all__ = ["cgroup", "comm", "io", "personality", "wchan", "write_comm"]
+__all__ = ["cgroup", "comm", "io", "mounts", "personality", "wchan", "write_comm"]
 
 
 def comm(subject: Subject) -> bytes:
@@ -37,6 +38,11 @@ def wchan(subject: Subject) -> bytes:
 def cgroup(subject: Subject) -> bytes:
     """PID/cgroup."""
     return b"0::/\n"
+
+
+def mounts(subject: Subject) -> bytes:
+    """PID/mounts."""
+    return FIXED["mounts"].encode()
 
 
 def personality(subject: Subject) -> bytes:

@@ -46,22 +46,22 @@ def _escape(name: bytes) -> bytes:
 def status(subject: Subject) -> bytes:
     """PID/status; a zombie has no lines on memory."""
     who, table, state, pid = subject.credentials, subject.kernel.processes, _state(subject), subject.pid
-    alive = subject.space is not None
+    alive, shown = subject.space is not None, subject.shown
     lines: list[tuple[str, object]] = [
         ("State", f"{state} ({_STATES[state]})"),
-        ("Tgid", pid),
+        ("Tgid", shown(pid)),
         ("Ngid", 0),
-        ("Pid", pid),
-        ("PPid", table.parent[pid]),
+        ("Pid", shown(pid)),
+        ("PPid", shown(table.parent[pid])),
         ("TracerPid", 0),
         ("Uid", f"{who.uid}\t{who.euid}\t{who.suid}\t{who.fsuid}"),
         ("Gid", f"{who.gid}\t{who.egid}\t{who.sgid}\t{who.fsgid}"),
         ("FDSize", 64 if alive else 0),
         ("Groups", "".join(f"{group} " for group in who.groups) or " "),
-        ("NStgid", pid),
-        ("NSpid", pid),
-        ("NSpgid", table.group[pid]),
-        ("NSsid", table.session[pid]),
+        ("NStgid", shown(pid)),
+        ("NSpid", shown(pid)),
+        ("NSpgid", shown(table.group[pid])),
+        ("NSsid", shown(table.session[pid])),
         ("Kthread", 0),
     ]
     if alive:
@@ -119,16 +119,16 @@ def _memory(subject: Subject) -> list[tuple[str, int]]:
 def stat(subject: Subject) -> bytes:
     """PID/stat: 52 fields (do_task_stat())."""
     table, pid, alive = subject.kernel.processes, subject.pid, subject.space is not None
-    minor, major = subject.faults
+    (minor, major), shown = subject.faults, subject.shown
     words = subject.words if alive else [0] * 12
     flags = _PF_RANDOMIZE if subject.kernel.rng is not None else 0
     flags |= 0 if table.flags[pid] & Flag.EXECED else _PF_FORKNOEXEC
     flags |= 0 if alive else _PF_EXITING | _PF_POSTCOREDUMP
     fields = (
         _state(subject),
-        table.parent[pid],
-        table.group[pid],
-        table.session[pid],
+        shown(table.parent[pid]),
+        shown(table.group[pid]),
+        shown(table.session[pid]),
         0,  # tty_nr
         -1,  # tpgid
         flags,
@@ -163,7 +163,7 @@ def stat(subject: Subject) -> bytes:
         words[ENV_END],
         0 if alive else table.status[pid],
     )
-    return f"{pid} (".encode() + subject.name + b") " + " ".join(map(str, fields)).encode() + b"\n"
+    return f"{shown(pid)} (".encode() + subject.name + b") " + " ".join(map(str, fields)).encode() + b"\n"
 
 
 def statm(subject: Subject) -> bytes:

@@ -14,7 +14,7 @@ from vmemu.limits import Limits
 from vmemu.memory import view
 from vmemu.memory.space import Space
 from vmemu.pids import INIT, ZOMBIE
-from vmemu.types import PAGE_SIZE, FaultCounts
+from vmemu.types import PAGE_SIZE, FaultCounts, MappingUsage
 
 __all__ = ["TICK_NS", "Subject"]
 
@@ -25,9 +25,14 @@ TICK_NS = 10_000_000
 class Subject:
     """Process *pid* of *kernel*, for the time of one look; it holds the kernel's lock as little as any other."""
 
-    def __init__(self, kernel: Kernel, pid: int) -> None:
+    def __init__(self, kernel: Kernel, pid: int, offset: int = 0) -> None:
         self.kernel = kernel
         self.pid = pid
+        self._offset = offset
+
+    def shown(self, pid: int) -> int:
+        """A pid as it is printed: *offset* more than it is, 0 for nobody."""
+        return pid + self._offset if pid else 0
 
     @property
     def zombie(self) -> bool:
@@ -69,6 +74,11 @@ class Subject:
         if self.space is None:
             raise syscall_error("open", errno.ESRCH, f"{self.pid}/{file}: the process is a zombie")
         return self.space
+
+    @cached_property
+    def usages(self) -> list[MappingUsage]:
+        """Its mappings with what of them is resident; none of a zombie."""
+        return view.smaps(self.space) if self.space else []
 
     @cached_property
     def image(self) -> Image | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vmemu.kernel import Kernel
+from vmemu.limits import Limits, Resource
 from vmemu.procfs.numbers import invalid, parse_int
 from vmemu.types import Overcommit
 
@@ -46,11 +47,16 @@ def _max_map_count(kernel: Kernel, value: int) -> None:
     kernel.max_map_count = value
 
 
+def _threads_max(kernel: Kernel) -> int:
+    return 2 * Limits.at_boot(kernel.npages).soft(Resource.NPROC)
+
+
 SETTINGS = {
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
     "sys/vm/mmap_min_addr": Setting(lambda _: 65536),
     "sys/vm/overcommit_kbytes": Setting(lambda _: 0),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
+    "sys/kernel/threads-max": Setting(_threads_max),
     "sys/kernel/randomize_va_space": Setting(lambda kernel: 0 if kernel.rng is None else 2),
 }

@@ -33,17 +33,27 @@ address sizes\t: 52 bits physical, 48 bits virtual
 
 """
 
+_NO_PRESSURE = "".join(f"{who} avg10=0.00 avg60=0.00 avg300=0.00 total=0\n" for who in ("some", "full"))
+
 FIXED = {
     "cmdline": "vsyscall=none\n",
     "cpuinfo": _CPUINFO,
+    "diskstats": "",
     "filesystems": "nodev\ttmpfs\nnodev\tproc\n\text4\n",
     "mounts": "/dev/root / ext4 rw,relatime 0 0\nproc /proc proc rw,relatime 0 0\n",
+    "partitions": "major minor  #blocks  name\n\n",
+    "pressure/cpu": _NO_PRESSURE,
+    "pressure/io": _NO_PRESSURE,
+    "pressure/memory": _NO_PRESSURE,
     "swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
     "version": "Linux version 6.18.0 (vmemu@vmemu) #1 SMP PREEMPT_DYNAMIC\n",
+    "sys/fs/file-nr": f"0\t0\t{(1 << 63) - 1}\n",
     "sys/kernel/hostname": "vmemu\n",
     "sys/kernel/osrelease": "6.18.0\n",
     "sys/kernel/ostype": "Linux\n",
     "sys/kernel/pid_max": f"{PID_MAX}\n",
+    "sys/kernel/random/entropy_avail": "256\n",
+    "sys/kernel/random/poolsize": "256\n",
     "sys/kernel/version": "#1 SMP PREEMPT_DYNAMIC\n",
 }
 """Files that say the same of every machine."""
@@ -74,10 +84,10 @@ def uptime(kernel: Kernel) -> bytes:
     return f"{text} {text}\n".encode()
 
 
-def loadavg(kernel: Kernel) -> bytes:
-    """/proc/loadavg."""
+def loadavg(kernel: Kernel, offset: int = 0) -> bytes:
+    """/proc/loadavg; *offset* is added to the last pid."""
     with kernel.lock:
-        total, last = len(kernel.processes), kernel.processes.last
+        total, last = len(kernel.processes), kernel.processes.last + offset
         return f"0.00 0.00 0.00 {_running(kernel)}/{total} {last}\n".encode()
 
 

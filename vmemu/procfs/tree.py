@@ -4,64 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import NamedTuple, SupportsIndex
+from collections.abc import Iterable
+from typing import SupportsIndex
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import integer
 from vmemu.pids import FREE
-from vmemu.procfs import clearing, limits, maps, meminfo, names, oom, pages, status, strings, sysctl, system, vmstat
+from vmemu.procfs import pages, sysctl
+from vmemu.procfs.export import export
+from vmemu.procfs.index import BINARY, EMPTY, LINKS, MACHINE, PAGEMAP, PROCESS, ROOT, link
 from vmemu.procfs.subject import Subject
 
 __all__ = ["ProcFS"]
-
-
-class _File(NamedTuple):
-    """A file of a process: None where there is nothing to read or to write."""
-
-    read: Callable[[Subject], bytes] | None = None
-    write: Callable[[Subject, bytes, int | None], None] | None = None
-    task: bool = True
-    """It is in task/TID too."""
-
-
-_PROCESS = {
-    "auxv": _File(strings.auxv),
-    "clear_refs": _File(write=clearing.write_clear_refs),
-    "cmdline": _File(strings.cmdline),
-    "comm": _File(names.comm, names.write_comm),
-    "environ": _File(strings.environ),
-    "io": _File(names.io),
-    "limits": _File(limits.limits),
-    "maps": _File(maps.maps),
-    "oom_adj": _File(oom.oom_adj, oom.write_oom_adj),
-    "oom_score": _File(oom.oom_score),
-    "oom_score_adj": _File(oom.oom_score_adj, oom.write_oom_score_adj),
-    "smaps": _File(maps.smaps),
-    "smaps_rollup": _File(maps.smaps_rollup),
-    "stat": _File(status.stat),
-    "statm": _File(status.statm),
-    "status": _File(status.status),
-    "wchan": _File(names.wchan),
-    "cgroup": _File(names.cgroup),
-    "personality": _File(names.personality),
-}
-_LINKS = ("cwd", "exe", "root")
-_EMPTY = ("fd", "fdinfo")
-"""Directories: a process has no open files here, only what it maps."""
-
-_MACHINE: dict[str, Callable[[Kernel], bytes]] = {
-    "buddyinfo": system.buddyinfo,
-    "loadavg": system.loadavg,
-    "meminfo": meminfo.meminfo,
-    "stat": system.stat,
-    "uptime": system.uptime,
-    "vmstat": vmstat.vmstat_text,
-    **{path: setting.read for path, setting in sysctl.SETTINGS.items()},
-}
-_BINARY = {"kpagecount": pages.kpagecount, "kpageflags": pages.kpageflags}
-_ROOT = sorted({*_MACHINE, *_BINARY, *system.FIXED})
 
 
 class ProcFS:
@@ -112,20 +67,20 @@ class ProcFS:
         subject, rest = found
         in_task = rest[:1] == ["task/"]
         rest = rest[1:] if in_task else rest
-        if not rest or (rest == ["task"] and not in_task) or (rest[0] in _EMPTY and len(rest) == 1):
+        if not rest or (rest == ["task"] and not in_task) or (rest[0] in EMPTY and len(rest) == 1):
             raise syscall_error("open", errno.EISDIR, f"/proc/{'/'.join(words)}")
-        if rest[0] not in (*_PROCESS, *_LINKS, "pagemap"):
+        if rest[0] not in (*PROCESS, *LINKS, PAGEMAP):
             raise syscall_error("open", errno.ENOENT, f"/proc/{'/'.join(words)}")
         if len(rest) > 1:
             raise syscall_error("open", errno.ENOTDIR, f"/proc/{'/'.join(words)}")
         return subject, rest[0]
 
     def _machine_file(self, path: str) -> str:
-        if path in _MACHINE or path in _BINARY or path in system.FIXED:
+        if path in MACHINE or path in BINARY:
             return path
-        if not path or any(name.startswith(f"{path}/") for name in _ROOT):
+        if not path or any(name.startswith(f"{path}/") for name in ROOT):
             raise syscall_error("open", errno.EISDIR, f"/proc/{path}")
-        above = any(path.startswith(f"{name}/") for name in _ROOT)
+        above = any(path.startswith(f"{name}/") for name in ROOT)
         raise syscall_error("open", errno.ENOTDIR if above else errno.ENOENT, f"/proc/{path}")
 
     # ---- reading and writing ----
@@ -145,22 +100,20 @@ class ProcFS:
             raise syscall_error("read", errno.EINVAL, f"{count} bytes from {start}")
         words = self._name(path)
         found = self._file(words)
-        if isinstance(found, str) and found in _BINARY:
-            return _BINARY[found](self._kernel, start, count)
-        if not isinstance(found, str) and found[1] == "pagemap":
+        if isinstance(found, str) and found in BINARY:
+            return BINARY[found](self._kernel, start, count)
+        if not isinstance(found, str) and found[1] == PAGEMAP:
             return pages.pagemap(found[0], start, count)
         data = self._text(found)
         return data[start:] if count is None else data[start : start + count]
 
     def _text(self, found: tuple[Subject, str] | str) -> bytes:
         if isinstance(found, str):
-            if found in system.FIXED:
-                return system.FIXED[found].encode()
-            return _MACHINE[found](self._kernel)
+            return MACHINE[found](self._kernel)
         subject, name = found
-        if name in _LINKS:
+        if name in LINKS:
             raise syscall_error("read", errno.EINVAL, f"/proc/{subject.pid}/{name} is a link: see readlink()")
-        read = _PROCESS[name].read
+        read = PROCESS[name].read
         if read is None:
             raise syscall_error("read", errno.EINVAL, f"/proc/{subject.pid}/{name} can only be written")
         return read(subject)
@@ -183,7 +136,7 @@ class ProcFS:
             if isinstance(found, str):
                 return self._write_machine(found, raw)
             subject, name = found
-            write = _PROCESS[name].write if name in _PROCESS else None
+            write = PROCESS[name].write if name in PROCESS else None
             if write is None:
                 raise syscall_error("write", errno.EINVAL, f"/proc/{'/'.join(words)} can only be read")
             write(subject, raw, by)
@@ -203,13 +156,13 @@ class ProcFS:
         words = self._name(path)
         found = self._process(words)
         rest = [] if found is None else [word for word in found[1] if word != "task/"]
-        if found is None or rest[:1] not in ([link] for link in _LINKS):
+        if found is None or rest[:1] not in ([one] for one in LINKS):
             if words and words not in (["sys"],):
                 self.listdir(path) if self._is_directory(words) else self._file(words)
             raise syscall_error("readlink", errno.EINVAL, f"/proc/{'/'.join(words)} is no link")
         subject = found[0]
-        target = "/" if rest != ["exe"] else subject.image.path if subject.image else ""
-        if subject.space is None or not target:
+        target = link(subject, rest[0]) if len(rest) == 1 else None
+        if target is None:
             raise syscall_error("readlink", errno.ENOENT, f"/proc/{'/'.join(words)}")
         return target
 
@@ -230,16 +183,27 @@ class ProcFS:
         found = self._process(words)
         if found is None:
             below = "".join(f"{word}/" for word in words)
-            inside = sorted({name.removeprefix(below).split("/")[0] for name in _ROOT if name.startswith(below)})
+            inside = sorted({name.removeprefix(below).split("/")[0] for name in ROOT if name.startswith(below)})
             return [*map(str, self._kernel.processes), *inside] if not words else inside or None
         subject, rest = found
         if rest == ["task"]:
             return [str(subject.pid)]
         if rest in ([], ["task/"]):
-            here = [name for name, file in _PROCESS.items() if not rest or file.task]
-            return sorted([*here, *_LINKS, *_EMPTY, "pagemap", *([] if rest else ["task"])])
-        return [] if len(rest) <= 2 and rest[-1] in _EMPTY else None
+            return sorted([*PROCESS, *LINKS, *EMPTY, PAGEMAP, *([] if rest else ["task"])])
+        return [] if len(rest) <= 2 and rest[-1] in EMPTY else None
 
-    def export(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a /proc tree. Not there yet."""
-        raise NotImplementedError("procfs.export()")
+    def export(
+        self, directory: str | os.PathLike[str], *, pid_offset: SupportsIndex = 0, files: Iterable[str] | None = None
+    ) -> None:
+        """Writes the tree as it is now to *directory*, for tools that read one (psutil with PROCFS_PATH, smem -S,
+        prometheus-node-exporter --path.procfs, or any other with the tree mounted on /proc).
+
+        *directory* is made, or replaced as a whole if it is empty or an earlier export; ENOTDIR, ENOTEMPTY, EINVAL for
+        another, and then nothing is written. *files* are the names of the files that each process gets, all if None;
+        the binary ones are never written. *pid_offset* is added to every pid, so that a tool that signals what it sees
+        (kill() of psutil, say) does not hit a process of the host: 4194304 is above all of them.
+        """
+        offset = integer(pid_offset, "export", "pid_offset")
+        if offset < 0:
+            raise ValueError(f"pid_offset: {offset} is negative")
+        export(self._kernel, os.fspath(directory), offset, None if files is None else list(files))
