@@ -123,7 +123,7 @@ def test_directories() -> None:
         assert set(files) - set(m.procfs.listdir(f"{c.pid}/task/{c.pid}")) == {"task"}
         assert m.procfs.listdir(f"{c.pid}/task") == [str(c.pid)]
         assert m.procfs.listdir(f"{c.pid}/fd") == []
-        assert m.procfs.listdir("sys") == ["kernel", "vm"]
+        assert m.procfs.listdir("sys") == ["fs", "kernel", "vm"]
         p.wait()
         wrong = {str(c.pid): errno.ENOENT, f"{p.pid}/stat": errno.ENOTDIR, "meminfo": errno.ENOTDIR, "x": errno.ENOENT}
         assert {path: failure(m.procfs.listdir, path) for path in wrong} == wrong
