@@ -109,8 +109,9 @@ def change(before: MemInfo, after: MemInfo) -> dict[str, int]:
 
 
 def spaces(m: Machine) -> dict[int, Process]:
-    """One process for each address space: those that have memory and do not lend it to a vfork child just now."""
-    return {pid: p for pid, p in m.processes.items() if p.state == "running"}
+    """One task for each address space, by its number; not those that lend it in vfork just now."""
+    users = {m._kernel.processes.space[t.tid]: t for p in m.processes.values() for t in p.threads}
+    return {p.tid: p for p in sorted(users.values(), key=lambda t: t.tid) if p.state == "running"}
 
 
 def recount(m: Machine) -> Counter[int]:
@@ -119,7 +120,8 @@ def recount(m: Machine) -> Counter[int]:
     flags = np.frombuffer(m.procfs.read("kpageflags"), np.uint64)
     zero = set(np.flatnonzero(flags & _ZERO_PAGE).tolist())
     mapped: dict[int, list[tuple[int, bool]]] = {}
-    for pid, p in spaces(m).items():
+    users = spaces(m)
+    for pid, p in users.items():
         mine = mapped.setdefault(pid, [])
         for mapping in p.maps():
             entries = p.pagemap(mapping.start, mapping.size // PAGE)
@@ -133,7 +135,7 @@ def recount(m: Machine) -> Counter[int]:
     table = np.frombuffer(m.procfs.read("kpagecount"), np.uint64)
     assert {int(i): int(table[i]) for i in np.flatnonzero(table)} == dict(seen)
     for pid, mine in mapped.items():
-        p = m.processes[pid]
+        p = users[pid]
         assert p.rss == PAGE * len(mine)
         assert p.pss == sum((PAGE << 12) // seen[frame] for frame, _ in mine) >> 12
         assert p.uss == PAGE * sum(seen[frame] == 1 for frame, _ in mine)

@@ -6,8 +6,12 @@ import errno
 import gc
 import math
 import os
+import platform
+import signal
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from vmemu import (
     OutOfMemory,
     Overcommit,
     Process,
+    ProcessKilled,
     Prot,
     SegmentationFault,
     SyscallError,
@@ -579,12 +584,62 @@ PROGRAMS: dict[str, tuple[Callable[[], bytes], set[int]]] = {
 @pytest.mark.parametrize("what", list(PROGRAMS))
 def test_bad_programs(what: str, tmp_path: Path) -> None:
     """Truncated, corrupt, 32-bit and wrong-machine ELF: the errno of execve(2), a message that says what, and
-    nothing has changed, in execve, spawn and execve of a vfork child."""
+    nothing has changed, in execve, spawn and execve of a vfork child; or it is killed where Linux does that."""
     make, expected = PROGRAMS[what]
     path = tmp_path / "bad"
     path.write_bytes(make())
     path.chmod(0o755)
-    refused(path, expected)
+    if what in LETHAL:
+        killed(path, expected)
+    else:
+        refused(path, expected)
+
+
+LETHAL = (
+    "truncated in the segments",
+    "kernel half",
+    "wraps",
+    "huge bss",
+    "file larger than memory",
+    "bss beyond the file",
+)
+"""Programs that the kernel finds bad when the old memory is gone already."""
+
+
+def killed(path: Path, expected: set[int]) -> None:
+    """The program at *path* ends who executes it, as SIGSEGV; nobody else notices."""
+    with machine() as m:
+        p = m.spawn()
+        a = filled(p, 2, A)
+        before, descriptors = snapshot(m), len(os.listdir("/proc/self/fd"))
+        for make in (p.fork, p.vfork, lambda: None):
+            child = make()
+            with pytest.raises(ProcessKilled) as caught:
+                child.execve(str(path), ["x"], {}) if child else m.spawn(path, ["x"], {})
+            assert isinstance(caught.value, SyscallError)
+            assert caught.value.errno in expected
+            assert caught.value.signal == signal.SIGSEGV
+            clear(caught.value)
+            if child:
+                assert p.wait() == (child.pid, signal.SIGSEGV)
+            assert snapshot(m) == before
+            assert p.read(a, 1) == b"\1"
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_bad_programs_on_this_kernel(what: str, tmp_path: Path) -> None:
+    """Which programs are refused and which are lethal."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("needs Linux on x86-64")
+    path = tmp_path / "bad"
+    path.write_bytes(PROGRAMS[what][0]())
+    path.chmod(0o755)
+    child = f"import os, sys\ntry: os.execv({str(path)!r}, ['x'])\nexcept OSError as error: sys.exit(error.errno)"
+    status = subprocess.run([sys.executable, "-c", child]).returncode
+    assert status == -signal.SIGSEGV if what in LETHAL else status in PROGRAMS[what][1]
 
 
 def refused(path: Path | str, expected: set[int]) -> None:

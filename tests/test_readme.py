@@ -29,8 +29,8 @@ def test_both_commands_are_there(root: Path) -> None:
 
 def test_names_in_the_tables_exist(root: Path) -> None:
     table = (root / "README.md").read_text()
-    rows = re.findall(r"^\| (?:processes|identity|mappings|accesses|looking) \| (.*) \|$", table, re.M)
-    assert len(rows) == 5
+    rows = re.findall(r"^\| (?:processes|signals|identity|mappings|accesses|looking) \| (.*) \|$", table, re.M)
+    assert len(rows) == 6
     for name in re.findall(r"`(m\.)?(\w+)`", "\n".join(rows)):
         owner = vmemu.Machine if name[0] else vmemu.Process
         if name[1] in ("FaultKind",):

@@ -20,7 +20,7 @@ PYTHON = """
     execve
     loader memory
     kernel
-    files pids pool limits credentials
+    files pids pool limits credentials dispositions
     _native
     errors
     types
@@ -30,7 +30,7 @@ PYTHON = """
 PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
-    "lifecycle": "birth waiting identity / program death / memory / __init__",
+    "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock view census / mmap thp / space / commit "
     "/ args words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "

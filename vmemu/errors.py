@@ -16,6 +16,7 @@ from vmemu.types import FaultKind
 __all__ = [
     "BusError",
     "InvariantError",
+    "KilledInExec",
     "MemoryFault",
     "OutOfMemory",
     "ProcessKilled",
@@ -84,7 +85,8 @@ class BusError(MemoryFault):
 
 
 class ProcessKilled(VmemuError):
-    """The process that made the access was killed (by the OOM killer): `.pid`, `.signal`."""
+    """The process that made the call was killed in it (by the OOM killer, or an execve that could not go back): `.pid`,
+    `.signal`."""
 
     def __init__(self, pid: int, signum: int) -> None:
         super().__init__(pid, signum)
@@ -93,6 +95,22 @@ class ProcessKilled(VmemuError):
 
     def __str__(self) -> str:
         return f"pid {self.pid} was killed by {self.signal.name}"
+
+
+class KilledInExec(ProcessKilled, SyscallError):
+    """execve failed when the old memory was gone already, and Linux killed the process: `.errno` is what it had and
+    dropped."""
+
+    def __init__(self, pid: int, signum: int, number: int, text: str) -> None:
+        OSError.__init__(self, number, text)
+        self.pid = pid
+        self.signal = signal.Signals(signum)
+
+    def __str__(self) -> str:
+        return f"{ProcessKilled.__str__(self)}: {self.strerror}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return KilledInExec, (self.pid, int(self.signal), self.errno, self.strerror)
 
 
 class _PermissionError(SyscallError, PermissionError):

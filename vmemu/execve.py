@@ -1,12 +1,13 @@
 """execve(2) carried out: a plan of the loader becomes mappings and bytes in a new space, or nothing happens.
 
 Everything is built beside the old space, which the caller replaces when all has succeeded; so every failure leaves the
-process as it was, also those that on Linux come past the point of no return.
+process as it was. Those that Linux meets past the point of no return are PastReturn; then the caller ends the process.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from vmemu.errors import syscall_error
 from vmemu.files import File
 from vmemu.kernel import Image, Kernel
 from vmemu.limits import Resource
-from vmemu.loader import ExecPlan, Segment
+from vmemu.loader import ExecPlan, PastReturn, Segment
 from vmemu.memory import mprotect
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import map_private, vm_prot
@@ -53,7 +54,7 @@ def build(
     credentials and limits.
 
     *argv* is ``[program]`` if None, the environment empty if None. Raises SyscallError as execve(2) and the loader say,
-    OutOfMemory if there are not enough frames.
+    PastReturn where Linux kills the process, OutOfMemory if there are not enough frames.
     """
     if isinstance(argv, str | bytes):
         raise TypeError("argv must be a sequence of strings, not one string")
@@ -130,7 +131,10 @@ def _map(space: Space, segment: Segment, files: dict[str, File]) -> None:
     kernel = space.kernel
     npages = (segment.end - segment.start) // PAGE_SIZE
     if segment.prot & Prot.WRITE and not enough_memory(kernel, space.sid, npages):
-        raise syscall_error("execve", errno.ENOMEM, f"overcommit: {npages} pages for the {segment.role}")
+        why = f"overcommit: {npages} pages for the {segment.role}"
+        if segment.growsdown:
+            raise syscall_error("execve", errno.ENOMEM, why)
+        raise PastReturn(errno.ENOMEM, f"execve: {os.strerror(errno.ENOMEM)} ({why})")
     if segment.path is None:
         extra = c.VM_GROWSDOWN if segment.growsdown else 0
         map_private(space, segment.start, segment.end, segment.prot, "execve", extra)

@@ -12,13 +12,14 @@ from typing import Any
 
 from vmemu._native import Closed, Core
 from vmemu.credentials import Credentials
+from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
 from vmemu.pool import Pool
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel"]
+__all__ = ["Image", "Kernel", "SharedSpace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class Image:
     auxv: tuple[tuple[int, int], ...]
     stack_pointer: int
     entry_point: int
+
+
+@dataclass(slots=True)
+class SharedSpace:
+    """Who uses a space that several tasks use, and which faults are whose: what the space counts is of the task that
+    used it last, like a CPU's registers; the others' counts lie here."""
+
+    current: int
+    saved: dict[int, list[int]]
+    """By task, `current` too, whose entry is stale."""
 
 
 class Kernel:
@@ -57,7 +68,10 @@ class Kernel:
         self.names = Pool(b"", table.name, table.state)
         """Names of tasks (comm), at most 15 bytes."""
         self.credentials = Pool(Credentials(), table.credentials, table.state)
+        self.signals = Pool(Dispositions(), table.signals, table.state)
         self.limits = Pool(Limits.at_boot(npages), table.limits, table.state)
+        self.signalled: list[int] = []
+        """Processes that may have signals to receive."""
         self.users: dict[int, int] = {}
         """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""
         self.clock_ns = 0
@@ -77,8 +91,10 @@ class Kernel:
         """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
-        self.borrowed_at: dict[int, tuple[int, ...]] = {}
-        """By vfork child: what its space had counted when it was born; what was counted since is the child's."""
+        self.shared: dict[int, SharedSpace] = {}
+        """By id: the spaces that several tasks use."""
+        self.threads_faults: dict[int, list[int]] = {}
+        """By pid: faults by kind of those of its tasks that have ended."""
 
     @property
     def closed(self) -> bool:

@@ -15,6 +15,7 @@ from vmemu.errors import VmemuError
 from vmemu.files import File
 from vmemu.kernel import Kernel
 from vmemu.lifecycle import birth
+from vmemu.lifecycle.check import check
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.process import Process, ProcessMap
@@ -219,3 +220,4 @@ class Machine:
         """
         with self._kernel.lock:
             self._kernel.core.check()
+            check(self._kernel)

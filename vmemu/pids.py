@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 from vmemu.errors import syscall_error
 
-__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "ZOMBIE", "Flag", "ProcessTable"]
+__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
 
-FREE, RUNNING, ZOMBIE, HELD = 0, 1, 2, 3
-"""Of a row. HELD is no process: the number is still that of a process group or session, so it is not given again."""
+FREE, RUNNING, ZOMBIE, HELD, THREAD = 0, 1, 2, 3, 4
+"""Of a row. HELD is no task: the number is still that of a process group or session, so it is not given again. THREAD
+runs and is not the first of its process; the first may be a ZOMBIE while others run."""
 INIT = 1
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
@@ -51,8 +52,6 @@ class ProcessTable:
         """Id of the space in the core; a vfork child has its parent's until it execs or exits."""
         self.status = array("I", [0])
         """Of a zombie, as wait(2) gives it."""
-        self.borrower = array("I", [0])
-        """The vfork child that has this process's space, 0 if none: the process is suspended."""
         self.first_child = array("I", [0])
         self._last_child = array("I", [0])
         self.next = array("I", [0])
@@ -73,7 +72,10 @@ class ProcessTable:
         self.name = array("I", [0])
         self.credentials = array("I", [0])
         self.limits = array("I", [0])
+        self.signals = array("I", [0])
         """Indices of records in the kernel's pools."""
+        self.blocked = array("Q", [0])
+        """Mask of the signals that wait."""
         self.group = array("I", [INIT])
         self.session = array("I", [INIT])
         """Numbers of its process group and session."""
@@ -86,7 +88,6 @@ class ProcessTable:
         self._fresh = (
             self.space,
             self.status,
-            self.borrower,
             self.first_child,
             self._last_child,
             self.next,
@@ -101,12 +102,34 @@ class ProcessTable:
             self.name,
             self.credentials,
             self.limits,
+            self.signals,
+            self.blocked,
             self.group,
             self.session,
             self.oom_adj,
             self.oom_adj_min,
         )
-        self._uses: dict[int, int] = {}
+        # what few have, by pid or tid
+        self.threads: dict[int, list[int]] = {}
+        """Of a process: its tasks besides the first, in order of birth."""
+        self.leader: dict[int, int] = {}
+        """Of such a task: its process."""
+        self.borrower: dict[int, int] = {}
+        self.lender: dict[int, int] = {}
+        """A task suspended in vfork -> the child that it waits for, and back."""
+        self.stopped: dict[int, int] = {}
+        """Of a stopped process: the signal that did it."""
+        self.report: dict[int, int] = {}
+        """Of a process that stopped or went on since it was last waited for: its status."""
+        self.pending: dict[int, int] = {}
+        self.pending_task: dict[int, int] = {}
+        """Masks of signals that were sent and not delivered, to a process and to one task."""
+        self.same_handlers: dict[int, set[int]] = {}
+        """Processes that share their dispositions (CLONE_SIGHAND without CLONE_THREAD)."""
+        self.death_signal: dict[int, int] = {}
+        """PR_SET_PDEATHSIG."""
+
+        self.uses: dict[int, int] = {}
         """By number: how many processes have it as their group or session."""
         self._used = 1
         """Rows from here on were never anybody's: all zero."""
@@ -150,8 +173,8 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add(self, pids: range, parent: int, now_ns: int) -> None:
-        """New running processes, youngest children of *parent* in order; they inherit what a fork inherits."""
+    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+        """New running processes, youngest children of *parent* in order, with what a fork of *like* inherits."""
         n, first, last = len(pids), pids[0], pids[-1]
         end = last + 1
         if end > len(self.state):
@@ -160,7 +183,7 @@ class ProcessTable:
             for column in (*self._fresh, *self._inherited):
                 column[first:end] = array(column.typecode, bytes(n * column.itemsize))
         self._used = max(self._used, end)
-        flags = self.flags[parent] & Flag.INHERITED
+        flags = self.flags[like] & Flag.INHERITED
         if n == 1:
             self.state[first] = RUNNING
             self.parent[first] = parent
@@ -168,7 +191,7 @@ class ProcessTable:
             self.exit_signal[first] = signal.SIGCHLD
             self.flags[first] = flags
             for column in self._inherited:
-                column[first] = column[parent]
+                column[first] = column[like]
         else:
             self.state[first:end] = bytes([RUNNING]) * n
             self.parent[first:end] = array("I", [parent]) * n
@@ -176,8 +199,8 @@ class ProcessTable:
             self.exit_signal[first:end] = bytes([signal.SIGCHLD]) * n
             self.flags[first:end] = bytes([flags]) * n
             for column in self._inherited:
-                if column[parent]:
-                    column[first:end] = array(column.typecode, [column[parent]]) * n
+                if column[like]:
+                    column[first:end] = array(column.typecode, [column[like]]) * n
             self.next[first:last] = array("I", range(first + 1, end))
             self.prev[first + 1 : end] = array("I", range(first, last))
         self._append(parent, first, last)
@@ -186,6 +209,46 @@ class ProcessTable:
         self._last = last
         self.born += n
         self._count += n
+
+    def add_thread(self, tid: int, first: int, creator: int, now_ns: int) -> None:
+        """One more task of process *first*, with what *creator*, a task of it, has."""
+        if tid >= len(self.state):
+            self._grow(tid + 1)
+        for column in self._fresh:
+            column[tid] = 0
+        for column in self._inherited:
+            column[tid] = column[creator]
+        self.group[tid] = self.session[tid] = 0  # its process's
+        self.parent[tid] = 0
+        self.started_ns[tid] = now_ns
+        self.flags[tid] = self.flags[creator] & Flag.INHERITED
+        self.state[tid] = THREAD
+        self.leader[tid] = first
+        self.threads.setdefault(first, []).append(tid)
+        self._last = tid
+        self.born += 1
+        self._used = max(self._used, tid + 1)
+
+    def remove_thread(self, tid: int) -> None:
+        """Frees the row of a task that is not the first of its process."""
+        first = self.leader.pop(tid)
+        self.threads[first].remove(tid)
+        if not self.threads[first]:
+            del self.threads[first]
+        self.state[tid] = FREE
+
+    def process(self, tid: int) -> int:
+        """The pid of a task's process."""
+        return self.leader.get(tid, tid)
+
+    def tasks(self, pid: int) -> list[int]:
+        """The running tasks of a process, the first one first."""
+        first = [pid] if self.state[pid] == RUNNING else []
+        return first + self.threads.get(pid, [])
+
+    def alive(self, pid: int) -> bool:
+        """Some task of the process runs."""
+        return self.state[pid] == RUNNING or pid in self.threads
 
     def _grow(self, end: int) -> None:
         """Rows up to *end* at least, and some to spare; new ones are free."""
@@ -213,6 +276,10 @@ class ProcessTable:
             yield child
             child = following
 
+    def youngest(self, pid: int) -> int:
+        """The last of them, 0 if there are none."""
+        return self._last_child[pid]
+
     def unlink(self, pid: int) -> None:
         """Takes a process out of its parent's list."""
         parent, before, after = self.parent[pid], self.prev[pid], self.next[pid]
@@ -239,7 +306,7 @@ class ProcessTable:
         """Frees the row of a process without children. Its number stays taken while a group or session has it."""
         self.unlink(pid)
         self._count -= 1
-        self.state[pid] = HELD if pid in self._uses else FREE
+        self.state[pid] = HELD if pid in self.uses else FREE
         self._use(self.group[pid], -1)
         self._use(self.session[pid], -1)
         self.group[pid] = self.session[pid] = 0
@@ -253,11 +320,11 @@ class ProcessTable:
         self.group[pid], self.session[pid] = group, session
 
     def _use(self, number: int, by: int) -> None:
-        uses = self._uses.get(number, 0) + by
+        uses = self.uses.get(number, 0) + by
         if uses:
-            self._uses[number] = uses
+            self.uses[number] = uses
         else:
-            del self._uses[number]
+            del self.uses[number]
             if self.state[number] == HELD:
                 self.state[number] = FREE
 

@@ -6,22 +6,20 @@ is in `lifecycle`, what the calls on mappings do in `memory`.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu.errors import syscall_error
 from vmemu.kernel import Image, Kernel
-from vmemu.lifecycle import birth, death, waiting
+from vmemu.lifecycle import birth
 from vmemu.lifecycle import program as exec_
-from vmemu.lifecycle.memory import faults, look, use
+from vmemu.lifecycle.memory import faults, look, process_faults, use
 from vmemu.memory import clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
 from vmemu.task import Task
-from vmemu.types import ByKind, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+from vmemu.types import ByKind, Clone, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
     from vmemu.files import File
 
-__all__ = ["Children", "Process", "ProcessMap"]
+__all__ = ["Children", "Process", "ProcessMap", "Thread"]
 
 
 class Process(Task):
@@ -47,11 +45,11 @@ class Process(Task):
 
     def _look(self, call: str) -> Space:
         """The memory, for looking."""
-        return look(self._kernel, self.pid, call)
+        return look(self._kernel, self.tid, call)
 
     def _space(self, call: str) -> Space:
         """The memory, for using it."""
-        return use(self._kernel, self.pid, call)
+        return use(self._kernel, self.tid, call)
 
     # ---- system calls on mappings ----
 
@@ -159,7 +157,7 @@ class Process(Task):
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, birth.fork(self._kernel, self.pid, 1, self._mode(mode))[0])
+        return Process(self._kernel, birth.fork(self._kernel, self.tid, 1, self._mode(mode))[0])
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -167,7 +165,7 @@ class Process(Task):
         if count < 0:
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
-        pids = birth.fork(self._kernel, self.pid, count, self._mode(mode)) if count else range(0)
+        pids = birth.fork(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
         return Children(self._kernel, pids)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
@@ -175,7 +173,24 @@ class Process(Task):
 
     def vfork(self) -> Process:
         """vfork(2): a child that runs in this very memory; this process is suspended until the child execs or exits."""
-        return Process(self._kernel, birth.vfork(self._kernel, self.pid))
+        return Process(self._kernel, birth.vfork(self._kernel, self.tid))
+
+    def clone(self, flags: SupportsIndex, mode: ForkMode | int | None = None) -> Process:
+        """clone(2): a child, or a thread of this process, that shares what *flags* say (`Clone`; the low byte is the
+        signal that the parent gets in the end, usually SIGCHLD). Without VM the memory is copied as *mode* says.
+
+        VM, VFORK, SIGHAND, THREAD and PARENT count; FS, FILES, IO and the like are taken and mean nothing here. EINVAL
+        for flags that contradict each other; NotImplementedError for namespaces; else as fork().
+        """
+        number = integer(flags, "clone", "flags")
+        new = birth.clone(self._kernel, self.tid, number, self._mode(mode))
+        return Thread(self._kernel, self.pid, new) if number & int(Clone.THREAD) else Process(self._kernel, new)
+
+    @property
+    def threads(self) -> list[Process]:
+        """The tasks of the process, this one's too, the first one first."""
+        tids, kernel = self._kernel.processes.tasks(self._process("threads")), self._kernel
+        return [Thread(kernel, self.pid, tid) if tid != self.pid else Process(kernel, tid) for tid in tids]
 
     def execve(
         self,
@@ -188,39 +203,32 @@ class Process(Task):
         """execve(2): replaces the memory by that of *program*, a file of the host; the pid stays.
 
         *argv* is ``[program]`` if None, the environment empty if None. With *link* the libraries are mapped
-        too, as ld.so would. Errors as execve(2); they leave the process as it was.
+        too, as ld.so would. Errors as execve(2); they leave the process as it was. ProcessKilled where Linux kills it
+        because the old memory is gone already: a program whose segments can't be mapped.
         """
-        exec_.execve(self._kernel, self.pid, os.fspath(program), argv, environment, link)
+        exec_.execve(self._kernel, self.tid, os.fspath(program), argv, environment, link)
 
     def exit(self, code: int = 0) -> None:
-        """_exit(2): frees the memory and leaves a zombie for the parent; children go to init, which reaps at once."""
-        if not isinstance(code, int):
-            raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
-        death.exit_(self._kernel, self.pid, code)
-
-    def wait(self, pid: int = -1, options: int = 0) -> tuple[int, int]:
-        """waitpid(2): reaps a zombie child, the oldest or the one named -> (pid, status as in os.wait()).
-
-        ECHILD without such a child. Where a real process would block because the child lives: with os.WNOHANG
-        (0, 0), else EAGAIN, as nobody else runs meanwhile.
-        """
-        return waiting.wait(self._kernel, self.pid, integer(pid, "wait", "pid"), integer(options, "wait", "options"))
+        """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
+        init, which reaps at once."""
+        self.exit_group(code)
 
     # ---- looking ----
 
     @property
     def children(self) -> list[Process]:
         """Children in order of birth, zombies included."""
-        if self.state == "gone":
-            raise syscall_error("children", errno.ESRCH, f"process {self.pid} is gone")
-        return [Process(self._kernel, pid) for pid in self._kernel.processes.children(self.pid)]
+        return [Process(self._kernel, pid) for pid in self._kernel.processes.children(self._process("children"))]
 
     @property
     def faults(self) -> FaultCounts:
         """Faults so far by kind; a child starts at 0, exec goes on counting. Snapshot."""
         with self._kernel.lock:
             self._look("faults")
-            return FaultCounts(*faults(self._kernel, self.pid))
+            return FaultCounts(*self._faults())
+
+    def _faults(self) -> list[int]:
+        return process_faults(self._kernel, self.pid)
 
     def maps(self) -> list[Mapping]:
         """The mappings, as /proc/PID/maps has them. Snapshot."""
@@ -280,7 +288,7 @@ class Process(Task):
 
     def _image(self) -> Image | None:
         self._look("image")
-        return self._kernel.images.of(self.pid)
+        return self._kernel.images.of(self.tid)
 
     @property
     def exe(self) -> str:
@@ -317,6 +325,23 @@ class Process(Task):
         """rip at the first instruction: the interpreter's entry if there is one; 0 if nothing was executed."""
         image = self._image()
         return image.entry_point if image else 0
+
+
+class Thread(Process):
+    """A task of a process that is not its first: `.pid` is the process's, `.tid` its own. It uses the memory like the
+    others; `exit` ends it alone, `faults` are its own."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<vmemu.Thread {self.tid} of {self.pid}>"
+
+    def exit(self, code: int = 0) -> None:
+        """The system call exit(2): ends this task; the process too if it was the last."""
+        self.exit_thread(code)
+
+    def _faults(self) -> list[int]:
+        return faults(self._kernel, self.tid)
 
 
 class Children(Sequence[Process]):

@@ -18,6 +18,7 @@ __all__ = [
     "PAGE_SIZE",
     "Advice",
     "ByKind",
+    "Clone",
     "FaultCounts",
     "FaultKind",
     "ForkMode",
@@ -120,6 +121,40 @@ class Overcommit(enum.IntEnum):
     HEURISTIC = 0
     ALWAYS = 1
     NEVER = 2
+
+
+class Clone(enum.IntFlag):
+    """Flags of clone(2); the low byte of what it is given is a signal."""
+
+    VM = 0x100
+    """The same memory for both."""
+    FS = 0x200
+    FILES = 0x400
+    SIGHAND = 0x800
+    """The same dispositions of signals for both."""
+    PIDFD = 0x1000
+    PTRACE = 0x2000
+    VFORK = 0x4000
+    """The caller is suspended until the child execs or exits."""
+    PARENT = 0x8000
+    """The caller's parent is the child's parent."""
+    THREAD = 0x10000
+    """One more task of the same process."""
+    NEWNS = 0x20000
+    SYSVSEM = 0x40000
+    SETTLS = 0x80000
+    PARENT_SETTID = 0x100000
+    CHILD_CLEARTID = 0x200000
+    DETACHED = 0x400000
+    UNTRACED = 0x800000
+    CHILD_SETTID = 0x1000000
+    NEWCGROUP = 0x2000000
+    NEWUTS = 0x4000000
+    NEWIPC = 0x8000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+    IO = 0x80000000
 
 
 class FaultKind(enum.IntEnum):

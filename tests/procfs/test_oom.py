@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from machines import PAGE, anon, machine
 
-from vmemu import Machine, Process, SyscallError
+from vmemu import Clone, Machine, Process, SyscallError
 from vmemu.credentials import ALL_CAPABILITIES
 
 RESOURCE = 1 << 24
@@ -136,13 +137,15 @@ def test_the_old_scale(m: Machine) -> None:
 
 
 def test_who_shares_memory_shares_the_value(m: Machine) -> None:
-    """The kernel kills all users of a memory together, so a write is for all of them; not from a vfork child."""
+    """The kernel kills all users of a memory together, so a write is for all of them; but a vfork child."""
     p = m.spawn()
-    c = p.vfork()
+    c = p.clone(Clone.VM | signal.SIGCHLD)
+    v = p.vfork()
     write(m, p, "oom_score_adj", b"300")
-    assert (p.oom_score_adj, c.oom_score_adj) == (300, 300)
-    write(m, c, "oom_score_adj", b"-300")
-    assert (p.oom_score_adj, c.oom_score_adj) == (300, -300)
+    assert (p.oom_score_adj, c.oom_score_adj, v.oom_score_adj) == (300, 300, 0)
+    write(m, v, "oom_score_adj", b"-300")
+    write(m, c, "oom_adj", b"15")
+    assert (p.oom_score_adj, c.oom_score_adj, v.oom_score_adj) == (1000, 1000, -300)
 
 
 @pytest.mark.linux

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from array import array
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
@@ -13,19 +14,26 @@ from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import use
+from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.commit import enough_memory
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, Flag
-from vmemu.types import PAGE_SIZE, ForkMode, Overcommit
+from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
-__all__ = ["boot", "fork", "spawn", "vfork"]
+__all__ = ["boot", "clone", "fork", "spawn", "vfork"]
 
 _SLICE_SECONDS = 0.04
 """What one call into the core may take at most, roughly."""
+CSIGNAL = 0xFF
+_ALL = sum(int(flag) for flag in Clone)
+_VM, _FS, _SIGHAND, _PIDFD = int(Clone.VM), int(Clone.FS), int(Clone.SIGHAND), int(Clone.PIDFD)
+_VFORK, _PARENT, _THREAD, _DETACHED = int(Clone.VFORK), int(Clone.PARENT), int(Clone.THREAD), int(Clone.DETACHED)
+_NEWNS, _NEWUSER, _NEWPID, _NEWIPC = int(Clone.NEWNS), int(Clone.NEWUSER), int(Clone.NEWPID), int(Clone.NEWIPC)
+_SYSVSEM = int(Clone.SYSVSEM)
+NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWNET)
 BIRTH_NS = 1_000_000
 """What one call that makes processes takes on the machine's clock."""
 
@@ -51,8 +59,9 @@ def spawn(
             try:
                 execve(kernel, pid, program, argv, environment, link)
             except BaseException:
-                kernel.core.space_free(kernel.processes.space[pid])
-                reap(kernel, pid)
+                if pid in kernel.processes:  # else it was killed
+                    leave_space(kernel, pid)
+                    reap(kernel, pid)
                 raise
         return pid
 
@@ -69,37 +78,53 @@ def _empty(kernel: Kernel, parent: int) -> int:
     return pids[0]
 
 
-def _enrol(kernel: Kernel, pids: range, parent: int) -> None:
-    """Rows for new processes."""
-    kernel.processes.add(pids, parent, kernel.clock_ns)
-    uid = kernel.credentials.of(pids[0]).uid
-    kernel.users[uid] = kernel.users.get(uid, 0) + len(pids)
+def _enrol(kernel: Kernel, pids: range, creator: int, parent: int = -1) -> None:
+    """Rows for new processes, which inherit from *creator*, a task, and are children of its process or of *parent*."""
+    table = kernel.processes
+    like = table.process(creator)
+    table.add(pids, like if parent < 0 else parent, like, kernel.clock_ns)
+    if creator != like:
+        for pid in pids:
+            for column in (table.image, table.name, table.credentials, table.blocked):
+                column[pid] = column[creator]
+    _count(kernel, creator, len(pids))
+    table.flags[creator] &= ~Flag.NPROC_EXCEEDED
+
+
+def _count(kernel: Kernel, creator: int, n: int) -> None:
+    """*n* tasks more for the user of *creator*, and the time that it took to make them."""
+    uid = kernel.credentials.of(creator).uid
+    kernel.users[uid] = kernel.users.get(uid, 0) + n
     kernel.clock_ns += BIRTH_NS
 
 
-def _check_nproc(kernel: Kernel, parent: int, n: int) -> None:
+def _check_nproc(kernel: Kernel, creator: int, n: int) -> None:
     """Whether its user may have *n* tasks more (copy_process()). Raises EAGAIN."""
-    who = kernel.credentials.of(parent)
-    limit = kernel.limits.of(parent).soft(Resource.NPROC)
+    who = kernel.credentials.of(creator)
+    limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
     exempt = not who.uid or who.capable(Capability.SYS_RESOURCE) or who.capable(Capability.SYS_ADMIN)
     if not exempt and kernel.users[who.uid] + n > limit:
         raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
 
 
-def fork(kernel: Kernel, parent: int, n: int, mode: ForkMode) -> range:
+def fork(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
     """*n* > 0 children, all or none. EAGAIN without pids or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory
     without frames."""
     with kernel.lock:
-        space = use(kernel, parent, "fork")
-        table = kernel.processes
-        _check_nproc(kernel, parent, n)
-        pids = table.reserve(n, "fork")
-        _check_commit(space, n)
-        spaces = _fork_spaces(space, mode, n)
-        _enrol(kernel, pids, parent)
-        table.flags[parent] &= ~Flag.NPROC_EXCEEDED
-        table.space[pids[0] : pids[-1] + 1] = spaces
-        return pids
+        use(kernel, creator, "fork")
+        return _fork(kernel, creator, n, mode)
+
+
+def _fork(kernel: Kernel, creator: int, n: int, mode: ForkMode, parent: int = -1) -> range:
+    table = kernel.processes
+    space = look(kernel, creator, "fork")
+    _check_nproc(kernel, creator, n)
+    pids = table.reserve(n, "fork")
+    _check_commit(space, n)
+    spaces = _fork_spaces(space, mode, n)
+    _enrol(kernel, pids, creator, parent)
+    table.space[pids[0] : pids[-1] + 1] = spaces
+    return pids
 
 
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
@@ -141,18 +166,66 @@ def _check_commit(space: Space, n: int) -> None:
         raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} pages more than may be promised")
 
 
-def vfork(kernel: Kernel, parent: int) -> int:
-    """A child in the parent's memory; the parent is suspended. What the space counts from now on is the child's."""
+def vfork(kernel: Kernel, creator: int) -> int:
+    """A child in the creator's memory, which is suspended until the child execs or exits."""
+    return clone(kernel, creator, _VM | _VFORK | signal.SIGCHLD, kernel.fork_mode)
+
+
+def clone(kernel: Kernel, creator: int, flags: int, mode: ForkMode) -> int:
+    """clone(2) -> the number of the new task. The low byte of *flags* is the signal that the parent gets in the end.
+    EINVAL for flags that contradict each other, EPERM for namespaces without CAP_SYS_ADMIN."""
     with kernel.lock:
-        space = use(kernel, parent, "vfork")
+        use(kernel, creator, "clone")
         table = kernel.processes
-        _check_nproc(kernel, parent, 1)
-        pids = table.reserve(1, "vfork")
-        counted = kernel.core.faults(space.sid)
-        _enrol(kernel, pids, parent)
-        table.flags[parent] &= ~Flag.NPROC_EXCEEDED
-        child = pids[0]
-        table.space[child] = space.sid
-        table.borrower[parent] = child
-        kernel.borrowed_at[child] = counted
-        return child
+        first = table.process(creator)
+        _check_flags(kernel, creator, flags)
+        if flags & _THREAD:
+            new = _new_thread(kernel, creator)
+        elif flags & _VM:
+            _check_nproc(kernel, creator, 1)
+            pids = table.reserve(1, "clone")
+            _enrol(kernel, pids, creator, table.parent[first] if flags & _PARENT else -1)
+            new = pids[0]
+            share_space(kernel, creator, new)
+        else:
+            new = _fork(kernel, creator, 1, mode, table.parent[first] if flags & _PARENT else -1)[0]
+        if not flags & _THREAD:
+            table.exit_signal[new] = table.exit_signal[first] if flags & _PARENT else flags & CSIGNAL
+            if flags & _SIGHAND:
+                table.same_handlers[new] = table.same_handlers.setdefault(first, {first})
+                table.same_handlers[new].add(new)
+        if flags & _VFORK:
+            table.borrower[creator], table.lender[new] = new, creator
+        return new
+
+
+def _new_thread(kernel: Kernel, creator: int) -> int:
+    table = kernel.processes
+    _check_nproc(kernel, creator, 1)
+    tid = table.reserve(1, "clone")[0]
+    table.add_thread(tid, table.process(creator), creator, kernel.clock_ns)
+    _count(kernel, creator, 1)
+    table.flags[creator] &= ~Flag.NPROC_EXCEEDED
+    share_space(kernel, creator, tid)
+    return tid
+
+
+def _check_flags(kernel: Kernel, creator: int, flags: int) -> None:
+    """copy_process()'s own checks, in its order, and those of namespaces."""
+    if not flags & ~(_VM | _VFORK | CSIGNAL):
+        return
+    together = (_NEWNS | _FS, _NEWUSER | _FS, _THREAD | _NEWUSER, _THREAD | _NEWPID, _PIDFD | _DETACHED)
+    wrong = (
+        any(flags & pair == pair for pair in together)
+        or (flags & _THREAD and not flags & _SIGHAND)
+        or (flags & _SIGHAND and not flags & _VM)
+        or (flags & _PARENT and kernel.processes.process(creator) == INIT)
+    )
+    if wrong:
+        raise syscall_error("clone", errno.EINVAL, f"{Clone(flags & _ALL)!r}")
+    if flags & NAMESPACES:
+        if flags & NAMESPACES & ~_NEWUSER and not kernel.credentials.of(creator).capable(Capability.SYS_ADMIN):
+            raise syscall_error("clone", errno.EPERM, "CAP_SYS_ADMIN is missing")
+        if flags & _NEWIPC and flags & _SYSVSEM:
+            raise syscall_error("clone", errno.EINVAL, "CLONE_NEWIPC with CLONE_SYSVSEM")
+        raise NotImplementedError(f"clone: {Clone(flags & NAMESPACES)!r}")

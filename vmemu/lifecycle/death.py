@@ -1,43 +1,268 @@
-"""exit(2): the memory goes at once, a zombie stays for the parent, children get another one."""
+"""Ends: of a task, of a process, and what signals do to one. The memory goes at once, a zombie stays for the parent,
+children get another parent.
+"""
 
 from __future__ import annotations
 
-import errno
+import signal
 
-from vmemu.errors import syscall_error
+from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, bit, in_order
 from vmemu.kernel import Kernel
-from vmemu.lifecycle.memory import faults, leave_space, use
-from vmemu.pids import INIT, ZOMBIE
-from vmemu.types import FaultKind
+from vmemu.lifecycle.memory import hand_on_space, leave_space
+from vmemu.lifecycle.signals import allowed, fatal, post, tell_parent
+from vmemu.limits import Resource
+from vmemu.pids import INIT, RUNNING, ZOMBIE, Flag
+from vmemu.types import PAGE_SIZE, FaultKind
 
-__all__ = ["exit_", "reap"]
+__all__ = ["count_for_parent", "die", "end_task", "reap", "settle", "stay_alone"]
+
+_CORE = 0x80
+"""Bit of the status: a core was dumped."""
+_JOB_STOPS = STOPS & ~ALWAYS
 
 
-def exit_(kernel: Kernel, pid: int, code: int) -> None:
-    """Frees the memory and leaves a zombie; children go to init, which reaps at once (forget_original_parent())."""
-    with kernel.lock:
-        use(kernel, pid, "exit")
-        if pid == INIT:
-            raise syscall_error("exit", errno.EPERM, "init cannot exit")
-        table = kernel.processes
-        counts = faults(kernel, pid)
-        table.major[pid] = major = counts[FaultKind.FILE_MAJOR] + counts[FaultKind.SWAP_IN]
-        table.minor[pid] = sum(counts[1 : FaultKind.SEGV_MAPERR]) - major
-        leave_space(kernel, pid)
+# ---- tasks and processes ----
+
+
+def end_task(kernel: Kernel, tid: int, status: int) -> None:
+    """One task ends (do_exit()); its process goes on if there are others."""
+    table = kernel.processes
+    pid = table.process(tid)
+    _leave(kernel, tid)
+    if tid == pid:
+        table.status[pid] = status
+    if not table.alive(pid):
+        _end_process(kernel, pid)
+
+
+def die(kernel: Kernel, pid: int, status: int) -> None:
+    """All tasks of a process end (do_group_exit()). *status* is as wait(2) gives it."""
+    table = kernel.processes
+    table.status[pid] = status
+    end_threads(kernel, pid, 0)
+    if table.state[pid] == RUNNING:
+        _leave(kernel, pid)
+    _end_process(kernel, pid)
+
+
+def end_threads(kernel: Kernel, pid: int, survivor: int) -> None:
+    """All tasks of a process but the first and the survivor end."""
+    for tid in list(kernel.processes.threads.get(pid, ())):
+        if tid != survivor:
+            _leave(kernel, tid)
+
+
+def stay_alone(kernel: Kernel, tid: int) -> None:
+    """All other tasks of a process end, and the one that stays has the number of the process (de_thread())."""
+    table = kernel.processes
+    pid = table.process(tid)
+    end_threads(kernel, pid, tid)
+    if tid == pid:
+        return
+    if table.state[pid] == RUNNING:
+        _leave(kernel, pid)
+    _uncount(kernel, pid)
+    for column in (table.image, table.name, table.credentials, table.blocked, table.flags):
+        column[pid] = column[tid]
+    for sparse in (table.pending_task, table.death_signal):
+        if tid in sparse:
+            sparse[pid] = sparse.pop(tid)
+    hand_on_space(kernel, tid, pid)
+    table.remove_thread(tid)
+    table.state[pid] = RUNNING
+
+
+def _leave(kernel: Kernel, tid: int) -> None:
+    """Takes from a task all but its number, and that too unless it is the first of its process."""
+    table = kernel.processes
+    pid = table.process(tid)
+    counted = leave_space(kernel, tid)
+    borrower = table.borrower.pop(tid, 0)
+    if borrower:
+        del table.lender[borrower]
+    for sparse in (table.pending_task, table.death_signal):
+        if sparse:
+            sparse.pop(tid, None)
+    if tid != pid or table.threads or pid in kernel.threads_faults:
+        ended = kernel.threads_faults.get(pid)
+        kernel.threads_faults[pid] = counted if ended is None else [a + b for a, b in zip(ended, counted, strict=True)]
+        counted = kernel.threads_faults[pid]
+    if tid == pid:
         table.state[pid] = ZOMBIE
-        table.status[pid] = (code & 0xFF) << 8
-        dead = [child for child in table.children(pid) if table.state[child] == ZOMBIE]
-        table.adopt(pid, INIT)
-        if table.parent[pid] == INIT:
-            dead.append(pid)
-        for one in dead:
-            reap(kernel, one)
+    else:
+        table.remove_thread(tid)
+        _uncount(kernel, tid)
+    table.major[pid] = major = counted[FaultKind.FILE_MAJOR] + counted[FaultKind.SWAP_IN]
+    table.minor[pid] = sum(counted[1 : FaultKind.SEGV_MAPERR]) - major
+
+
+def _end_process(kernel: Kernel, pid: int) -> None:
+    """The last task has ended (exit_notify())."""
+    table = kernel.processes
+    kernel.threads_faults.pop(pid, None)
+    for sparse in (table.stopped, table.report, table.pending):
+        if sparse:
+            sparse.pop(pid, None)
+    if pid in table.same_handlers:
+        table.same_handlers.pop(pid).discard(pid)
+    if table.first_child[pid]:
+        _orphan(kernel, pid, _reaper(kernel, pid))
+    if table.stopped:
+        _orphaned_group(kernel, pid, table.parent[pid], pid)
+    if _bury_at_once(kernel, pid):
+        reap(kernel, pid)
+
+
+def _reaper(kernel: Kernel, pid: int) -> int:
+    """Who adopts the children: the nearest ancestor that asked for it, else init (find_new_reaper())."""
+    table = kernel.processes
+    ancestor = table.parent[pid]
+    while ancestor > INIT and not (table.flags[ancestor] & Flag.SUBREAPER and table.alive(ancestor)):
+        ancestor = table.parent[ancestor]
+    return ancestor or INIT
+
+
+def _orphan(kernel: Kernel, pid: int, reaper: int) -> None:
+    """What the end of a process means to its children (forget_original_parent())."""
+    table = kernel.processes
+    children = list(table.children(pid))
+    table.adopt(pid, reaper)
+    for child in children:
+        if child in table.death_signal and allowed(kernel, pid, child, table.death_signal[child]):
+            post(kernel, child, table.death_signal[child])
+        table.exit_signal[child] = signal.SIGCHLD
+        if table.stopped:
+            _orphaned_group(kernel, child, pid, 0)
+        if not table.alive(child) and _bury_at_once(kernel, child):
+            reap(kernel, child)
+
+
+def _bury_at_once(kernel: Kernel, pid: int) -> bool:
+    """Tells the parent of a death -> whether it does not care and the zombie is reaped (do_notify_parent())."""
+    table = kernel.processes
+    parent, sig = table.parent[pid], table.exit_signal[pid]
+    if parent == INIT:
+        count_for_parent(kernel, pid)
+        return True
+    alone = False
+    if sig == signal.SIGCHLD:
+        if not table.signals[parent] and not table.blocked[parent]:
+            return False
+        dispositions = kernel.signals.of(parent)
+        ignored = bool(dispositions.ignored & bit(sig))
+        alone = ignored or dispositions.nocldwait
+        sig = 0 if ignored else sig
+    if 0 < sig <= 64:
+        post(kernel, parent, sig)
+    return alone
+
+
+def count_for_parent(kernel: Kernel, pid: int) -> None:
+    """Adds what a dead child used to what its parent's children used (wait_task_zombie())."""
+    table = kernel.processes
+    parent = table.parent[pid]
+    table.children_minor[parent] += table.minor[pid] + table.children_minor[pid]
+    table.children_major[parent] += table.major[pid] + table.children_major[pid]
 
 
 def reap(kernel: Kernel, pid: int) -> None:
     """Frees the row of a process that is dead and has no children (release_task())."""
-    uid = kernel.credentials.of(pid).uid
+    _uncount(kernel, pid)
+    kernel.processes.remove(pid)
+
+
+def _uncount(kernel: Kernel, tid: int) -> None:
+    """One task less for its user."""
+    uid = kernel.credentials.of(tid).uid
     kernel.users[uid] -= 1
     if not kernel.users[uid]:
         del kernel.users[uid]
-    kernel.processes.remove(pid)
+
+
+# ---- signals arrive ----
+
+
+def settle(kernel: Kernel) -> None:
+    """Lets signals that were sent do what they do, to whoever they concern, until nothing is left to do."""
+    queue = kernel.signalled
+    while queue:
+        pid = queue.pop(0)
+        if kernel.processes.alive(pid):
+            _receive(kernel, pid)
+
+
+def _receive(kernel: Kernel, pid: int) -> None:
+    """The signals that a process has and does not block, one after the other (get_signal())."""
+    table = kernel.processes
+    for tid in table.tasks(pid):
+        while True:
+            sig = _next(kernel, pid, tid)
+            if not sig:
+                break
+            if not kernel.signals.of(pid).default(sig) or bit(sig) & NOTHING:
+                continue  # a handler runs, or nothing happens
+            if pid == INIT:
+                continue
+            if bit(sig) & STOPS:
+                if not bit(sig) & _JOB_STOPS or not _orphaned(kernel, table.group[pid], 0):
+                    table.stopped[pid] = sig
+                    table.report[pid] = sig << 8 | 0x7F
+                    tell_parent(kernel, pid)
+                continue
+            die(kernel, pid, sig | (_CORE if _dumps_core(kernel, pid, sig) else 0))
+            return
+
+
+def _next(kernel: Kernel, pid: int, tid: int) -> int:
+    """Takes the next signal for a task -> 0 if there is none, or none that gets through to it where it is."""
+    table = kernel.processes
+    own, shared = table.pending_task.get(tid, 0), table.pending.get(pid, 0)
+    mask = (own | shared) & ~table.blocked[tid]
+    if pid in table.stopped:
+        mask &= bit(signal.SIGKILL)
+    elif tid in table.borrower:
+        dispositions = kernel.signals.of(pid)
+        mask = sum(bit(sig) for sig in range(1, 65) if mask & bit(sig) and fatal(dispositions, sig))
+    if not mask:
+        return 0
+    first = bit(signal.SIGKILL) if mask & bit(signal.SIGKILL) else 0
+    sig = in_order(first or mask & own or mask)
+    for waiting, who in ((table.pending_task, tid), (table.pending, pid)):
+        if waiting.get(who, 0) & bit(sig):
+            waiting[who] &= ~bit(sig)
+            if not waiting[who]:
+                del waiting[who]
+            break
+    return sig
+
+
+def _dumps_core(kernel: Kernel, pid: int, sig: int) -> bool:
+    """do_coredump(), as far as the status tells: RLIMIT_CORE is 0 by default."""
+    room = kernel.limits.of(pid).soft(Resource.CORE) >= PAGE_SIZE
+    return bool(bit(sig) & CORES) and room and not kernel.processes.flags[pid] & Flag.UNDUMPABLE
+
+
+def _orphaned(kernel: Kernel, group: int, leaving: int) -> bool:
+    """No member has a parent in another group of the same session (will_become_orphaned_pgrp())."""
+    table = kernel.processes
+    for pid in table.members(group):
+        parent = table.parent[pid]
+        if pid == leaving or not table.alive(pid) or parent == INIT:
+            continue
+        if table.group[parent] != group and table.session[parent] == table.session[pid]:
+            return False
+    return True
+
+
+def _orphaned_group(kernel: Kernel, pid: int, parent: int, leaving: int) -> None:
+    """SIGHUP and SIGCONT to a group with stopped members that nobody in its session looks after any more, because
+    *leaving* goes or *pid* loses *parent* (kill_orphaned_pgrp())."""
+    table = kernel.processes
+    group = table.group[pid]
+    if table.group[parent] == group or table.session[parent] != table.session[pid]:
+        return
+    members = table.members(group)
+    if _orphaned(kernel, group, leaving) and any(member in table.stopped for member in members):
+        for sig in (signal.SIGHUP, signal.SIGCONT):
+            for member in members:
+                post(kernel, member, sig)

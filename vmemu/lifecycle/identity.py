@@ -6,21 +6,26 @@ import errno
 
 from vmemu import credentials
 from vmemu.credentials import Capability, Credentials
+from vmemu.dispositions import SIGNALS
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
+from vmemu.lifecycle.memory import sharers
 from vmemu.limits import Resource
-from vmemu.pids import Flag
+from vmemu.pids import INIT, Flag
 
 __all__ = [
     "become",
     "capset",
     "getpgid",
     "getsid",
+    "set_child_subreaper",
+    "set_death_signal",
     "set_dumpable",
     "set_name",
     "set_oom_score_adj",
     "setpgid",
     "setsid",
+    "who_shares",
 ]
 
 # ---- users and groups ----
@@ -32,7 +37,7 @@ def become(kernel: Kernel, pid: int, new: Credentials) -> None:
     old = kernel.credentials.of(pid)
     table, users = kernel.processes, kernel.users
     if new.uid != old.uid:
-        over = users.get(new.uid, 0) > kernel.limits.of(pid).soft(Resource.NPROC)
+        over = users.get(new.uid, 0) > kernel.limits.of(table.process(pid)).soft(Resource.NPROC)
         table.flags[pid] &= ~Flag.NPROC_EXCEEDED
         table.flags[pid] |= Flag.NPROC_EXCEEDED if over and new.uid else 0
         users[new.uid] = users.get(new.uid, 0) + 1
@@ -41,7 +46,8 @@ def become(kernel: Kernel, pid: int, new: Credentials) -> None:
             del users[old.uid]
     ids = (new.euid, new.egid, new.fsuid, new.fsgid)
     if ids != (old.euid, old.egid, old.fsuid, old.fsgid) or new.permitted & ~old.permitted:
-        table.flags[pid] |= Flag.UNDUMPABLE
+        _set_dumpable(kernel, pid, False)
+        table.death_signal.pop(pid, None)
     kernel.credentials.give(pid, new)
 
 
@@ -67,6 +73,8 @@ def setpgid(kernel: Kernel, caller: int, pid: int, group: int) -> None:
     table = kernel.processes
     pid = pid or caller
     group = group or pid
+    if pid in table.leader:
+        raise syscall_error("setpgid", errno.EINVAL, f"{pid} is a thread")
 
     def fail(number: int, why: str) -> Exception:
         return syscall_error("setpgid", number, why)
@@ -108,9 +116,9 @@ def getsid(kernel: Kernel, caller: int, pid: int) -> int:
 
 
 def _find(kernel: Kernel, caller: int, pid: int, call: str) -> int:
-    if pid and pid not in kernel.processes:
+    if pid and kernel.processes.process(pid) not in kernel.processes:
         raise syscall_error(call, errno.ESRCH, f"there is no process {pid}")
-    return pid or caller
+    return kernel.processes.process(pid or caller)
 
 
 # ---- prctl and /proc ----
@@ -121,12 +129,34 @@ def set_name(kernel: Kernel, pid: int, name: bytes) -> None:
     kernel.names.give(pid, name.split(b"\0", 1)[0][:15])
 
 
-def set_dumpable(kernel: Kernel, pid: int, value: int) -> None:
+def set_dumpable(kernel: Kernel, tid: int, value: int) -> None:
     """PR_SET_DUMPABLE. EINVAL for all but 0 and 1."""
     if value not in (0, 1):
         raise syscall_error("prctl", errno.EINVAL, f"PR_SET_DUMPABLE, {value}")
+    _set_dumpable(kernel, tid, bool(value))
+
+
+def _set_dumpable(kernel: Kernel, tid: int, yes: bool) -> None:
+    """It is a matter of the memory, so of all who share it."""
     flags = kernel.processes.flags
-    flags[pid] = flags[pid] & ~Flag.UNDUMPABLE | (0 if value else Flag.UNDUMPABLE)
+    for other in sharers(kernel, tid):
+        flags[other] = flags[other] & ~Flag.UNDUMPABLE | (0 if yes else Flag.UNDUMPABLE)
+
+
+def set_child_subreaper(kernel: Kernel, pid: int, on: bool) -> None:
+    """PR_SET_CHILD_SUBREAPER."""
+    flags = kernel.processes.flags
+    flags[pid] = flags[pid] & ~Flag.SUBREAPER | (Flag.SUBREAPER if on else 0)
+
+
+def set_death_signal(kernel: Kernel, tid: int, sig: int) -> None:
+    """PR_SET_PDEATHSIG; 0 for none. EINVAL."""
+    if not 0 <= sig <= SIGNALS:
+        raise syscall_error("prctl", errno.EINVAL, f"PR_SET_PDEATHSIG, {sig}")
+    if sig:
+        kernel.processes.death_signal[tid] = sig
+    else:
+        kernel.processes.death_signal.pop(tid, None)
 
 
 def set_oom_score_adj(kernel: Kernel, pid: int, value: int, writer: Credentials) -> None:
@@ -138,6 +168,16 @@ def set_oom_score_adj(kernel: Kernel, pid: int, value: int, writer: Credentials)
     able = writer.capable(Capability.SYS_RESOURCE)
     if value < table.oom_adj_min[pid] and not able:
         raise syscall_error("write", errno.EACCES, f"oom_score_adj below {table.oom_adj_min[pid]}")
-    table.oom_adj[pid] = value
-    if able:
-        table.oom_adj_min[pid] = value
+    for other in who_shares(kernel, pid):
+        table.oom_adj[other] = value
+        if able:
+            table.oom_adj_min[other] = value
+
+
+def who_shares(kernel: Kernel, pid: int) -> set[int]:
+    """The processes whose oom_score_adj this one's is: itself, and who uses the same memory but for vfork."""
+    table = kernel.processes
+    if pid in table.lender or not table.alive(pid):
+        return {pid}
+    tid = table.tasks(pid)[0]
+    return {pid} | {table.process(other) for other in sharers(kernel, tid) if other not in table.lender} - {INIT}

@@ -1,51 +1,122 @@
-"""Whose memory a process uses, and which faults are its own."""
+"""Whose memory a task uses, who shares it, and which faults are whose."""
 
 from __future__ import annotations
 
 import errno
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, SharedSpace
 from vmemu.memory.space import Space
-from vmemu.pids import RUNNING
+from vmemu.pids import RUNNING, THREAD
+from vmemu.types import FaultKind
 
-__all__ = ["faults", "leave_space", "look", "use"]
+__all__ = ["faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
+
+_KINDS = len(FaultKind)
 
 
-def look(kernel: Kernel, pid: int, call: str) -> Space:
-    """The memory of a process, for looking. ESRCH if it has exited."""
+def look(kernel: Kernel, tid: int, call: str) -> Space:
+    """The memory of a task, for looking. ESRCH if it has exited."""
     table = kernel.processes
-    if pid >= len(table.state) or table.state[pid] != RUNNING:
-        raise syscall_error(call, errno.ESRCH, f"process {pid} has exited")
-    return Space(kernel, table.space[pid], pid)
+    state = table.state[tid] if tid < len(table.state) else 0
+    if state == RUNNING:
+        return Space(kernel, table.space[tid], tid)
+    if state == THREAD:
+        return Space(kernel, table.space[tid], table.leader[tid])
+    raise syscall_error(call, errno.ESRCH, f"process {tid} has exited")
 
 
-def use(kernel: Kernel, pid: int, call: str) -> Space:
-    """The memory of a process, for using it. EBUSY while a vfork child has it."""
-    space = look(kernel, pid, call)
-    borrower = kernel.processes.borrower[pid]
-    if borrower:
-        raise syscall_error(call, errno.EBUSY, f"process {pid} is suspended in vfork until {borrower} execs or exits")
+def use(kernel: Kernel, tid: int, call: str) -> Space:
+    """The memory of a task, for using it. EBUSY while it is suspended in vfork, or stopped."""
+    space = look(kernel, tid, call)
+    table = kernel.processes
+    if tid in table.borrower:
+        why = f"process {tid} is suspended in vfork until {table.borrower[tid]} execs or exits"
+        raise syscall_error(call, errno.EBUSY, why)
+    if table.stopped and space.pid in table.stopped:
+        raise syscall_error(call, errno.EBUSY, f"process {space.pid} is stopped")
+    if kernel.shared and space.sid in kernel.shared:
+        with kernel.lock:
+            _switch(kernel, space.sid, tid)
     return space
 
 
-def leave_space(kernel: Kernel, pid: int) -> None:
-    """Gives a borrowed space back to the parent, which goes on, or frees its own."""
+def sharers(kernel: Kernel, tid: int) -> list[int]:
+    """The tasks that use this task's space, itself included."""
+    shared = kernel.shared.get(kernel.processes.space[tid])
+    return list(shared.saved) if shared else [tid]
+
+
+def share_space(kernel: Kernel, tid: int, new: int) -> None:
+    """Gives a task the space of another one."""
     table = kernel.processes
-    before = kernel.borrowed_at.pop(pid, None)
-    if before is None:
-        kernel.core.space_free(table.space[pid])
+    sid = table.space[tid]
+    shared = kernel.shared.setdefault(sid, SharedSpace(tid, {tid: [0] * _KINDS}))
+    shared.saved[new] = [0] * _KINDS
+    table.space[new] = sid
+
+
+def leave_space(kernel: Kernel, tid: int) -> list[int]:
+    """Takes its memory from a task, which frees it unless others use it -> the task's faults by kind. Who lent it in
+    vfork goes on."""
+    table = kernel.processes
+    counted = faults(kernel, tid)
+    sid = table.space[tid]
+    shared = kernel.shared.get(sid)
+    if shared is None:
+        kernel.core.space_free(sid)
         kernel.files.tidy()
     else:
-        kernel.core.set_faults(table.space[pid], before)
-        table.borrower[table.parent[pid]] = 0
-    table.space[pid] = 0
+        if shared.current == tid:
+            _switch(kernel, sid, next(other for other in shared.saved if other != tid))
+        del shared.saved[tid]
+        if len(shared.saved) == 1:
+            del kernel.shared[sid]
+    table.space[tid] = 0
+    lender = table.lender.pop(tid, 0)
+    if lender:
+        del table.borrower[lender]
+        kernel.signalled.append(table.process(lender))
+    return counted
 
 
-def faults(kernel: Kernel, pid: int) -> list[int]:
-    """Faults by kind that are this process's own, vfork taken into account."""
+def hand_on_space(kernel: Kernel, tid: int, to: int) -> None:
+    """One task takes the place of another, which has no memory."""
     table = kernel.processes
-    borrower = table.borrower[pid]
-    counted = kernel.borrowed_at[borrower] if borrower else kernel.core.faults(table.space[pid])
-    before = kernel.borrowed_at.get(pid)
-    return list(counted) if before is None else [a - b for a, b in zip(counted, before, strict=True)]
+    sid = table.space[to] = table.space[tid]
+    table.space[tid] = 0
+    shared = kernel.shared.get(sid)
+    if shared is not None:
+        shared.saved[to] = shared.saved.pop(tid)
+        shared.current = to if shared.current == tid else shared.current
+    lender = table.lender.pop(tid, 0)
+    if lender:
+        table.lender[to], table.borrower[lender] = lender, to
+
+
+def _switch(kernel: Kernel, sid: int, tid: int) -> None:
+    """From now on the space counts for this task."""
+    shared = kernel.shared.get(sid)
+    if shared is not None and shared.current != tid:
+        shared.saved[shared.current] = list(kernel.core.faults(sid))
+        kernel.core.set_faults(sid, shared.saved[tid])
+        shared.current = tid
+
+
+def faults(kernel: Kernel, tid: int) -> list[int]:
+    """Faults by kind that are this task's own."""
+    sid = kernel.processes.space[tid]
+    shared = kernel.shared.get(sid)
+    if shared is None or shared.current == tid:
+        return list(kernel.core.faults(sid))
+    return shared.saved[tid]
+
+
+def process_faults(kernel: Kernel, pid: int) -> list[int]:
+    """Faults by kind of a process: of all its tasks, also those that have ended."""
+    table = kernel.processes
+    counts = [faults(kernel, tid) for tid in table.tasks(pid)]
+    ended = kernel.threads_faults.get(pid)
+    if ended:
+        counts.append(ended)
+    return counts[0] if len(counts) == 1 else [sum(kinds) for kinds in zip(*counts, strict=True)]

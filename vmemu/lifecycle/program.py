@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 
-from vmemu.errors import syscall_error
-from vmemu.execve import build
+from vmemu.errors import KilledInExec, syscall_error
+from vmemu.execve import Executed, build
 from vmemu.kernel import Kernel
-from vmemu.lifecycle.memory import faults, leave_space, use
+from vmemu.lifecycle.death import die, settle, stay_alone
+from vmemu.lifecycle.memory import leave_space, use
 from vmemu.limits import Resource
+from vmemu.loader import PastReturn
 from vmemu.pids import Flag
 
 __all__ = ["execve"]
@@ -18,37 +21,64 @@ __all__ = ["execve"]
 
 def execve(
     kernel: Kernel,
-    pid: int,
+    tid: int,
     program: str,
     argv: Sequence[str | bytes] | None,
     environment: Dictionary[str, str] | Sequence[str | bytes] | None,
     link: bool,
 ) -> None:
     """Replaces the memory. Pid, parent, session, limits, oom_score_adj and fault counts stay; name and credentials are
-    those of the program. EAGAIN if a change of user went over RLIMIT_NPROC and still does (do_execveat_common())."""
+    those of the program, other threads end, signal handlers are gone. EAGAIN if a change of user went over RLIMIT_NPROC
+    and still does (do_execveat_common()). Raises ProcessKilled if it fails past the point of no return."""
     with kernel.lock:
-        use(kernel, pid, "execve")
+        use(kernel, tid, "execve")
         table = kernel.processes
-        before = kernel.credentials.of(pid)
-        if table.flags[pid] & Flag.NPROC_EXCEEDED:
-            limit = kernel.limits.of(pid).soft(Resource.NPROC)
-            if kernel.users[before.uid] > limit:
-                raise syscall_error("execve", errno.EAGAIN, f"RLIMIT_NPROC: user {before.uid} may have {limit} tasks")
-            table.flags[pid] &= ~Flag.NPROC_EXCEEDED
-        made = build(kernel, pid, program, argv, environment, link)
+        pid = table.process(tid)
+        _check_nproc(kernel, tid)
+        try:
+            made = build(kernel, tid, program, argv, environment, link)
+        except PastReturn as error:
+            die(kernel, pid, signal.SIGSEGV)
+            settle(kernel)
+            raise KilledInExec(pid, signal.SIGSEGV, error.errno or 0, error.strerror or "") from None
+        stay_alone(kernel, tid)
         kernel.core.no_thp(made.space, int(kernel.core.no_thp(table.space[pid], -1, "execve")), "execve")
-        counted = faults(kernel, pid)
-        leave_space(kernel, pid)
+        counted = leave_space(kernel, pid)
         kernel.core.set_faults(
             made.space, [a + b for a, b in zip(counted, kernel.core.faults(made.space), strict=True)]
         )
         table.space[pid] = made.space
         kernel.images.give(pid, made.image)
         kernel.names.give(pid, made.name)
-        after = before.after_exec(made.euid, made.egid)
-        kernel.credentials.give(pid, after)
+        _change_credentials(kernel, pid, made)
         table.flags[pid] |= Flag.EXECED
-        if (after.euid, after.egid) == (after.uid, after.gid):
-            table.flags[pid] &= ~Flag.UNDUMPABLE
-        else:
-            table.flags[pid] |= Flag.UNDUMPABLE  # fs.suid_dumpable is 0
+        table.exit_signal[pid] = signal.SIGCHLD
+        if table.signals[pid]:
+            if pid in table.same_handlers:
+                table.same_handlers.pop(pid).discard(pid)
+            kernel.signals.give(pid, kernel.signals.of(pid).after_exec())
+        settle(kernel)
+
+
+def _check_nproc(kernel: Kernel, tid: int) -> None:
+    table = kernel.processes
+    if table.flags[tid] & Flag.NPROC_EXCEEDED:
+        limit = kernel.limits.of(table.process(tid)).soft(Resource.NPROC)
+        uid = kernel.credentials.of(tid).uid
+        if kernel.users[uid] > limit:
+            raise syscall_error("execve", errno.EAGAIN, f"RLIMIT_NPROC: user {uid} may have {limit} tasks")
+        table.flags[tid] &= ~Flag.NPROC_EXCEEDED
+
+
+def _change_credentials(kernel: Kernel, pid: int, made: Executed) -> None:
+    """What set-ID bits and capabilities make of the user (begin_new_exec())."""
+    flags = kernel.processes.flags
+    before = kernel.credentials.of(pid)
+    after = before.after_exec(made.euid, made.egid)
+    kernel.credentials.give(pid, after)
+    if (after.euid, after.egid) != (before.euid, before.egid):
+        kernel.processes.death_signal.pop(pid, None)
+    if (after.euid, after.egid) == (after.uid, after.gid):
+        flags[pid] &= ~Flag.UNDUMPABLE
+    else:
+        flags[pid] |= Flag.UNDUMPABLE  # fs.suid_dumpable is 0

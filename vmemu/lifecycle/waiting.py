@@ -1,38 +1,117 @@
-"""wait(2): what is left of a child is taken note of, and its pid is free again."""
+"""wait(2): which children a parent may ask for, and what it is told of them."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
+from collections.abc import Iterable
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
-from vmemu.lifecycle.death import reap
+from vmemu.lifecycle.death import count_for_parent, reap
 from vmemu.lifecycle.memory import use
+from vmemu.lifecycle.signals import CONTINUED
 from vmemu.pids import ZOMBIE
 
-__all__ = ["wait"]
+__all__ = ["wait4", "waitid"]
+
+WCLONE, WALL, WNOTHREAD = 0x8000_0000, 0x4000_0000, 0x2000_0000
+_COMMON = os.WNOHANG | os.WCONTINUED | WCLONE | WALL | WNOTHREAD
+_WAIT4 = _COMMON | os.WUNTRACED
+_WAITID = _COMMON | os.WNOWAIT | os.WEXITED | os.WSTOPPED
+_EVENTS = os.WEXITED | os.WSTOPPED | os.WCONTINUED
 
 
-def wait(kernel: Kernel, parent: int, pid: int, options: int) -> tuple[int, int]:
-    """Reaps a zombie child -> (pid, status); (0, 0) with WNOHANG if none is dead yet (do_wait())."""
-    if options & ~os.WNOHANG:
+def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int]:
+    """wait4(2) -> (pid, status); (0, 0) with WNOHANG if no child has anything to tell."""
+    options &= 0xFFFF_FFFF  # an int, of which __WCLONE is the sign
+    if options & ~_WAIT4:
         raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
+    if pid == -(1 << 31):
+        raise syscall_error("wait", errno.ESRCH, f"{pid}")
     with kernel.lock:
-        use(kernel, parent, "wait")
+        use(kernel, caller, "wait")
         table = kernel.processes
-        alive = False
-        named = 0 < pid < len(table.state) and table.state[pid] and table.parent[pid] == parent
-        for child in table.children(parent) if pid == -1 else [pid] if named else []:
-            alive = True
-            if table.state[child] == ZOMBIE:
-                status = table.status[child]
-                table.children_minor[parent] += table.minor[child] + table.children_minor[child]
-                table.children_major[parent] += table.major[child] + table.children_major[child]
-                reap(kernel, child)
-                return child, status
-    if not alive:
-        raise syscall_error("wait", errno.ECHILD, f"process {parent} has no such child")
+        if pid > 0:
+            among: Iterable[int] = _named(kernel, caller, pid)
+        elif pid == -1:
+            among = table.children(table.process(caller))
+        else:
+            among = _grouped(kernel, caller, -pid)
+        return _wait(kernel, caller, among, options | os.WEXITED)
+
+
+def waitid(kernel: Kernel, caller: int, idtype: int, number: int, options: int) -> tuple[int, int, int]:
+    """waitid(2) -> (pid, real uid, status); zeros with WNOHANG if no child has anything to tell."""
+    options &= 0xFFFF_FFFF
+    if options & ~_WAITID or not options & _EVENTS:
+        raise syscall_error("waitid", errno.EINVAL, f"options {options:#x}")
+    with kernel.lock:
+        use(kernel, caller, "waitid")
+        table = kernel.processes
+        if idtype == os.P_ALL:
+            among: Iterable[int] = table.children(table.process(caller))
+        elif idtype == os.P_PID and number > 0:
+            among = _named(kernel, caller, number)
+        elif idtype == os.P_PGID and number >= 0:
+            among = _grouped(kernel, caller, number)
+        else:
+            raise syscall_error("waitid", errno.EINVAL, f"idtype {idtype}, id {number}")
+        users = {}
+        among = list(among)
+        for child in among:
+            users[child] = kernel.credentials.of(child).uid
+        pid, status = _wait(kernel, caller, among, options)
+        return pid, users.get(pid, 0), status
+
+
+def _named(kernel: Kernel, caller: int, pid: int) -> list[int]:
+    table = kernel.processes
+    return [pid] if pid in table and table.parent[pid] == table.process(caller) else []
+
+
+def _grouped(kernel: Kernel, caller: int, group: int) -> list[int]:
+    """Children in a process group; 0: the caller's."""
+    table = kernel.processes
+    parent = table.process(caller)
+    group = group or table.group[parent]
+    return [child for child in table.children(parent) if table.group[child] == group]
+
+
+def _wait(kernel: Kernel, caller: int, among: Iterable[int], options: int) -> tuple[int, int]:
+    """do_wait(): the first of *among*, in order of birth, that has something to tell."""
+    table = kernel.processes
+    nobody = True
+    for child in among:
+        if not options & WALL and (table.exit_signal[child] != signal.SIGCHLD) != bool(options & WCLONE):
+            continue
+        nobody = nobody and table.state[child] == ZOMBIE and child not in table.threads and not options & os.WEXITED
+        status = _event(kernel, child, options)
+        if status >= 0:
+            return child, status
+    if nobody:
+        raise syscall_error("wait", errno.ECHILD, f"process {caller} has no such child")
     if options & os.WNOHANG:
         return 0, 0
     raise syscall_error("wait", errno.EAGAIN, "every child is alive; a real process would block")
+
+
+def _event(kernel: Kernel, child: int, options: int) -> int:
+    """What a child has to tell, which is then told, -1 for nothing (wait_consider_child())."""
+    table = kernel.processes
+    if not table.alive(child):
+        if not options & os.WEXITED:
+            return -1
+        status = table.status[child]
+        if not options & os.WNOWAIT:
+            count_for_parent(kernel, child)
+            reap(kernel, child)
+        return status
+    status = table.report.get(child, -1)
+    wanted = os.WCONTINUED if status == CONTINUED else os.WSTOPPED
+    if status < 0 or not options & wanted:
+        return -1
+    if not options & os.WNOWAIT:
+        del table.report[child]
+    return status

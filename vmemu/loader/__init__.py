@@ -9,6 +9,6 @@ initstack  what the stack holds at the first instruction
 linker     what ld.so would map after that (--link)
 """
 
-from vmemu.loader.plan import ExecPlan, Layout, Segment, plan
+from vmemu.loader.plan import ExecPlan, Layout, PastReturn, Segment, plan
 
-__all__ = ["ExecPlan", "Layout", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Segment", "plan"]

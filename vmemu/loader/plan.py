@@ -3,7 +3,7 @@
 `plan` follows load_elf_binary: it finds the program (`bprm`), lays out stack, program, interpreter and bss
 (`sketch`), and builds what the initial stack holds. It has no side effects and reads nothing but headers; the
 caller makes the mappings. Errors past the kernel's point of no return, where a real process would die by SIGSEGV,
-are raised like all others, with the errno that the kernel drops.
+are raised as PastReturn, with the errno that the kernel drops.
 
     0x7ffffffff000  stack      grows down: strings, auxv, pointers, argc <- stack_pointer
           mmap_base  interpreter, libraries, static PIE: downwards
@@ -14,15 +14,16 @@ are raised like all others, with the errno that the kernel drops.
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 
-from vmemu.errors import syscall_error
+from vmemu.errors import SyscallError
 from vmemu.loader import bprm, elf, elfmap, initstack, linker
 from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
 from vmemu.loader.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["ExecPlan", "Layout", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Segment", "plan"]
 
 BRK_RND_BITS = 18
 """Random bits of the brk, in pages: 1 GiB (arch_randomize_brk)."""
@@ -30,6 +31,11 @@ _WRAP = 0xFFFF_FFFF_FFFF_FFFF
 _VDSO = "vdso"
 _DEFAULT = Layout()
 _KILLED = "past the point of no return: Linux kills the process with SIGSEGV"
+
+
+class PastReturn(SyscallError):
+    """execve failed when the old memory was gone already: the process is killed by SIGSEGV. The errno is what the
+    kernel had and dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ def plan(
     try:
         return _load(prog, interpreter, layout, link, cwd)
     except MapError as error:
-        raise syscall_error("execve", error.number, f"{error}; {_KILLED}", prog.path) from None
+        raise PastReturn(error.number, f"execve: {os.strerror(error.number)} ({error}; {_KILLED})", prog.path) from None
 
 
 def _load(

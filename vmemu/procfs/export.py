@@ -1,8 +1,8 @@
 """The tree of /proc written to a directory, for tools that read one.
 
 It is a snapshot: the machine is held while it is written, and the tree appears under its name all at once, complete. A
-process's directory has its text files, its links, an empty `fd`, and `task/PID`, which leads back to it: it has one
-thread. Equal texts, of which processes that forked from one another have many, are one file with several names; that is
+process's directory has its text files, its links, an empty `fd`, and `task/PID`, which leads back to it if it has one
+thread only. Equal texts, of which processes that forked from one another have many, are one file with several names; that is
 far quicker than so many files. `self` is process 1, for tools that look for it to know a /proc; `proc` is the tree
 itself, for those that are given the root of a file system.
 """
@@ -103,10 +103,11 @@ def _write_tree(kernel: Kernel, top: str, offset: int, files: Sequence[str]) -> 
     tree = _Tree()
     root = os.geteuid() == 0
     for pid in kernel.processes:
-        subject = Subject(kernel, pid, offset)
+        subject = Subject(kernel, pid, offset=offset)
         path = f"{top}/{pid + offset}"
         os.mkdir(path)
         _write_process(tree, subject, path, files)
+        _write_tasks(tree, subject, path, files, offset)
         who = subject.credentials
         if root and (who.euid or who.egid):  # ps takes the user from here
             os.chown(path, who.euid, who.egid)
@@ -124,9 +125,19 @@ def _write_process(tree: _Tree, subject: Subject, path: str, files: Sequence[str
         to = link(subject, name)
         if to is not None:
             tree.link(f"{path}/{name}", to)
-    for name in ("fd", "task"):
-        os.mkdir(f"{path}/{name}")
-    tree.link(f"{path}/task/{os.path.basename(path)}", "..")
+    os.mkdir(f"{path}/fd")
+
+
+def _write_tasks(tree: _Tree, subject: Subject, path: str, files: Sequence[str], offset: int) -> None:
+    os.mkdir(f"{path}/task")
+    tids = subject.kernel.processes.threads.get(subject.pid)
+    if not tids:
+        tree.link(f"{path}/task/{os.path.basename(path)}", "..")
+        return
+    for tid in (subject.pid, *tids):
+        os.mkdir(f"{path}/task/{tid + offset}")
+        task = Subject(subject.kernel, subject.pid, tid, alone=True, offset=offset)
+        _write_process(tree, task, f"{path}/task/{tid + offset}", files)
 
 
 class _Tree:

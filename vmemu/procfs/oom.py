@@ -7,7 +7,6 @@ import errno
 from vmemu.credentials import Capability, Credentials
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import identity
-from vmemu.pids import INIT
 from vmemu.procfs.numbers import invalid, parse_int
 from vmemu.procfs.subject import Subject
 
@@ -50,10 +49,6 @@ def write_oom_score_adj(subject: Subject, data: bytes, by: int | None) -> None:
         raise invalid("oom_score_adj", data)
     writer = _writer(subject, by)
     identity.set_oom_score_adj(subject.kernel, subject.pid, value, writer)
-    for pid in _sharing(subject):
-        subject.kernel.processes.oom_adj[pid] = value
-        if writer.capable(Capability.SYS_RESOURCE):
-            subject.kernel.processes.oom_adj_min[pid] = value
 
 
 def write_oom_adj(subject: Subject, data: bytes, by: int | None) -> None:
@@ -64,18 +59,9 @@ def write_oom_adj(subject: Subject, data: bytes, by: int | None) -> None:
     value = _MAX if value == _OLD_MAX else _divide(value * _MAX, -_OLD_DISABLE)
     if value < subject.oom_score_adj and not _writer(subject, by).capable(Capability.SYS_RESOURCE):
         raise syscall_error("write", errno.EACCES, f"oom_adj: CAP_SYS_RESOURCE is missing to lower it to {value}")
-    for pid in (subject.pid, *_sharing(subject)):
+    for pid in identity.who_shares(subject.kernel, subject.pid):
         subject.kernel.processes.oom_adj[pid] = value
 
 
 def _writer(subject: Subject, by: int | None) -> Credentials:
     return Credentials() if by is None else subject.kernel.credentials.of(by)
-
-
-def _sharing(subject: Subject) -> list[int]:
-    """The other processes that use its memory and get the same value; none if it borrows it itself (vfork)."""
-    kernel, pid = subject.kernel, subject.pid
-    if subject.space is None or pid in kernel.borrowed_at:
-        return []
-    space = kernel.processes.space
-    return [other for other in kernel.processes if other not in (pid, INIT) and space[other] == subject.space.sid]

@@ -22,14 +22,26 @@ from vmemu.types import PAGE_SIZE
 
 __all__ = ["stat", "statm", "status"]
 
-_STATES = {"R": "running", "D": "disk sleep", "Z": "zombie"}
+_STATES = {"R": "running", "D": "disk sleep", "T": "stopped", "Z": "zombie"}
 _PF_EXITING, _PF_POSTCOREDUMP, _PF_FORKNOEXEC, _PF_RANDOMIZE = 0x4, 0x8, 0x40, 0x400000
 _MEMS = ",".join(["00000000"] * 31 + ["00000001"])
 
 
 def _state(subject: Subject) -> str:
-    """A process is ready to run, or waits for its vfork child, or is dead."""
-    return "Z" if subject.zombie else "D" if subject.suspended else "R"
+    """A task is ready to run, waits for its vfork child, was stopped, or is dead."""
+    return "Z" if subject.zombie else "D" if subject.suspended else "T" if subject.stopped else "R"
+
+
+def _threads(subject: Subject) -> int:
+    """How many tasks its process has; a dead one counts until it is waited for."""
+    return len({subject.pid, *subject.kernel.processes.tasks(subject.pid)})
+
+
+def _signals(subject: Subject) -> tuple[int, int, int, int, int]:
+    """Masks: pending for the task and for its process, blocked, ignored, caught."""
+    table, said = subject.kernel.processes, subject.kernel.signals.of(subject.pid)
+    own, shared = table.pending_task.get(subject.tid, 0), table.pending.get(subject.pid, 0)
+    return own, shared, table.blocked[subject.tid], said.ignored, said.caught
 
 
 def _text(subject: Subject) -> int:
@@ -51,7 +63,7 @@ def status(subject: Subject) -> bytes:
         ("State", f"{state} ({_STATES[state]})"),
         ("Tgid", shown(pid)),
         ("Ngid", 0),
-        ("Pid", shown(pid)),
+        ("Pid", shown(subject.tid)),
         ("PPid", shown(table.parent[pid])),
         ("TracerPid", 0),
         ("Uid", f"{who.uid}\t{who.euid}\t{who.suid}\t{who.fsuid}"),
@@ -59,7 +71,7 @@ def status(subject: Subject) -> bytes:
         ("FDSize", 64 if alive else 0),
         ("Groups", "".join(f"{group} " for group in who.groups) or " "),
         ("NStgid", shown(pid)),
-        ("NSpid", shown(pid)),
+        ("NSpid", shown(subject.tid)),
         ("NSpgid", shown(table.group[pid])),
         ("NSsid", shown(table.session[pid])),
         ("Kthread", 0),
@@ -68,8 +80,10 @@ def status(subject: Subject) -> bytes:
         lines.insert(0, ("Umask", "0022"))
         lines += [(key, f"{value >> 10:8} kB") for key, value in _memory(subject)]
         lines += [("CoreDumping", 0), ("THP_enabled", int(not subject.no_thp)), ("untag_mask", "0xffffffffffffffff")]
-    lines += [("Threads", 1), ("SigQ", f"0/{subject.limits.soft(Resource.SIGPENDING)}")]
-    lines += [(key, f"{0:016x}") for key in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")]
+    masks = dict(zip(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), _signals(subject), strict=True))
+    queued = masks["SigPnd"].bit_count() + masks["ShdPnd"].bit_count()
+    lines += [("Threads", _threads(subject)), ("SigQ", f"{queued}/{subject.limits.soft(Resource.SIGPENDING)}")]
+    lines += [(key, f"{mask:016x}") for key, mask in masks.items()]
     lines += [
         ("CapInh", f"{who.inheritable:016x}"),
         ("CapPrm", f"{who.permitted:016x}"),
@@ -120,9 +134,10 @@ def stat(subject: Subject) -> bytes:
     """PID/stat: 52 fields (do_task_stat())."""
     table, pid, alive = subject.kernel.processes, subject.pid, subject.space is not None
     (minor, major), shown = subject.faults, subject.shown
+    own, _, *masks = _signals(subject)
     words = subject.words if alive else [0] * 12
     flags = _PF_RANDOMIZE if subject.kernel.rng is not None else 0
-    flags |= 0 if table.flags[pid] & Flag.EXECED else _PF_FORKNOEXEC
+    flags |= 0 if table.flags[subject.tid] & Flag.EXECED else _PF_FORKNOEXEC
     flags |= 0 if alive else _PF_EXITING | _PF_POSTCOREDUMP
     fields = (
         _state(subject),
@@ -139,9 +154,9 @@ def stat(subject: Subject) -> bytes:
         *(0, 0, 0, 0),  # utime to cstime
         20,  # priority
         0,  # nice
-        1,  # num_threads
+        _threads(subject),
         0,
-        table.started_ns[pid] // TICK_NS,
+        table.started_ns[subject.tid] // TICK_NS,
         subject.info.sums.total * PAGE_SIZE if alive else 0,
         subject.rss,
         subject.limits.soft(Resource.RSS),
@@ -149,10 +164,10 @@ def stat(subject: Subject) -> bytes:
         words[END_CODE],
         words[START_STACK],
         *(0, 0),  # kstkesp, kstkeip
-        *(0, 0, 0, 0),  # signal to sigcatch
+        *(mask & 0x7FFF_FFFF for mask in (own, *masks)),  # signal to sigcatch
         0 if _state(subject) == "R" else 1,  # wchan
         *(0, 0),
-        table.exit_signal[pid],
+        table.exit_signal[pid] if subject.tid == pid else -1,
         *(0, 0, 0, 0, 0, 0),  # processor to cguest_time
         words[START_DATA],
         words[END_DATA],
@@ -163,7 +178,7 @@ def stat(subject: Subject) -> bytes:
         words[ENV_END],
         0 if alive else table.status[pid],
     )
-    return f"{shown(pid)} (".encode() + subject.name + b") " + " ".join(map(str, fields)).encode() + b"\n"
+    return f"{shown(subject.tid)} (".encode() + subject.name + b") " + " ".join(map(str, fields)).encode() + b"\n"
 
 
 def statm(subject: Subject) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from vmemu.credentials import Credentials
 from vmemu.errors import syscall_error
 from vmemu.kernel import Image, Kernel
-from vmemu.lifecycle.memory import faults, look
+from vmemu.lifecycle.memory import faults, look, process_faults
 from vmemu.limits import Limits
 from vmemu.memory import view
 from vmemu.memory.space import Space
@@ -23,11 +23,16 @@ TICK_NS = 10_000_000
 
 
 class Subject:
-    """Process *pid* of *kernel*, for the time of one look; it holds the kernel's lock as little as any other."""
+    """Process *pid* of *kernel*, or one task of it, for the time of one look; it holds the kernel's lock as little as
+    any other."""
 
-    def __init__(self, kernel: Kernel, pid: int, offset: int = 0) -> None:
+    def __init__(self, kernel: Kernel, pid: int, tid: int = 0, *, alone: bool = False, offset: int = 0) -> None:
         self.kernel = kernel
         self.pid = pid
+        self.tid = tid or pid
+        """Whose name, users, memory and state are shown; a process's are those of its first task."""
+        self.alone = alone
+        """Counts are the task's own and not the process's."""
         self._offset = offset
 
     def shown(self, pid: int) -> int:
@@ -37,22 +42,27 @@ class Subject:
     @property
     def zombie(self) -> bool:
         """It has exited: no memory is left to look at."""
-        return self.kernel.processes.state[self.pid] == ZOMBIE
+        return self.kernel.processes.state[self.tid] == ZOMBIE
 
     @property
     def suspended(self) -> bool:
         """It waits for its vfork child."""
-        return bool(self.kernel.processes.borrower[self.pid])
+        return self.tid in self.kernel.processes.borrower
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal."""
+        return self.pid in self.kernel.processes.stopped
 
     @property
     def name(self) -> bytes:
         """Of the task, at most 15 bytes."""
-        return self.kernel.names.of(self.pid)
+        return self.kernel.names.of(self.tid)
 
     @property
     def credentials(self) -> Credentials:
         """Its users, groups and capabilities."""
-        return self.kernel.credentials.of(self.pid)
+        return self.kernel.credentials.of(self.tid)
 
     @property
     def limits(self) -> Limits:
@@ -67,7 +77,7 @@ class Subject:
     @cached_property
     def space(self) -> Space | None:
         """Its memory, None if it is a zombie."""
-        return None if self.zombie else look(self.kernel, self.pid, "proc")
+        return None if self.zombie else look(self.kernel, self.tid, "proc")
 
     def living(self, file: str) -> Space:
         """Its memory. ESRCH if it is a zombie, as opening some files says."""
@@ -83,7 +93,7 @@ class Subject:
     @cached_property
     def image(self) -> Image | None:
         """What it executes."""
-        return self.kernel.images.of(self.pid)
+        return self.kernel.images.of(self.tid)
 
     @cached_property
     def info(self) -> Any:
@@ -103,7 +113,8 @@ class Subject:
         if self.space is None:
             table = self.kernel.processes
             return table.minor[self.pid], table.major[self.pid]
-        counts = FaultCounts(*faults(self.kernel, self.pid))
+        own = faults(self.kernel, self.tid) if self.alone else process_faults(self.kernel, self.pid)
+        counts = FaultCounts(*own)
         return counts.minor, counts.major
 
     @property
@@ -130,7 +141,7 @@ class Subject:
     @property
     def badness(self) -> int | None:
         """oom_badness(): pages, None if the OOM killer may not choose it."""
-        borrows = self.pid in self.kernel.borrowed_at
+        borrows = self.tid in self.kernel.processes.lender
         if self.space is None or self.pid == INIT or borrows or self.oom_score_adj == -1000:
             return None
         points = self.rss + self.swapped + self.page_tables // PAGE_SIZE

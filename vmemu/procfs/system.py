@@ -6,7 +6,7 @@ The machine has one processor, which is idle: the emulator makes memory accesses
 from __future__ import annotations
 
 from vmemu.kernel import Kernel
-from vmemu.pids import PID_MAX, RUNNING
+from vmemu.pids import PID_MAX
 from vmemu.procfs.subject import TICK_NS
 
 __all__ = ["BOOT_TIME", "FIXED", "buddyinfo", "loadavg", "stat", "uptime"]
@@ -61,7 +61,8 @@ FIXED = {
 
 def _running(kernel: Kernel) -> int:
     table = kernel.processes
-    return sum(table.state[pid] == RUNNING and not table.borrower[pid] for pid in table)
+    idle = table.borrower
+    return sum(tid not in idle for pid in table if pid not in table.stopped for tid in table.tasks(pid))
 
 
 def stat(kernel: Kernel) -> bytes:

@@ -10,7 +10,6 @@ from typing import SupportsIndex
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import integer
-from vmemu.pids import FREE
 from vmemu.procfs import pages, sysctl
 from vmemu.procfs.export import export
 from vmemu.procfs.index import BINARY, EMPTY, LINKS, MACHINE, PAGEMAP, PROCESS, ROOT, link
@@ -51,13 +50,14 @@ class ProcFS:
         if not words or not (words[0].isascii() and words[0].isdigit()):
             return None
         table, rest, pid = self._kernel.processes, words[1:], int(words[0])
-        if words[0] != str(pid) or not pid < len(table.state) or table.state[pid] == FREE:
+        if words[0] != str(pid) or table.process(pid) not in table:
             raise syscall_error("open", errno.ENOENT, f"/proc/{words[0]}: no such process")
         if rest[:1] == ["task"] and len(rest) > 1:
-            if rest[1] != words[0]:
+            process = table.process(pid)
+            if rest[1] not in map(str, {process, *table.tasks(process)}):
                 raise syscall_error("open", errno.ENOENT, f"/proc/{'/'.join(words[:3])}: no such thread")
-            rest = ["task/", *rest[2:]]
-        return Subject(self._kernel, pid), rest
+            return Subject(self._kernel, process, int(rest[1]), alone=True), ["task/", *rest[2:]]
+        return Subject(self._kernel, table.process(pid), pid), rest
 
     def _file(self, words: list[str]) -> tuple[Subject, str] | str:
         """A file that is there: of a process and its name, or its path. ENOENT, ENOTDIR, EISDIR."""
@@ -187,7 +187,8 @@ class ProcFS:
             return [*map(str, self._kernel.processes), *inside] if not words else inside or None
         subject, rest = found
         if rest == ["task"]:
-            return [str(subject.pid)]
+            table = self._kernel.processes
+            return [str(tid) for tid in sorted({subject.pid, *table.tasks(subject.pid)})]
         if rest in ([], ["task/"]):
             return sorted([*PROCESS, *LINKS, *EMPTY, PAGEMAP, *([] if rest else ["task"])])
         return [] if len(rest) <= 2 and rest[-1] in EMPTY else None
