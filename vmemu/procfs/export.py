@@ -2,9 +2,9 @@
 
 It is a snapshot: the machine is held while it is written, and the tree appears under its name all at once, complete. A
 process's directory has its text files, its links, an empty `fd`, and `task/PID`, which leads back to it if it has one
-thread only. Equal texts, of which processes that forked from one another have many, are one file with several names; that is
-far quicker than so many files. `self` is process 1, for tools that look for it to know a /proc; `proc` is the tree
-itself, for those that are given the root of a file system.
+thread only. Equal texts, of which processes that forked from one another have many, are one file with several names;
+that is far quicker than so many files. `self` is process 1, for tools that look for it to know a /proc; `proc` is the
+tree itself, for those that are given the root of a file system.
 """
 
 from __future__ import annotations
