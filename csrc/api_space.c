@@ -234,6 +234,22 @@ int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_
 	return leave(m, space_reflag(&m->vm, s, start, end, flags));
 }
 
+int vmemu_space_prepare_anon(vmemu_machine *m, uint32_t space, uint64_t at)
+{
+	struct space *s = enter_space(m, space);
+	struct vma_pos pos;
+	const vma_t *v;
+	int rc;
+
+	if (!s)
+		return -EBADF;
+	v = vmas_find(&s->vmas, at, &pos);
+	if (!v || v->start > at)
+		return leave(m, -ENOENT);
+	rc = vmas_own(&m->vm.env, &s->vmas, v->start, v->end);
+	return leave(m, rc ? rc : vmas_prepare_anon(&m->vm.env, &s->vmas, at));
+}
+
 int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at)
 {
 	struct space *s = enter_space(m, space);

@@ -12,7 +12,7 @@
  */
 
 #define VMEMU_NKINDS 14
-#define VMEMU_NWORDS 12
+#define VMEMU_NWORDS 14
 
 /* What one access led to; the values are FaultKind's of vmemu/types.py. */
 enum vmemu_kind {
@@ -100,6 +100,7 @@ enum vmemu_option {
 #define VMEMU_VM_LOCKONFAULT 0x80000
 #define VMEMU_VM_ACCOUNT 0x100000
 #define VMEMU_VM_NORESERVE 0x200000
+#define VMEMU_VM_SYNC 0x800000
 #define VMEMU_VM_WIPEONFORK 0x2000000
 #define VMEMU_VM_DONTDUMP 0x4000000
 #define VMEMU_VM_SOFTDIRTY 0x8000000
@@ -107,6 +108,7 @@ enum vmemu_option {
 #define VMEMU_VM_NOHUGEPAGE 0x40000000
 #define VMEMU_VM_MERGEABLE 0x80000000
 #define VMEMU_VM_SEALED 0x100000000
+#define VMEMU_VM_DROPPABLE 0x10000000000
 
 /* One mapping [start, end). */
 struct vmemu_vma {
@@ -267,6 +269,8 @@ int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vm
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. Not SHARED and MAYSHARE: -EINVAL. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
+/* Gives the mapping that holds `at` an identity, as its first anonymous frame would. -ENOENT: there is none. */
+int vmemu_space_prepare_anon(vmemu_machine *m, uint32_t space, uint64_t at);
 /* Makes two mappings of the one that holds `at` inside; 0 also if there is none. */
 int vmemu_space_split(vmemu_machine *m, uint32_t space, uint64_t at);
 /* Drops the pages of [start, end) and leaves the mappings. */

@@ -135,8 +135,9 @@ def test_exceptions_are_what_they_are_called() -> None:
             p.execve("/tmp")
         with pytest.raises(ChildProcessError):
             p.wait()
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(SyscallError) as refused:
             m.open_file("/tmp")
+        assert refused.value.errno == errno.ENODEV
         p.exit()
         with pytest.raises(ProcessLookupError):
             p.maps()

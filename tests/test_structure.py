@@ -23,7 +23,7 @@ PYTHON = """
     files pids pool limits credentials dispositions
     _native
     errors
-    types
+    types alignment
 """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
@@ -31,7 +31,7 @@ PACKAGES = {
     "lab": "compare startup / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
-    "memory": "clear_refs / mprotect mremap madvise mlock view census / mmap thp / space / commit "
+    "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / space / limits / commit "
     "/ args words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",

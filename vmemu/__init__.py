@@ -24,6 +24,7 @@ from vmemu.errors import (
     VmemuError,
 )
 from vmemu.files import File
+from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.process import Process
 from vmemu.types import (
@@ -52,6 +53,7 @@ __all__ = [
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
     "PAGE_SIZE",
+    "RLIM_INFINITY",
     "Advice",
     "BusError",
     "ByKind",
@@ -73,6 +75,7 @@ __all__ = [
     "Process",
     "ProcessKilled",
     "Prot",
+    "Resource",
     "SegmentationFault",
     "SyscallError",
     "Translation",

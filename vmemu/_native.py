@@ -68,6 +68,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_LOCKONFAULT: int = lib.VMEMU_VM_LOCKONFAULT
     VM_ACCOUNT: int = lib.VMEMU_VM_ACCOUNT
     VM_NORESERVE: int = lib.VMEMU_VM_NORESERVE
+    VM_SYNC: int = lib.VMEMU_VM_SYNC
     VM_WIPEONFORK: int = lib.VMEMU_VM_WIPEONFORK
     VM_DONTDUMP: int = lib.VMEMU_VM_DONTDUMP
     VM_SOFTDIRTY: int = lib.VMEMU_VM_SOFTDIRTY
@@ -75,6 +76,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_NOHUGEPAGE: int = lib.VMEMU_VM_NOHUGEPAGE
     VM_MERGEABLE: int = lib.VMEMU_VM_MERGEABLE
     VM_SEALED: int = lib.VMEMU_VM_SEALED
+    VM_DROPPABLE: int = lib.VMEMU_VM_DROPPABLE
 
 
 class Vma(NamedTuple):
@@ -338,6 +340,12 @@ class Core:
     def reflag(self, space: int, start: int, end: int, flags: int, call: str) -> None:
         """New flags for a range inside one mapping."""
         rc = lib.vmemu_space_reflag(self._m, space, start, end, flags)
+        if rc:
+            _fail(rc, call)
+
+    def prepare_anon(self, space: int, at: int, call: str) -> None:
+        """Gives the mapping that holds at an identity."""
+        rc = lib.vmemu_space_prepare_anon(self._m, space, at)
         if rc:
             _fail(rc, call)
 

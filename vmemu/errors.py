@@ -37,6 +37,9 @@ class SyscallError(VmemuError, OSError):
     Where Python has a class for the errno (PermissionError, FileNotFoundError, ...) the exception is of that class too.
     """
 
+    partial: bytes = b""
+    """What the call had already given when it failed: mincore's vector up to the hole."""
+
     @property
     def name(self) -> str:
         """The errno's symbolic name, e.g. ``"EINVAL"``."""

@@ -20,7 +20,6 @@ from vmemu.kernel import Image, Kernel
 from vmemu.limits import Resource
 from vmemu.loader import ExecPlan, PastReturn, Segment
 from vmemu.memory import mprotect
-from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import map_private, vm_prot
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Prot
@@ -110,6 +109,8 @@ def _carry_out(space: Space, plan: ExecPlan) -> None:
             plan.end_code,
             plan.start_data,
             plan.end_data,
+            0,
+            0,
         ],
     )
     files: dict[str, File] = {}  # held until everything is mapped
@@ -130,7 +131,7 @@ def _map(space: Space, segment: Segment, files: dict[str, File]) -> None:
     """One mapping of the plan, charged as mmap charges it."""
     kernel = space.kernel
     npages = (segment.end - segment.start) // PAGE_SIZE
-    if segment.prot & Prot.WRITE and not enough_memory(kernel, space.sid, npages):
+    if segment.prot & Prot.WRITE and not space.enough_memory(npages):
         why = f"overcommit: {npages} pages for the {segment.role}"
         if segment.growsdown:
             raise syscall_error("execve", errno.ENOMEM, why)

@@ -35,7 +35,19 @@ _SIZE_MAX = (1 << 63) - 1
 class Inode:
     """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
 
-    __slots__ = ("__weakref__", "device", "disk", "exec_tag", "fd", "key", "number", "object", "path", "tags")
+    __slots__ = (
+        "__weakref__",
+        "device",
+        "disk",
+        "exec_tag",
+        "fd",
+        "key",
+        "number",
+        "object",
+        "on_disk",
+        "path",
+        "tags",
+    )
 
     def __init__(
         self,
@@ -54,6 +66,8 @@ class Inode:
         self.object = 0
         self.disk: dict[int, bytes] = {}
         """Of a file in memory: what pages held when they may have left the page cache, by index."""
+        self.on_disk = False
+        """A file that behaves as on ext4, of the host or in memory with writenotify."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
         self.exec_tag = 0
@@ -82,7 +96,9 @@ class File:
     and mapped shared and writable. Closing it, or dropping the last reference, leaves mappings as they are.
     """
 
-    def __init__(self, table: FileTable, inode: Inode, name: str, tag: int, writable: bool) -> None:
+    def __init__(
+        self, table: FileTable, inode: Inode, name: str, tag: int, writable: bool, readable: bool = True
+    ) -> None:
         self._table = table
         self._inode = inode
         self._release = weakref.finalize(self, table.release, inode)
@@ -91,6 +107,7 @@ class File:
         """Path, or the label it was created with."""
         self.tag = tag
         self.writable = writable
+        self.readable = readable
 
     def __repr__(self) -> str:
         return f"<vmemu.File {self.name!r} inode {self.inode}>"
@@ -115,9 +132,20 @@ class File:
         """Lets go of the file, close(2)."""
         self._release()
 
+    def reopen(self, mode: str = "r") -> File:
+        """The same file opened once more, for reading (``"r"``), writing (``"w"``, nothing is truncated) or both
+        (``"r+"``), as open(2) of /proc/self/fd/N does it. EACCES for writing to a file of the host.
+        """
+        self._check("open")
+        if mode not in ("r", "w", "r+"):
+            raise ValueError(f"mode: {mode!r} is not 'r', 'w' or 'r+'")
+        return self._table.reopen(self, self._inode, mode != "r", mode != "w")
+
     def pread(self, n: int, offset: int) -> bytes:
         """Up to *n* bytes from *offset*, fewer at the end of the file, pread(2). EINVAL for negative numbers."""
         self._check("pread")
+        if not self.readable:
+            raise syscall_error("pread", errno.EBADF, f"{self.name} is open for writing only")
         n, offset = operator.index(n), operator.index(offset)
         if n < 0 or offset < 0:
             raise syscall_error("pread", errno.EINVAL, f"{n} bytes at offset {offset}")
@@ -220,6 +248,10 @@ class FileTable:
         """The inode behind an object of the core."""
         return self._by_object[object_]
 
+    def on_disk(self, object_: int) -> bool:
+        """An object of the core is a file on a file system like ext4."""
+        return self._by_object[object_].on_disk
+
     def name(self, object_: int, tag: int) -> str:
         """What /proc/PID/maps shows for a mapping."""
         return self._names.get(tag) or self._by_object[object_].path
@@ -254,6 +286,7 @@ class FileTable:
         if len(self._by_object) >= self._sweep_at:
             self.sweep()
         inode.object = self.core.object_new(kind, size)
+        inode.on_disk = bool(kind & c.OBJ_FILE)
         stale = self._by_object.get(inode.object)
         if stale is not None:
             self._forget(stale)
@@ -321,9 +354,17 @@ class FileTable:
                 raise
             return file
 
+    def reopen(self, file: File, inode: Inode, writable: bool, readable: bool) -> File:
+        """One more handle on an inode that *file* holds."""
+        if writable and inode.key is not None:
+            raise syscall_error("open", errno.EACCES, f"{file.name} is a file of the host, which is read-only")
+        with self.lock:
+            self.core.object_hold(inode.object)
+            return File(self, inode, file.name, self._new_tag(inode, file.name), writable, readable)
+
     def open(self, path: str | os.PathLike[str]) -> File:
-        """A file of the host, read-only. Errors as open(2); ENODEV for what cannot be mapped, EISDIR for a
-        directory."""
+        """A file of the host, read-only. Errors as open(2), and what mmap(2) says of what cannot be
+        mapped, ENODEV."""
         name = os.fsdecode(path)
         with self.lock:
             inode = self._open_inode(name)
@@ -350,8 +391,7 @@ class FileTable:
         inode = self._by_key.get(key)
         if not stat.S_ISREG(st.st_mode):
             os.close(fd)
-            number = errno.EISDIR if stat.S_ISDIR(st.st_mode) else errno.ENODEV
-            raise syscall_error("open", number, f"{path} is not a regular file")
+            raise syscall_error("open", errno.ENODEV, f"{path} is not a regular file")
         if inode is not None and self.core.object_hold(inode.object):
             os.close(fd)
             return inode

@@ -56,6 +56,7 @@ class Kernel:
         fork_mode: ForkMode,
         overcommit: Overcommit,
         overcommit_ratio: int,
+        overcommit_kbytes: int,
         rng: random.Random | None,
         max_map_count: int,
         thp: str,
@@ -80,6 +81,7 @@ class Kernel:
         self.fork_mode = fork_mode
         self.overcommit = overcommit
         self.overcommit_ratio = overcommit_ratio
+        self.overcommit_kbytes = overcommit_kbytes
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count

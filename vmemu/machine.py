@@ -37,8 +37,8 @@ class Machine:
     *reuse* lets the last owner of a frame write it in place; *fault_around* is how many pages a read fault on
     a file may
     map (1: just the one). These can be switched off to see what they are good for. *contents* off: frames hold no
-    bytes, everything else is exact. *overcommit* (with *overcommit_ratio*, percent of RAM) decides what may be
-    promised.
+    bytes, everything else is exact. *overcommit* decides what may be promised;
+    with Overcommit.NEVER that is *overcommit_ratio* percent of RAM, or *overcommit_kbytes* KiB if that is not 0.
     *aslr* randomises addresses of executed programs, from *seed*. *max_map_count* bounds the mappings of a process.
 
     *thp*: transparent huge pages ``"never"``, where a mapping asks for them (``"madvise"``, MADV_HUGEPAGE), or
@@ -65,6 +65,7 @@ class Machine:
         *,
         reuse: bool = True,
         overcommit_ratio: int = 50,
+        overcommit_kbytes: int = 0,
         max_map_count: int = 65530,
         soft_dirty: bool | None = None,
     ) -> None:
@@ -73,7 +74,11 @@ class Machine:
             raise ValueError(f"memory: {memory!r} is not between 64KiB and 16TiB")
         if not 0 <= integer(fault_around, "Machine", "fault_around") <= 512:
             raise ValueError(f"fault_around: {fault_around} is not between 0 and 512 pages")
-        for name, number in (("overcommit_ratio", overcommit_ratio), ("max_map_count", max_map_count)):
+        for name, number in (
+            ("overcommit_ratio", overcommit_ratio),
+            ("overcommit_kbytes", overcommit_kbytes),
+            ("max_map_count", max_map_count),
+        ):
             if integer(number, "Machine", name) < 0:
                 raise ValueError(f"{name}: {number} is negative")
         for name, value, known in (("oom", oom, ("raise", "kill")), ("thp", thp, ("never", "madvise", "always"))):
@@ -97,6 +102,7 @@ class Machine:
             fork_mode=ForkMode(fork_mode),
             overcommit=Overcommit(overcommit),
             overcommit_ratio=overcommit_ratio,
+            overcommit_kbytes=overcommit_kbytes,
             rng=random.Random(seed) if aslr else None,
             max_map_count=max_map_count,
             thp=thp,
@@ -151,7 +157,7 @@ class Machine:
         """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it
         is opened.
 
-        Raises SyscallError as open(2), EISDIR for directories, ENODEV for devices, pipes and sockets.
+        Raises SyscallError as open(2), ENODEV for what mmap(2) could not map: directories, devices, pipes, sockets.
         """
         return self._kernel.files.open(path)
 

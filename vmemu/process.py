@@ -15,7 +15,7 @@ from vmemu.kernel import Image, Kernel
 from vmemu.lifecycle import birth
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, process_faults, use
-from vmemu.memory import clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
+from vmemu.memory import brk, clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
 from vmemu.task import Task
@@ -65,6 +65,12 @@ class Process(Task):
         """mmap(2): maps *length* bytes (rounded up to pages) and returns the address. *offset* in bytes into *file*."""
         return mmap.mmap(self._space("mmap"), address, length, prot, flags, file, offset)
 
+    def remap_file_pages(
+        self, address: SupportsIndex, length: SupportsIndex, prot: int, pgoff: SupportsIndex, flags: int = 0
+    ) -> None:
+        """remap_file_pages(2): *pgoff* in pages, *prot* must be 0; with MAP_NONBLOCK nothing is populated."""
+        mmap.remap_file_pages(self._space("remap_file_pages"), address, length, prot, pgoff, flags)
+
     def munmap(self, address: SupportsIndex, length: SupportsIndex) -> None:
         """munmap(2)."""
         mmap.munmap(self._space("munmap"), address, length)
@@ -90,7 +96,7 @@ class Process(Task):
 
     def brk(self, address: SupportsIndex = 0) -> int:
         """brk(2) as the kernel has it: moves the program break and returns where it is; unchanged if that failed."""
-        return mmap.brk(self._space("brk"), address)
+        return brk.brk(self._space("brk"), address)
 
     def mincore(self, address: SupportsIndex, length: SupportsIndex) -> bytes:
         """mincore(2): one byte a page, 1 if it is in memory."""
@@ -107,6 +113,14 @@ class Process(Task):
     def munlock(self, address: SupportsIndex, length: SupportsIndex) -> None:
         """munlock(2)."""
         mlock.munlock(self._space("munlock"), address, length)
+
+    def mlockall(self, flags: int) -> None:
+        """mlockall(2)."""
+        mlock.mlockall(self._space("mlockall"), flags)
+
+    def munlockall(self) -> None:
+        """munlockall(2)."""
+        mlock.munlockall(self._space("munlockall"))
 
     def mseal(self, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
         """mseal(2)."""

@@ -19,7 +19,7 @@ from vmemu.kernel import Kernel
 from vmemu.lifecycle import death, identity, signals, waiting
 from vmemu.lifecycle.memory import use
 from vmemu.lifecycle.sending import kill, tgkill
-from vmemu.memory.args import integer
+from vmemu.memory.args import integer, u32, u64
 from vmemu.pids import INIT, RUNNING, THREAD, ZOMBIE, Flag
 
 __all__ = ["ChildInfo", "Task"]
@@ -218,6 +218,33 @@ class Task:
 
     def _become(self, new: Credentials) -> None:
         identity.become(self._kernel, self.tid, new)
+
+    # ---- resource limits ----
+
+    def prlimit(
+        self, resource: SupportsIndex, limits: tuple[SupportsIndex, SupportsIndex] | None = None
+    ) -> tuple[int, int]:
+        """prlimit(2) on itself: the (soft, hard) limits that a `Resource` has, set to *limits* unless None.
+
+        -1 and RLIM_INFINITY mean none. EINVAL for a soft limit above the hard one, EPERM for a hard one that is raised
+        without CAP_SYS_RESOURCE.
+        """
+        which = u32(resource, "prlimit", "resource")
+        new = None
+        if limits is not None:
+            soft, hard = limits
+            new = u64(soft, "prlimit", "soft limit"), u64(hard, "prlimit", "hard limit")
+        with self._kernel.lock:
+            self._mine("prlimit")
+            return identity.prlimit(self._kernel, self.tid, which, new)
+
+    def getrlimit(self, resource: SupportsIndex) -> tuple[int, int]:
+        """getrlimit(2): (soft, hard), RLIM_INFINITY for none."""
+        return self.prlimit(resource)
+
+    def setrlimit(self, resource: SupportsIndex, limits: tuple[SupportsIndex, SupportsIndex]) -> None:
+        """setrlimit(2); see `prlimit`."""
+        self.prlimit(resource, limits)
 
     # ---- process groups and sessions ----
 

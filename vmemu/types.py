@@ -59,6 +59,9 @@ class Map(enum.IntFlag):
     DROPPABLE = 0x08
     FIXED = 0x10
     ANONYMOUS = 0x20
+    BITS_32 = 0x40
+    """MAP_32BIT: below 2 GiB."""
+    ABOVE4G = 0x80
     GROWSDOWN = 0x0100
     DENYWRITE = 0x0800
     EXECUTABLE = 0x1000
@@ -70,6 +73,7 @@ class Map(enum.IntFlag):
     HUGETLB = 0x40000
     SYNC = 0x80000
     FIXED_NOREPLACE = 0x100000
+    UNINITIALIZED = 0x4000000
 
 
 class Advice(enum.IntEnum):

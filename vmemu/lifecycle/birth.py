@@ -17,9 +17,8 @@ from vmemu.lifecycle.death import reap
 from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
-from vmemu.memory.commit import enough_memory
 from vmemu.memory.space import Space
-from vmemu.memory.words import EMPTY
+from vmemu.memory.words import DEF_FLAGS, EMPTY, LOCKED_EXTRA
 from vmemu.pids import INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
@@ -140,6 +139,11 @@ def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
         for sid in spaces:
             core.space_free(sid)
         raise
+    words = core.words(space.sid)
+    if words[DEF_FLAGS] or words[LOCKED_EXTRA]:  # locks are not inherited
+        words[DEF_FLAGS] = words[LOCKED_EXTRA] = 0
+        for sid in spaces:
+            core.set_words(sid, words)
     return spaces
 
 
@@ -162,7 +166,7 @@ def _check_commit(space: Space, n: int) -> None:
         ]
         pages = max(sizes, default=0) if kernel.overcommit == Overcommit.HEURISTIC else sum(sizes)
     needed = pages if kernel.overcommit == Overcommit.HEURISTIC else pages * n
-    if not enough_memory(kernel, space.sid, needed):
+    if not space.enough_memory(needed):
         raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} pages more than may be promised")
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "capset",
     "getpgid",
     "getsid",
+    "prlimit",
     "set_child_subreaper",
     "set_death_signal",
     "set_dumpable",
@@ -63,6 +64,33 @@ def capset(kernel: Kernel, pid: int, effective: int, permitted: int, inheritable
     if inheritable & ~within or permitted & ~old.permitted or effective & ~permitted:
         raise syscall_error("capset", errno.EPERM, "capabilities that it may not have")
     become(kernel, pid, old.with_capabilities(effective, permitted, inheritable))
+
+
+# ---- resource limits ----
+
+_NR_OPEN = 1 << 20
+"""fs.nr_open: no process may have more files than that."""
+
+
+def prlimit(kernel: Kernel, tid: int, resource: int, new: tuple[int, int] | None) -> tuple[int, int]:
+    """Reads a limit of a task's process and, unless None, sets it, on its own behalf (do_prlimit()) -> what it was."""
+    if not 0 <= resource < len(Resource):
+        raise syscall_error("prlimit", errno.EINVAL, f"resource {resource}")
+    pid = kernel.processes.process(tid)
+    limits = kernel.limits.of(pid)
+    before = limits[resource]
+    if new is not None:
+        soft, hard = new
+        if soft > hard:
+            raise syscall_error("prlimit", errno.EINVAL, f"soft limit {soft} above the hard one, {hard}")
+        if resource == Resource.NOFILE and hard > _NR_OPEN:
+            raise syscall_error("prlimit", errno.EPERM, f"RLIMIT_NOFILE {hard} is above {_NR_OPEN}")
+        if hard > before[1] and not kernel.credentials.of(tid).capable(Capability.SYS_RESOURCE):
+            raise syscall_error(
+                "prlimit", errno.EPERM, f"hard limit {hard} above {before[1]}, without CAP_SYS_RESOURCE"
+            )
+        kernel.limits.give(pid, limits.replace(resource, soft, hard))
+    return before
 
 
 # ---- process groups and sessions ----

@@ -22,7 +22,7 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
     if state == RUNNING:
         return Space(kernel, table.space[tid], tid)
     if state == THREAD:
-        return Space(kernel, table.space[tid], table.leader[tid])
+        return Space(kernel, table.space[tid], table.leader[tid], tid)
     raise syscall_error(call, errno.ESRCH, f"process {tid} has exited")
 
 

@@ -14,10 +14,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vmemu.alignment import HUGE_PAGE_SIZE
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
 from vmemu.loader.bprm import Program
-from vmemu.loader.sketch import HUGE_PAGE_SIZE, MapError, Sketch, page_down, page_up, prot_of
+from vmemu.loader.sketch import MapError, Sketch, page_down, page_up, prot_of
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = ["link"]

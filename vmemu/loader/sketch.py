@@ -11,10 +11,10 @@ import dataclasses
 import errno
 from dataclasses import dataclass
 
+from vmemu.alignment import place_huge
 from vmemu.types import PAGE_SIZE, Prot
 
 __all__ = [
-    "HUGE_PAGE_SIZE",
     "STACK_GUARD_GAP",
     "TASK_SIZE",
     "MapError",
@@ -31,7 +31,6 @@ STACK_GUARD_GAP = 256 * PAGE_SIZE
 """Bytes kept free below a stack (stack_guard_gap)."""
 MMAP_MIN = 65536
 """Below it no hint is taken (mmap_min_addr)."""
-HUGE_PAGE_SIZE = 2 << 20
 _BOTTOM = TASK_SIZE // 3 + PAGE_SIZE - 1 & -PAGE_SIZE
 _WRAP = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -154,15 +153,11 @@ class Sketch:
         hint = page_down(hint)
         if hint:
             hint = max(hint, MMAP_MIN)
+        found = None
         if file_offset is not None and self.huge_align:
-            first = (file_offset + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE
-            if file_offset + length - first >= HUGE_PAGE_SIZE:
-                found = self._fit(hint, length + HUGE_PAGE_SIZE)
-                if found is not None and found == hint:
-                    return hint
-                if found is not None:
-                    return found + ((file_offset - found) % HUGE_PAGE_SIZE or HUGE_PAGE_SIZE)
-        found = self._fit(hint, length)
+            found = place_huge(self._fit, hint, length, file_offset)
+        if found is None:
+            found = self._fit(hint, length)
         if found is None:
             raise MapError(errno.ENOMEM, f"no hole of {length:#x} bytes is left")
         return found

@@ -7,7 +7,7 @@ from typing import SupportsIndex
 
 from vmemu.errors import syscall_error
 
-__all__ = ["MASK", "TASK_SIZE", "integer", "page_up", "u64"]
+__all__ = ["MASK", "TASK_SIZE", "i32", "integer", "page_up", "u32", "u64"]
 
 MASK = (1 << 64) - 1
 TASK_SIZE = 0x7FFF_FFFF_F000
@@ -29,6 +29,17 @@ def u64(value: SupportsIndex, call: str, what: str) -> int:
     if not -(1 << 63) <= number <= MASK:
         raise syscall_error(call, errno.EINVAL, f"{what} {number:#x} does not fit in 64 bits")
     return number & MASK
+
+
+def u32(value: SupportsIndex, call: str, what: str) -> int:
+    """*value* as a parameter of type int takes it from a register, without its sign: the upper half is lost."""
+    return u64(value, call, what) & 0xFFFF_FFFF
+
+
+def i32(value: SupportsIndex, call: str, what: str) -> int:
+    """The same with its sign."""
+    number = u32(value, call, what)
+    return number - (1 << 32) if number >> 31 else number
 
 
 def page_up(length: int) -> int:

@@ -7,23 +7,26 @@ from vmemu.types import PAGE_SIZE, Overcommit
 
 __all__ = ["commit_limit", "enough_memory"]
 
-USER_RESERVE = (128 << 20) // PAGE_SIZE
-"""vm.user_reserve_kbytes' upper bound, in pages."""
+_USER_RESERVE = (128 << 20) // PAGE_SIZE
+_ADMIN_RESERVE = (8 << 20) // PAGE_SIZE
+"""Upper bounds of vm.user_reserve_kbytes and vm.admin_reserve_kbytes, in pages; a thirty-second of RAM is the other."""
 
 
 def commit_limit(kernel: Kernel) -> int:
-    """CommitLimit in pages: the share of RAM, plus swap (vm_commit_limit())."""
+    """CommitLimit in pages: the share of RAM, or vm.overcommit_kbytes, plus swap (vm_commit_limit())."""
+    if kernel.overcommit_kbytes:
+        return kernel.overcommit_kbytes * 1024 // PAGE_SIZE
     return kernel.npages * kernel.overcommit_ratio // 100
 
 
-def enough_memory(kernel: Kernel, sid: int, npages: int) -> bool:
-    """Whether *npages* more may be charged on behalf of space *sid* (0: none)."""
+def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:
+    """Whether *npages* more may be charged on behalf of space *sid*; *admin*: by who has CAP_SYS_ADMIN."""
     if kernel.overcommit == Overcommit.ALWAYS:
         return True
     if kernel.overcommit == Overcommit.HEURISTIC:
         return npages <= kernel.npages
     allowed = commit_limit(kernel)
-    if sid:
-        reserve = min(kernel.npages * 3 // 100, USER_RESERVE)
-        allowed -= min(int(kernel.core.sums(sid).total) // 32, reserve)
+    if not admin:
+        allowed -= min(kernel.npages // 32, _ADMIN_RESERVE)
+    allowed -= min(int(kernel.core.sums(sid).total) // 32, kernel.npages // 32, _USER_RESERVE)
     return int(kernel.core.info().account) + npages < allowed

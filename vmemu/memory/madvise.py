@@ -9,7 +9,7 @@ from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
 from vmemu.memory import thp
-from vmemu.memory.args import MASK, integer, page_up, u64
+from vmemu.memory.args import MASK, i32, page_up, u64
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Advice
 
@@ -49,7 +49,7 @@ _DISCARD = (
 def madvise(space: Space, address: SupportsIndex, length: SupportsIndex, advice: int) -> None:
     """Advice for a range."""
     addr, size = u64(address, CALL, "address"), u64(length, CALL, "length")
-    advice = integer(advice, CALL, "advice")
+    advice = i32(advice, CALL, "advice")
     try:
         what = Advice(advice)
     except ValueError:
@@ -120,6 +120,8 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     flags = vma.flags
     if what in (Advice.MERGEABLE, Advice.UNMERGEABLE) and flags & _NOT_KSM:
         return  # "just ignore the advice" (ksm_madvise())
+    if what in (Advice.KEEPONFORK, Advice.DODUMP) and flags & c.VM_DROPPABLE:
+        raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is droppable")
     if what == Advice.WIPEONFORK and (vma.object or flags & c.VM_SHARED):
         raise syscall_error(CALL, errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
     if what in _READ_AHEAD:

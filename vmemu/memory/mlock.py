@@ -1,19 +1,25 @@
-"""mlock(2), mlock2(2), munlock(2), mincore(2), msync(2): calls about pages being in memory."""
+"""mlock(2), mlock2(2), mlockall(2), munlock(2), mincore(2), msync(2): calls about pages being in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import SupportsIndex
 
+from vmemu._native import Vma
 from vmemu._native import constants as c
-from vmemu.errors import syscall_error
-from vmemu.memory.args import MASK, TASK_SIZE, integer, page_up, u64
+from vmemu.credentials import Capability
+from vmemu.errors import SyscallError, syscall_error
+from vmemu.limits import Resource
+from vmemu.memory.args import MASK, TASK_SIZE, page_up, u32, u64
 from vmemu.memory.space import Space
+from vmemu.memory.words import DEF_FLAGS
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["mincore", "mlock", "msync", "munlock"]
+__all__ = ["mincore", "mlock", "mlockall", "msync", "munlock", "munlockall"]
 
 MLOCK_ONFAULT = 1
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 _LOCKED = c.VM_LOCKED | c.VM_LOCKONFAULT
 _ACCESS = c.VM_READ | c.VM_WRITE | c.VM_EXEC
@@ -28,18 +34,39 @@ def _lock_range(address: SupportsIndex, length: SupportsIndex, call: str) -> tup
 
 def mlock(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:
     """Locks the mappings of a range and, unless MLOCK_ONFAULT, faults their pages in (do_mlock())."""
-    flags = integer(flags, "mlock2", "flags")
+    flags = u32(flags, "mlock2", "flags")
     if flags & ~MLOCK_ONFAULT:
         raise syscall_error("mlock2", errno.EINVAL, f"flags {flags:#x}")
     start, end = _lock_range(address, length, "mlock")
     with space.kernel.lock:
+        _check_limit(space, start, end)
         _apply(space, start, end, c.VM_LOCKED | (c.VM_LOCKONFAULT if flags else 0), "mlock")
-        if flags & MLOCK_ONFAULT:
-            return
         for vma in space.vmas(start, end):
-            write = vma.flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE
-            if not vma.flags & _ACCESS or not space.populate(max(start, vma.start), min(end, vma.end), write):
+            if not _populate(space, max(start, vma.start), min(end, vma.end), vma.flags):
                 raise syscall_error("mlock", errno.ENOMEM, f"{vma.start:#x}-{vma.end:#x} can't be faulted in")
+
+
+def _check_limit(space: Space, start: int, end: int) -> None:
+    """RLIMIT_MEMLOCK; what of the range is locked already does not count twice (count_mm_mlocked_page_nr())."""
+    if not space.may_lock():
+        raise syscall_error("mlock", errno.EPERM, "RLIMIT_MEMLOCK is 0")
+    size = end - start & MASK
+    if space.may_lock_more(c.VM_LOCKED, size):
+        return
+    for vma in space.vmas(start, end):
+        if vma.flags & c.VM_LOCKED:
+            size -= min(vma.end, end) - max(vma.start, start)
+    if not space.may_lock_more(c.VM_LOCKED, size):
+        raise syscall_error("mlock", errno.ENOMEM, f"RLIMIT_MEMLOCK: {size} bytes more")
+
+
+def _populate(space: Space, start: int, end: int, flags: int) -> bool:
+    """Faults in a part of a mapping with these flags (populate_vma_page_range()). False if it can't be."""
+    if flags & c.VM_LOCKONFAULT:
+        return True
+    if not flags & _ACCESS:
+        return False
+    return space.populate(start, end, flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE)
 
 
 def munlock(space: Space, address: SupportsIndex, length: SupportsIndex) -> None:
@@ -47,6 +74,57 @@ def munlock(space: Space, address: SupportsIndex, length: SupportsIndex) -> None
     start, end = _lock_range(address, length, "munlock")
     with space.kernel.lock:
         _apply(space, start, end, 0, "munlock")
+
+
+def mlockall(space: Space, flags: int) -> None:
+    """Locks all mappings there are (MCL_CURRENT), will be (MCL_FUTURE), or both; with MCL_ONFAULT as they are
+    touched."""
+    call = "mlockall"
+    flags = u32(flags, call, "flags")
+    if flags & ~(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) or flags in (0, _MCL_ONFAULT):
+        raise syscall_error(call, errno.EINVAL, f"flags {flags:#x}")
+    with space.kernel.lock:
+        if not space.may_lock():
+            raise syscall_error(call, errno.EPERM, "RLIMIT_MEMLOCK is 0")
+        total = int(space.kernel.core.sums(space.sid).total)
+        may = space.capable(Capability.IPC_LOCK) or total <= space.limit(Resource.MEMLOCK) // PAGE_SIZE
+        if flags & _MCL_CURRENT and not may:
+            raise syscall_error(call, errno.ENOMEM, f"RLIMIT_MEMLOCK: {total} pages are mapped")
+        locked = c.VM_LOCKED | (c.VM_LOCKONFAULT if flags & _MCL_ONFAULT else 0)
+        _apply_all(space, locked if flags & _MCL_FUTURE else 0, locked if flags & _MCL_CURRENT else None)
+        if flags & _MCL_CURRENT:
+            for vma in space.vmas():
+                _populate(space, vma.start, vma.end, vma.flags)
+
+
+def munlockall(space: Space) -> None:
+    """Unlocks all mappings, those to come too."""
+    with space.kernel.lock:
+        _apply_all(space, 0, 0)
+
+
+def _apply_all(space: Space, future: int, current: int | None) -> None:
+    """Locks for mappings to come and, unless None, for those there are; errors in one leave that as it is
+    (apply_mlockall_flags())."""
+    core = space.kernel.core
+    words = core.words(space.sid)
+    words[DEF_FLAGS] = words[DEF_FLAGS] & ~_LOCKED | future
+    core.set_words(space.sid, words)
+    if current is None:
+        return
+    for vma in space.vmas():
+        with contextlib.suppress(SyscallError):
+            _relock(space, vma, vma.start, vma.end, current, "mlockall")
+
+
+def _relock(space: Space, vma: Vma, start: int, end: int, locked: int, call: str) -> None:
+    """Locks, or unlocks, a part of a mapping (mlock_fixup())."""
+    if vma.flags & c.VM_DROPPABLE:
+        return
+    flags = vma.flags & ~_LOCKED | locked
+    space.reflag(vma, start, end, flags, call)
+    if (vma.flags ^ flags) & c.VM_LOCKED:
+        space.kernel.core.drain()  # mlock_vma_pages_range()
 
 
 def _apply(space: Space, start: int, end: int, locked: int, call: str) -> None:
@@ -59,10 +137,7 @@ def _apply(space: Space, start: int, end: int, locked: int, call: str) -> None:
         if vma is None or vma.start > at:
             raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
         stop = min(vma.end, end)
-        flags = vma.flags & ~_LOCKED | locked
-        space.reflag(vma, at, stop, flags, call)
-        if (vma.flags ^ flags) & c.VM_LOCKED:
-            core.drain()  # mlock_vma_pages_range()
+        _relock(space, vma, at, stop, locked, call)
         at = stop
 
 
@@ -77,22 +152,25 @@ def mincore(space: Space, address: SupportsIndex, length: SupportsIndex) -> byte
         raise syscall_error(call, errno.ENOMEM, f"{addr:#x} + {size:#x} is beyond the address space")
     if end == addr:
         return b""
-    at = addr
-    for vma in space.kernel.core.vmas(space.sid, addr, end):  # before a vector of that length is made
-        if vma.start > at:
-            break
-        at = vma.end
-    out = space.kernel.core.mincore(space.sid, addr, end) if at >= end else None
-    if out is None:
-        raise syscall_error(call, errno.ENOMEM, f"part of {addr:#x}-{end:#x} is not mapped")
-    return out
+    with space.kernel.lock:
+        at = addr
+        for vma in space.kernel.core.vmas(space.sid, addr, end):
+            if vma.start > at:
+                break
+            at = min(vma.end, end)
+        seen = space.kernel.core.mincore(space.sid, addr, at) if at > addr else b""
+        if at < end or seen is None:
+            error = syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
+            error.partial = seen or b""
+            raise error
+        return seen
 
 
 def msync(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int) -> None:
     """Checks what msync(2) checks; there is no disk to write to, so pages stay as they are."""
     call = "msync"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
-    flags = integer(flags, call, "flags")
+    flags = u32(flags, call, "flags")
     if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC:
         raise syscall_error(call, errno.EINVAL, f"flags {flags:#x}")
     if addr % PAGE_SIZE:

@@ -1,35 +1,63 @@
-"""mmap(2), munmap(2) and brk(2): which mappings there are. Errors in the order of do_mmap() and mmap_region()."""
+"""mmap(2) and munmap(2): which mappings there are. Errors in the order of ksys_mmap_pgoff(), do_mmap() and
+mmap_region(), the last of which has already unmapped what MAP_FIXED replaces when it fails late.
+"""
 
 from __future__ import annotations
 
 import errno
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
-from vmemu.memory.args import TASK_SIZE, page_up, u64
-from vmemu.memory.commit import enough_memory
-from vmemu.memory.space import STACK_GUARD, Space
-from vmemu.memory.words import BRK, MMAP_BASE, START_BRK
+from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
+from vmemu.memory.place import MMAP_MIN_ADDR, place
+from vmemu.memory.space import Space
+from vmemu.memory.words import DEF_FLAGS
 from vmemu.types import PAGE_SIZE, Map, Overcommit, Prot
 
-__all__ = ["brk", "find_hole", "map_private", "mmap", "munmap", "vm_prot"]
+__all__ = ["map_private", "mmap", "munmap", "remap_file_pages", "vm_prot"]
 
-MMAP_MIN_ADDR = 65536
-_MAP_32BIT = 0x40
-_BOTTOM_UP = (TASK_SIZE // 3 + PAGE_SIZE - 1) & -PAGE_SIZE
-"""TASK_UNMAPPED_BASE, where the search goes on upwards when nothing is free below mmap_base."""
-_HUGE_PAGE = 2 << 20
+CALL = "mmap"
 _MAX_FILE_PAGES = ((1 << 63) - 1) // PAGE_SIZE
 _LEGACY_FLAGS = 0x0007F9FF | 0x1F << 26
 """LEGACY_MAP_MASK: flags that MAP_SHARED_VALIDATE knows on x86-64."""
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
+_LOCKED = c.VM_LOCKED | c.VM_LOCKONFAULT
+_HUGE_SHIFT = 26
+_HUGE_SIZES = {0: 21, 21: 21, 30: 30}
+"""By what MAP_HUGETLB's flags ask for (log2 of bytes, 0: the default): log2 of the huge page's bytes."""
 
 
 def vm_prot(prot: int) -> int:
     """VM flags for PROT_* bits; others are ignored (calc_vm_prot_bits())."""
     return int(prot) & 7
+
+
+class _Backing(NamedTuple):
+    """An open file, as do_mmap() has to know it."""
+
+    object: int
+    tag: int
+    on_disk: bool
+    writable: bool = True
+    readable: bool = True
+    name: str = "it"
+
+
+class _Wish(NamedTuple):
+    """A call's arguments; the size is in whole pages."""
+
+    address: int
+    size: int
+    prot: int
+    flags: int
+    file: _Backing | None
+    pgoff: int
+
+    @property
+    def huge(self) -> bool:
+        return bool(self.flags & Map.HUGETLB)
 
 
 def mmap(
@@ -42,199 +70,230 @@ def mmap(
     offset: int,
 ) -> int:
     """Maps memory and returns where."""
-    call = "mmap"
-    addr = u64(0 if address is None else address, call, "address")
-    size = u64(length, call, "length")
-    prot, flags = u64(prot, call, "prot"), u64(flags, call, "flags")
-    where = u64(offset, call, "offset")
+    with space.kernel.lock:
+        return _map(space, _wish(space, address, length, prot, flags, file, offset))
+
+
+def _wish(
+    space: Space,
+    address: SupportsIndex | None,
+    length: SupportsIndex,
+    prot: int,
+    flags: int,
+    file: File | None,
+    offset: int,
+) -> _Wish:
+    addr = u64(0 if address is None else address, CALL, "address")
+    size = u64(length, CALL, "length")
+    prot, flags = u64(prot, CALL, "prot"), u64(flags, CALL, "flags")
+    where = u64(offset, CALL, "offset")
     if where % PAGE_SIZE:
-        raise syscall_error(call, errno.EINVAL, f"offset {where:#x} is not a multiple of the page size")
-    anonymous = bool(flags & Map.ANONYMOUS)
-    if anonymous:
-        file = None
+        raise syscall_error(CALL, errno.EINVAL, f"offset {where:#x} is not a multiple of the page size")
+    backing = None
+    if flags & Map.ANONYMOUS:
+        if flags & Map.HUGETLB:
+            size = _whole_huge_pages(size, flags)
     elif not isinstance(file, File):
         if file is not None:
             raise TypeError(f"mmap: file must be a File, not {type(file).__name__}")
-        raise syscall_error(call, errno.EBADF, "neither MAP_ANONYMOUS nor a file")
-    inode = file.hold(space.kernel.files, call) if file is not None else None
-    pgoff = where // PAGE_SIZE
+        raise syscall_error(CALL, errno.EBADF, "neither MAP_ANONYMOUS nor a file")
+    else:
+        inode = file.hold(space.kernel.files, CALL)
+        backing = _Backing(inode.object, file.tag, inode.on_disk, file.writable, file.readable, file.name)
+        if flags & Map.HUGETLB:
+            raise syscall_error(CALL, errno.EINVAL, "MAP_HUGETLB with an ordinary file")
     if not size:
-        raise syscall_error(call, errno.EINVAL, "length 0")
-    fixed = flags & (Map.FIXED | Map.FIXED_NOREPLACE)
+        raise syscall_error(CALL, errno.EINVAL, "length 0")
     size = page_up(size)
     if not size:
-        raise syscall_error(call, errno.ENOMEM, "length wraps around")
-    with space.kernel.lock:
-        if not space.room_for_split(0):
-            raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-        if flags & Map.HUGETLB and anonymous:
-            raise syscall_error(call, errno.ENOMEM, "no huge pages are reserved")
-        addr = _place(space, addr, size, bool(fixed), flags, file)
-        if flags & Map.FIXED_NOREPLACE:
-            there = space.kernel.core.find(space.sid, addr)
-            if there is not None and there.start < addr + size:
-                raise syscall_error(call, errno.EEXIST, f"{there.start:#x}-{there.end:#x} is mapped")
-        vm_flags = vm_prot(prot) | _MAY | _other_flags(flags)
-        if file is not None:
-            vm_flags |= _file_flags(file, prot, flags, pgoff, size)
-            if vm_flags & (c.VM_SHARED | c.VM_MAYSHARE) == c.VM_MAYSHARE:
-                vm_flags &= ~c.VM_MAYWRITE
-        else:
-            vm_flags |= _anonymous_flags(flags)
-        if flags & Map.NORESERVE and space.kernel.overcommit != Overcommit.NEVER:
-            vm_flags |= c.VM_NORESERVE
-        _check_sealed(space, addr, addr + size, call)
-        accountable = vm_flags & (c.VM_NORESERVE | c.VM_SHARED | c.VM_WRITE) == c.VM_WRITE
-        charged = anonymous and bool(vm_flags & c.VM_SHARED) and not vm_flags & c.VM_NORESERVE
-        if (accountable or charged) and not enough_memory(space.kernel, space.sid, size // PAGE_SIZE):
-            raise syscall_error(call, errno.ENOMEM, f"overcommit: {size} bytes more than may be promised")
-        if accountable:
-            vm_flags |= c.VM_ACCOUNT
-        core, files = space.kernel.core, space.kernel.files
-        if file is not None and inode is not None:
-            core.map(space.sid, addr, addr + size, vm_flags, inode.object, pgoff, file.tag, call)
-        elif vm_flags & c.VM_SHARED:
-            shared = files.anonymous(size, charged)
-            try:
-                core.map(space.sid, addr, addr + size, vm_flags, shared.object, 0, 0, call)
-            finally:
-                core.object_release(shared.object)
-        else:
-            core.map(space.sid, addr, addr + size, vm_flags, 0, addr // PAGE_SIZE, 0, call)
-        if flags & Map.LOCKED or flags & (Map.POPULATE | Map.NONBLOCK) == Map.POPULATE:
-            try:
-                _populate(space, addr, addr + size, vm_flags)
-            except OutOfMemory:
-                core.unmap(space.sid, addr, addr + size, call)
-                raise
-    return addr
+        raise syscall_error(CALL, errno.ENOMEM, "length wraps around")
+    if not flags & (Map.FIXED | Map.FIXED_NOREPLACE):
+        addr &= -PAGE_SIZE
+        if addr:
+            addr = max(addr, MMAP_MIN_ADDR)  # round_hint_to_min()
+    return _Wish(addr, size, prot, flags, backing, where // PAGE_SIZE)
+
+
+def _whole_huge_pages(size: int, flags: int) -> int:
+    """*size* rounded up to the huge page that *flags* ask for, modulo 2^64. EINVAL for one that there is not."""
+    if flags >> _HUGE_SHIFT & 0x3F not in _HUGE_SIZES:
+        raise syscall_error(CALL, errno.EINVAL, f"no huge pages of 2^{flags >> _HUGE_SHIFT & 0x3F} bytes")
+    page = _huge_size(flags)
+    return size + page - 1 & -page & MASK
+
+
+def _huge_size(flags: int) -> int:
+    return 1 << _HUGE_SIZES[flags >> _HUGE_SHIFT & 0x3F]
+
+
+def _map(space: Space, wish: _Wish) -> int:
+    """do_mmap(), and what it does for mmap_region() to fail."""
+    kernel, flags, size = space.kernel, wish.flags, wish.size
+    if not space.room_for_split(0):
+        raise syscall_error(CALL, errno.ENOMEM, f"more than {kernel.max_map_count} mappings")
+    vm_flags = vm_prot(wish.prot) | _MAY | _other_flags(flags) | kernel.core.words(space.sid)[DEF_FLAGS]
+    object_ = wish.file.object if wish.file is not None else -1 if flags & Map.SHARED else 0
+    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE) and wish.address % _huge_size(flags):
+        raise syscall_error(CALL, errno.EINVAL, f"address {wish.address:#x} is not aligned to a huge page")
+    start = place(space, wish.address, size, flags, object_, wish.pgoff, CALL)
+    end = start + size
+    if flags & Map.FIXED_NOREPLACE:
+        there = kernel.core.find(space.sid, start)
+        if there is not None and there.start < end:
+            raise syscall_error(CALL, errno.EEXIST, f"{there.start:#x}-{there.end:#x} is mapped")
+    if flags & Map.LOCKED and not space.may_lock():
+        raise syscall_error(CALL, errno.EPERM, "RLIMIT_MEMLOCK is 0")
+    if not space.may_lock_more(vm_flags, size):
+        raise syscall_error(CALL, errno.EAGAIN, f"RLIMIT_MEMLOCK: {size} bytes more")
+    vm_flags |= _anonymous_flags(wish, vm_flags) if wish.file is None else _file_flags(wish, wish.file)
+    if vm_flags & (c.VM_SHARED | c.VM_MAYSHARE) == c.VM_MAYSHARE:
+        vm_flags &= ~c.VM_MAYWRITE
+    if flags & Map.NORESERVE and kernel.overcommit != Overcommit.NEVER:
+        vm_flags |= c.VM_NORESERVE
+    vm_flags |= _charge(space, wish, start, vm_flags)
+    populate = vm_flags & c.VM_LOCKED or flags & (Map.POPULATE | Map.NONBLOCK) == Map.POPULATE
+    if vm_flags & c.VM_DROPPABLE:
+        vm_flags &= ~_LOCKED
+    _install(space, wish, start, vm_flags)
+    if populate:
+        try:
+            _populate(space, start, end, vm_flags)
+        except OutOfMemory:
+            kernel.core.unmap(space.sid, start, end, CALL)
+            raise
+    return start
 
 
 def _populate(space: Space, start: int, end: int, vm_flags: int) -> None:
     """MAP_POPULATE: write faults where a private mapping is writable, else read faults; errors are ignored
     (mm_populate())."""
-    if vm_flags & (c.VM_READ | c.VM_WRITE | c.VM_EXEC):
+    if vm_flags & (c.VM_READ | c.VM_WRITE | c.VM_EXEC) and not vm_flags & c.VM_LOCKONFAULT:
         space.populate(start, end, vm_flags & (c.VM_WRITE | c.VM_SHARED) == c.VM_WRITE)
 
 
 def _other_flags(flags: int) -> int:
+    """calc_vm_flag_bits()."""
     out = c.VM_GROWSDOWN if flags & Map.GROWSDOWN else 0
     if flags & Map.LOCKED:
         out |= c.VM_LOCKED
-    if flags & Map.STACK:  # no other effect (calc_vm_flag_bits())
+    if flags & Map.SYNC:
+        out |= c.VM_SYNC
+    if flags & Map.STACK:  # no other effect
         out |= c.VM_NOHUGEPAGE
     return out
 
 
-def _file_flags(file: File, prot: int, flags: int, pgoff: int, size: int) -> int:
+def _file_flags(wish: _Wish, file: _Backing) -> int:
     """The sharing part for a file mapping."""
-    call = "mmap"
-    if pgoff + size // PAGE_SIZE > _MAX_FILE_PAGES:
-        raise syscall_error(call, errno.EOVERFLOW, "offset and length are beyond the largest file")
-    kind = flags & 0xF
+    flags, kind = wish.flags, wish.flags & 0xF
+    if wish.pgoff + wish.size // PAGE_SIZE > _MAX_FILE_PAGES:
+        raise syscall_error(CALL, errno.EOVERFLOW, "offset and length are beyond the largest file")
     out = 0
-    if flags & Map.HUGETLB:
-        raise syscall_error(call, errno.EINVAL, "MAP_HUGETLB with an ordinary file")
-    if kind == Map.SHARED_VALIDATE:
-        if flags & ~_LEGACY_FLAGS:
-            raise syscall_error(call, errno.EOPNOTSUPP, f"flags {flags:#x}")
-        kind = int(Map.SHARED)
-    if kind == Map.SHARED:
-        if prot & Prot.WRITE and not file.writable:
-            raise syscall_error(call, errno.EACCES, f"{file.name} is open read-only")
-        out = c.VM_SHARED | c.VM_MAYSHARE
-        if not file.writable:  # a shared mapping that can never be written (VM_SHARED says it could)
-            out = c.VM_MAYSHARE
+    if kind == Map.SHARED_VALIDATE and flags & ~(_LEGACY_FLAGS | (int(Map.SYNC) if file.on_disk else 0)):
+        raise syscall_error(CALL, errno.EOPNOTSUPP, f"flags {flags:#x}")
+    if kind in (Map.SHARED, Map.SHARED_VALIDATE):
+        if wish.prot & Prot.WRITE and not file.writable:
+            raise syscall_error(CALL, errno.EACCES, f"{file.name} is open read-only")
+        # VM_SHARED says that it may become writable
+        out = c.VM_SHARED | c.VM_MAYSHARE if file.writable else c.VM_MAYSHARE
     elif kind != Map.PRIVATE:
-        raise syscall_error(call, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
+        raise syscall_error(CALL, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
+    if not file.readable:
+        raise syscall_error(CALL, errno.EACCES, f"{file.name} is open for writing only")
     if flags & Map.GROWSDOWN:
-        raise syscall_error(call, errno.EINVAL, "MAP_GROWSDOWN with a file")
+        raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with a file")
     return out
 
 
-def _anonymous_flags(flags: int) -> int:
-    """The sharing part for anonymous memory."""
-    call = "mmap"
-    kind = flags & 0xF
-    if kind == Map.SHARED:
-        if flags & Map.GROWSDOWN:
-            raise syscall_error(call, errno.EINVAL, "MAP_GROWSDOWN with MAP_SHARED")
-        return c.VM_SHARED | c.VM_MAYSHARE
-    if kind == Map.DROPPABLE:
-        raise NotImplementedError("mmap: MAP_DROPPABLE")
-    if kind != Map.PRIVATE:
-        raise syscall_error(call, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
-    return 0
+def _anonymous_flags(wish: _Wish, vm_flags: int) -> int:
+    """The sharing part for anonymous memory, which with MAP_HUGETLB is a file's."""
+    kind = wish.flags & 0xF
+    if kind == Map.DROPPABLE and not wish.huge:
+        if wish.flags & Map.LOCKED or vm_flags & c.VM_GROWSDOWN:
+            raise syscall_error(CALL, errno.EINVAL, "MAP_DROPPABLE with MAP_LOCKED or MAP_GROWSDOWN")
+        return c.VM_DROPPABLE | c.VM_NORESERVE | c.VM_WIPEONFORK | c.VM_DONTDUMP
+    if kind not in (Map.SHARED, Map.PRIVATE):
+        raise syscall_error(CALL, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
+    if kind == Map.SHARED and vm_flags & c.VM_GROWSDOWN:
+        raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with MAP_SHARED")
+    return c.VM_SHARED | c.VM_MAYSHARE if kind == Map.SHARED else 0
 
 
-def _place(space: Space, addr: int, size: int, fixed: bool, flags: int, file: File | None) -> int:
-    """The address (__get_unmapped_area())."""
-    call = "mmap"
-    if size > TASK_SIZE:
-        raise syscall_error(call, errno.ENOMEM, f"length {size:#x} is beyond the address space")
-    if fixed:
-        if addr > TASK_SIZE - size:
-            raise syscall_error(call, errno.ENOMEM, f"{addr:#x} + {size:#x} is beyond the address space")
-        if addr % PAGE_SIZE:
-            raise syscall_error(call, errno.EINVAL, f"address {addr:#x} is not page aligned")
-        return addr
-    hint = addr & -PAGE_SIZE
-    if hint:
-        hint = max(hint, MMAP_MIN_ADDR)
-    if flags & _MAP_32BIT:
-        found = _low_hole(space, hint, size)
-        if found is None:
-            raise syscall_error(call, errno.ENOMEM, f"no hole of {size} bytes below 2 GiB")
-        return found
-    align = _HUGE_PAGE if file is None and not flags & Map.SHARED and size % _HUGE_PAGE == 0 else PAGE_SIZE
-    found = find_hole(space, hint, size, align)
-    if found is None:
-        raise syscall_error(call, errno.ENOMEM, f"no hole of {size} bytes in the address space")
-    return found
-
-
-def _free_at(space: Space, address: int, size: int, limit: int) -> bool:
-    """Nothing is mapped in the range, which ends below *limit*, nor is it a stack's guard gap."""
-    if address > limit - size:
-        return False
-    core, sid = space.kernel.core, space.sid
-    after, before = core.find(sid, address), core.find_before(sid, address + size)
-    end = limit if after is None else after.start - (STACK_GUARD if after.flags & c.VM_GROWSDOWN else 0)
-    return address + size <= end and (before is None or before.end <= address)
-
-
-def _low_hole(space: Space, hint: int, size: int) -> int | None:
-    """MAP_32BIT: from 1 to 2 GiB, upwards (find_start_end())."""
-    if hint and _free_at(space, hint, size, 2 << 30):
-        return hint
-    return space.kernel.core.hole(space.sid, 1 << 30, 2 << 30, size, PAGE_SIZE, False)
-
-
-def find_hole(space: Space, hint: int, size: int, align: int = PAGE_SIZE) -> int | None:
-    """Where a mapping goes: at the hint if it is free, else in the highest hole that fits below mmap_base, else upwards
-    (arch_get_unmapped_area_topdown()).
-    """
-    core, sid = space.kernel.core, space.sid
-    if hint and _free_at(space, hint, size, TASK_SIZE):
-        return hint
-    base = core.words(sid)[MMAP_BASE]
-    if align > PAGE_SIZE:
-        found = core.hole(sid, PAGE_SIZE, base, size, align, True)
-        if found is not None:
-            return found
-    found = core.hole(sid, PAGE_SIZE, base, size, PAGE_SIZE, True)
-    if found is None:
-        found = core.hole(sid, _BOTTOM_UP, TASK_SIZE, size, PAGE_SIZE, False)
-    return found
-
-
-def _check_sealed(space: Space, start: int, end: int, call: str) -> None:
-    """EPERM if any of the range is sealed. By then Linux has split the first mapping (vms_gather_munmap_vmas())."""
-    for number, vma in enumerate(space.vmas(start, end)):
+def _charge(space: Space, wish: _Wish, start: int, vm_flags: int) -> int:
+    """What mmap_region() checks before it unmaps anything; what is replaced is given credit for. VM_ACCOUNT if the
+    mapping is charged."""
+    end, npages = start + wish.size, wish.size // PAGE_SIZE
+    replaced = charged = 0
+    for number, vma in enumerate(space.vmas(start, end)):  # vms_gather_munmap_vmas()
+        if not number and vma.start < start and end < vma.end and not space.room_for_split():
+            raise syscall_error(CALL, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
         if vma.flags & c.VM_SEALED:
             if number:
-                space.kernel.core.split(space.sid, start, call)
-            raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+                space.kernel.core.split(space.sid, start, CALL)
+            raise syscall_error(CALL, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+        pages = (min(vma.end, end) - max(vma.start, start)) // PAGE_SIZE
+        replaced += pages
+        charged += pages if vma.flags & c.VM_ACCOUNT else 0
+    if not space.may_expand(vm_flags, npages - replaced):
+        raise syscall_error(CALL, errno.ENOMEM, f"RLIMIT_AS or RLIMIT_DATA: {wish.size} bytes more")
+    if wish.huge or vm_flags & (c.VM_NORESERVE | c.VM_SHARED | c.VM_WRITE) != c.VM_WRITE:
+        return 0
+    if npages != charged and not space.enough_memory(npages - charged):
+        raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size} bytes more than may be promised")
+    return c.VM_ACCOUNT
+
+
+def _install(space: Space, wish: _Wish, start: int, vm_flags: int) -> None:
+    """Makes the mapping. Where that fails what was there is gone nevertheless (vms_abort_munmap_vmas())."""
+    core, files, end = space.kernel.core, space.kernel.files, start + wish.size
+    if wish.file is not None:
+        if wish.flags & Map.SYNC and wish.file.on_disk:  # the file system's own mmap
+            core.unmap(space.sid, start, end, CALL)
+            raise syscall_error(CALL, errno.EOPNOTSUPP, f"MAP_SYNC: {wish.file.name} is not on persistent memory")
+        core.map(space.sid, start, end, vm_flags, wish.file.object, wish.pgoff, wish.file.tag, CALL)
+    elif wish.huge:
+        core.unmap(space.sid, start, end, CALL)
+        raise syscall_error(CALL, errno.ENOMEM, "no huge pages are reserved")
+    elif vm_flags & c.VM_SHARED:
+        charged = not vm_flags & c.VM_NORESERVE
+        if charged and not space.enough_memory(wish.size // PAGE_SIZE):
+            core.unmap(space.sid, start, end, CALL)
+            raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size} bytes more than may be promised")
+        shared = files.anonymous(wish.size, charged)
+        try:
+            core.map(space.sid, start, end, vm_flags, shared.object, 0, 0, CALL)
+        finally:
+            core.object_release(shared.object)
+    else:
+        core.map(space.sid, start, end, vm_flags, 0, start // PAGE_SIZE, 0, CALL)
+
+
+def remap_file_pages(
+    space: Space, address: SupportsIndex, length: SupportsIndex, prot: int, pgoff: SupportsIndex, flags: int
+) -> None:
+    """Maps other pages of what a shared mapping shows in its place: an mmap by another name, since Linux 4.0."""
+    call = "remap_file_pages"
+    start = u64(address, call, "address") & -PAGE_SIZE
+    size = u64(length, call, "length") & -PAGE_SIZE
+    first = u64(pgoff, call, "pgoff")
+    if u64(prot, call, "prot"):
+        raise syscall_error(call, errno.EINVAL, f"prot {prot:#x}")
+    if start + size & MASK <= start or first + size // PAGE_SIZE > MASK:
+        raise syscall_error(call, errno.EINVAL, f"{size:#x} bytes at {start:#x}, page {first:#x}")
+    with space.kernel.lock:
+        vma, at = space.kernel.core.find(space.sid, start), start
+        if vma is None or vma.start > start or not vma.flags & c.VM_SHARED:
+            raise syscall_error(call, errno.EINVAL, f"no shared mapping is at {start:#x}")
+        for part in space.vmas(start, start + size & MASK):
+            if max(part.start, start) != at or (part.object, part.tag, part.flags) != (vma.object, vma.tag, vma.flags):
+                break
+            at = part.end
+        if at < start + size:
+            raise syscall_error(call, errno.EINVAL, f"{start:#x}-{start + size:#x} does not map one file alike")
+        how = Map.SHARED | Map.FIXED | Map.POPULATE | (Map.LOCKED if vma.flags & c.VM_LOCKED else 0)
+        how |= u64(flags, call, "flags") & Map.NONBLOCK
+        file = _Backing(vma.object, vma.tag, space.kernel.files.on_disk(vma.object))
+        _map(space, _Wish(start, size, vma.flags & 7, how, file, first))
 
 
 def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: str = "munmap") -> None:
@@ -248,43 +307,14 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     if end == addr:
         raise syscall_error(call, errno.EINVAL, "length 0")
     with space.kernel.lock:
-        first = space.kernel.core.find(space.sid, addr)
-        if first is None or first.start >= end:
-            return
-        if first.start < addr and end < first.end and not space.room_for_split():
-            raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-        _check_sealed(space, addr, end, call)
+        for number, vma in enumerate(space.vmas(addr, end)):
+            if not number and vma.start < addr and end < vma.end and not space.room_for_split():
+                raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
+            if vma.flags & c.VM_SEALED:
+                if number:
+                    space.kernel.core.split(space.sid, addr, call)
+                raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
         space.kernel.core.unmap(space.sid, addr, end, call)
-
-
-def brk(space: Space, address: SupportsIndex) -> int:
-    """Moves the program break and returns where it is; on failure that is where it was."""
-    new = u64(address, "brk", "address")
-    kernel, core = space.kernel, space.kernel.core
-    with kernel.lock:
-        words = core.words(space.sid)
-        start, old = words[START_BRK], words[BRK]
-        if new < start or new >= TASK_SIZE:
-            return old
-        new_end, old_end = page_up(new), page_up(old)
-        if new_end < old_end:
-            for vma in core.vmas(space.sid, new_end, old_end):
-                if vma.flags & c.VM_SEALED:
-                    return old
-            core.unmap(space.sid, new_end, old_end, "brk")
-        elif new_end > old_end:
-            following = core.find(space.sid, old_end)
-            if following is not None:
-                gap = STACK_GUARD if following.flags & c.VM_GROWSDOWN else 0
-                if following.start - gap < new_end + PAGE_SIZE:
-                    return old
-            npages = (new_end - old_end) // PAGE_SIZE
-            if not space.room_for_split(0) or not enough_memory(kernel, space.sid, npages):
-                return old
-            map_private(space, old_end, new_end, Prot.READ | Prot.WRITE, "brk")
-        words[BRK] = new
-        core.set_words(space.sid, words)
-        return new
 
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0) -> None:

@@ -10,7 +10,6 @@ from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.memory.args import MASK, page_up, u64
-from vmemu.memory.commit import enough_memory
 from vmemu.memory.mmap import vm_prot
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Prot
@@ -75,8 +74,11 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
     if flags == vma.flags:
         return
     if access & c.VM_WRITE:
+        npages = (end - start) // PAGE_SIZE
+        if not space.may_expand(flags, npages) and space.may_expand(vma.flags, npages):
+            raise syscall_error(call, errno.ENOMEM, f"RLIMIT_DATA: {end - start} bytes more")
         if not vma.flags & (c.VM_ACCOUNT | c.VM_WRITE | c.VM_SHARED | c.VM_NORESERVE):
-            if not enough_memory(space.kernel, space.sid, (end - start) // PAGE_SIZE):
+            if not space.enough_memory(npages):
                 raise syscall_error(call, errno.ENOMEM, f"overcommit: {end - start} bytes more than may be promised")
             flags |= c.VM_ACCOUNT
     elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:

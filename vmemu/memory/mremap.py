@@ -11,11 +11,12 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, SyscallError, syscall_error
-from vmemu.memory.args import TASK_SIZE, page_up, u64
-from vmemu.memory.commit import enough_memory
-from vmemu.memory.mmap import find_hole, munmap
+from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
+from vmemu.memory.mmap import munmap
+from vmemu.memory.place import place
 from vmemu.memory.space import Space
-from vmemu.types import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE_SIZE
+from vmemu.memory.words import LOCKED_EXTRA
+from vmemu.types import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE_SIZE, Map
 
 __all__ = ["mremap"]
 
@@ -43,6 +44,8 @@ def mremap(
     elsewhere = bool(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
     _check_arguments(addr, old, new, flags, to if elsewhere else None)
     with space.kernel.lock:
+        if elsewhere and not space.room_for_split(6):
+            raise _error(errno.ENOMEM, f"close to {space.kernel.max_map_count} mappings")
         vma = space.kernel.core.find(space.sid, addr)
         if vma is None or vma.start > addr:
             raise _error(errno.EFAULT, f"nothing is mapped at {addr:#x}")
@@ -77,46 +80,57 @@ def _check_arguments(addr: int, old: int, new: int, flags: int, to: int | None) 
         raise _error(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
     if flags & MREMAP_DONTUNMAP and old != new:
         raise _error(errno.EINVAL, "MREMAP_DONTUNMAP changes no size")
-    if addr + old > to and to + new > addr:
+    if addr + old & MASK > to and to + new > addr:
         raise _error(errno.EINVAL, "old and new range overlap")
 
 
-def _check_mapping(space: Space, vma: Vma, addr: int, old: int, new: int, flags: int) -> None:
+def _check_mapping(space: Space, vma: Vma, addr: int, old: int, new: int) -> None:
     """What a mapping that is to be moved or to grow must fulfil (check_prep_vma())."""
     if vma.flags & c.VM_SEALED:
         raise _error(errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
     if not old and not vma.flags & (c.VM_SHARED | c.VM_MAYSHARE):
         raise _error(errno.EINVAL, "old size 0 duplicates shared mappings only")
-    if min(old, new) > vma.end - addr or (new > old and old > vma.end - addr):
+    if min(old, new) > vma.end - addr:
         raise _error(errno.EFAULT, f"{addr:#x}-{addr + old:#x} is more than one mapping")
-    if new > old and vma.pgoff + (addr - vma.start + new) // PAGE_SIZE > 1 << 52:
+    if new <= old:
+        return
+    if vma.pgoff + (addr - vma.start + new) // PAGE_SIZE > 1 << 52:
         raise _error(errno.EINVAL, "page offset overflows")
+    if not space.may_lock_more(vma.flags, new - old):
+        raise _error(errno.EAGAIN, f"RLIMIT_MEMLOCK: {new - old} bytes more")
+    _check_expand(space, vma, new - old)
+
+
+def _check_expand(space: Space, vma: Vma, size: int) -> None:
+    if not space.may_expand(vma.flags, size // PAGE_SIZE):
+        raise _error(errno.ENOMEM, f"RLIMIT_AS or RLIMIT_DATA: {size} bytes more")
 
 
 def _grow(space: Space, vma: Vma, addr: int, old: int, new: int, flags: int) -> int:
-    _check_mapping(space, vma, addr, old, new, flags)
+    _check_mapping(space, vma, addr, old, new)
     core, end = space.kernel.core, addr + new
-    following = core.find(space.sid, addr + old)
-    if following is not None and following.start < addr + old:
-        following = core.find(space.sid, following.end)
+    following = core.find(space.sid, vma.end)
     free = end <= TASK_SIZE and (following is None or following.start >= end)
-    if old and addr + old == vma.end and free:
+    if addr + old == vma.end and free:
         _charge(space, vma, (new - old) // PAGE_SIZE)
         core.extend(space.sid, vma.end, end, False, CALL)
         _populate(space, vma, addr + old, end)
         return addr
     if not flags & MREMAP_MAYMOVE:
         raise _error(errno.ENOMEM, f"no room to grow at {addr + old:#x}")
-    to = find_hole(space, 0, new)
-    if to is None:
-        raise _error(errno.ENOMEM, f"no hole of {new} bytes in the address space")
-    return _move(space, vma, addr, old, new, to, flags)
+    return _move(space, vma, addr, old, new, _new_place(space, vma, addr, new, 0, 0), flags)
+
+
+def _new_place(space: Space, vma: Vma, addr: int, size: int, hint: int, flags: int) -> int:
+    """vrm_set_new_addr()."""
+    pgoff = vma.pgoff + (addr - vma.start) // PAGE_SIZE
+    return place(space, hint, size, Map.FIXED if flags & MREMAP_FIXED else 0, vma.object, pgoff, CALL)
 
 
 def _move_to(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags: int) -> int:
     """With a new address: what is there goes, a tail too much goes, the rest is moved (mremap_to())."""
     core = space.kernel.core
-    _check_mapping(space, vma, addr, old, new, flags)
+    _check_mapping(space, vma, addr, old, new)
     if flags & MREMAP_FIXED:
         munmap(space, to, new, CALL)
     if new < old:
@@ -125,12 +139,9 @@ def _move_to(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, fla
     now = core.find(space.sid, addr)
     if now is None or now.start > addr:
         raise _error(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    if not flags & MREMAP_FIXED:
-        found = find_hole(space, to, new)
-        if found is None:
-            raise _error(errno.ENOMEM, f"no hole of {new} bytes in the address space")
-        to = found
-    return _move(space, now, addr, old, new, to, flags)
+    if flags & MREMAP_DONTUNMAP:
+        _check_expand(space, now, old)
+    return _move(space, now, addr, old, new, _new_place(space, now, addr, new, to, flags), flags)
 
 
 def _move_all(space: Space, addr: int, length: int, to: int, flags: int) -> int:
@@ -153,12 +164,16 @@ def _move_all(space: Space, addr: int, length: int, to: int, flags: int) -> int:
 def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags: int) -> int:
     """move_vma()."""
     core = space.kernel.core
-    if not space.room_for_split(3):
+    if not space.room_for_split(4):
         raise _error(errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
     keep = bool(flags & MREMAP_DONTUNMAP)
     _charge(space, vma, (new if keep else new - old) // PAGE_SIZE)
     if old:
         core.move(space.sid, addr, addr + old, to, new, keep, CALL)
+        if keep and vma.flags & c.VM_LOCKED:  # the old mapping is no longer locked, but goes on counting
+            words = core.words(space.sid)
+            words[LOCKED_EXTRA] += (vma.end - vma.start) // PAGE_SIZE
+            core.set_words(space.sid, words)
     else:  # a second mapping of the same pages
         pgoff = vma.pgoff + (addr - vma.start) // PAGE_SIZE
         core.map(space.sid, to, to + new, vma.flags, vma.object, pgoff, vma.tag, CALL)
@@ -167,7 +182,7 @@ def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags:
 
 
 def _charge(space: Space, vma: Vma, npages: int) -> None:
-    if vma.flags & c.VM_ACCOUNT and npages > 0 and not enough_memory(space.kernel, space.sid, npages):
+    if vma.flags & c.VM_ACCOUNT and npages > 0 and not space.enough_memory(npages):
         raise _error(errno.ENOMEM, f"overcommit: {npages} pages more than may be promised")
 
 

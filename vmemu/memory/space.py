@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 from vmemu._native import Trap, Vma, byte_view
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError, syscall_error
-from vmemu.kernel import Kernel
+from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
-from vmemu.memory.commit import enough_memory
+from vmemu.memory.limits import Holder
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
 if TYPE_CHECKING:
@@ -33,15 +33,10 @@ _NAMES = {c.READ: "read", c.WRITE: "write", c.FETCH: "fetch", c.GUP_WRITE: "writ
 _KINDS = len(FaultKind)
 
 
-class Space:
-    """A handle: space *sid* of *kernel* as process *pid* uses it. It has no state of its own."""
+class Space(Holder):
+    """Space *sid* of *kernel* as process *pid* uses it."""
 
-    __slots__ = ("kernel", "pid", "sid")
-
-    def __init__(self, kernel: Kernel, sid: int, pid: int) -> None:
-        self.kernel = kernel
-        self.sid = sid
-        self.pid = pid
+    __slots__ = ()
 
     # ---- accesses ----
 
@@ -192,28 +187,33 @@ class Space:
             if stack.start <= address:
                 return True  # another thread was faster
             start = address & -PAGE_SIZE
-            if stack.end - start > self.stack_limit or start < 65536:
-                return False
             below = kernel.core.find_before(self.sid, stack.start)
             accessible = c.VM_READ | c.VM_WRITE | c.VM_EXEC
-            if below is not None and (
-                start < below.end
-                or (below.flags & accessible and not below.flags & c.VM_GROWSDOWN and start - below.end < STACK_GUARD)
+            if start < 65536 or (
+                below is not None
+                and below.flags & accessible
+                and not below.flags & c.VM_GROWSDOWN
+                and start - below.end < STACK_GUARD
             ):
                 return False
-            grow = (stack.start - start) // PAGE_SIZE
-            if stack.flags & c.VM_ACCOUNT and not enough_memory(kernel, self.sid, grow):
-                return False
             try:
+                kernel.core.prepare_anon(self.sid, stack.start, "expand_stack")
+                if not self._may_grow(stack, start):
+                    return False
                 kernel.core.extend(self.sid, stack.start, start, True, "expand_stack")
             except SyscallError:
                 return False
         return True
 
-    @property
-    def stack_limit(self) -> int:
-        """RLIMIT_STACK in bytes."""
-        return 8 << 20
+    def _may_grow(self, stack: Vma, start: int) -> bool:
+        """acct_stack_growth()."""
+        grow = stack.start - start
+        return (
+            self.may_expand(stack.flags, grow // PAGE_SIZE)
+            and stack.end - start <= self.limit(Resource.STACK)
+            and self.may_lock_more(stack.flags, grow)
+            and self.enough_memory(grow // PAGE_SIZE)
+        )
 
     # ---- what the calls on mappings need ----
 

@@ -39,6 +39,7 @@ _CODES = (
     (c.VM_LOCKONFAULT, "lf"),
     (c.VM_ACCOUNT, "ac"),
     (c.VM_NORESERVE, "nr"),
+    (c.VM_SYNC, "sf"),
     (c.VM_WIPEONFORK, "wf"),
     (c.VM_DONTDUMP, "dd"),
     (c.VM_SOFTDIRTY, "sd"),
@@ -46,6 +47,7 @@ _CODES = (
     (c.VM_NOHUGEPAGE, "nh"),
     (c.VM_MERGEABLE, "mg"),
     (c.VM_SEALED, "sl"),
+    (c.VM_DROPPABLE, "dp"),
 )
 """smaps' VmFlags, in its order (show_smap_vma_flags())."""
 

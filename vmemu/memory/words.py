@@ -1,4 +1,8 @@
-"""What the words of a space mean: the fields of mm_struct that fork copies and the core need not know. Addresses."""
+"""What the words of a space mean: the fields of mm_struct that fork copies and the core need not know.
+
+Most are addresses. `DEF_FLAGS` are VM flags that every new mapping gets (mlockall(2)), `LOCKED_EXTRA` pages that
+count as locked though no mapping is (what MREMAP_DONTUNMAP leaves of mm->locked_vm); a fork's child has neither.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ __all__ = [
     "ARG_END",
     "ARG_START",
     "BRK",
+    "DEF_FLAGS",
     "EMPTY",
     "END_CODE",
     "END_DATA",
     "ENV_END",
     "ENV_START",
+    "LOCKED_EXTRA",
     "MMAP_BASE",
     "START_BRK",
     "START_CODE",
@@ -31,7 +37,9 @@ __all__ = [
     END_CODE,
     START_DATA,
     END_DATA,
-) = range(12)
+    DEF_FLAGS,
+    LOCKED_EXTRA,
+) = range(14)
 
-EMPTY = (0x5555_5555_4000, 0x5555_5555_4000, 0x7FFF_F7FF_F000, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+EMPTY = (0x5555_5555_4000, 0x5555_5555_4000, 0x7FFF_F7FF_F000, *[0] * 11)
 """Of a process that executes nothing: the break where a PIE lies, the mmap area 128 MiB below the top."""

@@ -11,6 +11,7 @@ from vmemu.memory.words import (
     END_DATA,
     ENV_END,
     ENV_START,
+    LOCKED_EXTRA,
     START_BRK,
     START_CODE,
     START_DATA,
@@ -113,7 +114,7 @@ def _memory(subject: Subject) -> list[tuple[str, int]]:
     return [
         ("VmPeak", info.peak_total * PAGE_SIZE),
         ("VmSize", sums.total * PAGE_SIZE),
-        ("VmLck", sums.locked * PAGE_SIZE),
+        ("VmLck", (sums.locked + subject.words[LOCKED_EXTRA]) * PAGE_SIZE),
         ("VmPin", 0),
         ("VmHWM", info.peak_rss * PAGE_SIZE),
         ("VmRSS", subject.rss * PAGE_SIZE),
@@ -135,7 +136,7 @@ def stat(subject: Subject) -> bytes:
     table, pid, alive = subject.kernel.processes, subject.pid, subject.space is not None
     (minor, major), shown = subject.faults, subject.shown
     own, _, *masks = _signals(subject)
-    words = subject.words if alive else [0] * 12
+    words = subject.words if alive else [0] * 14
     flags = _PF_RANDOMIZE if subject.kernel.rng is not None else 0
     flags |= 0 if table.flags[subject.tid] & Flag.EXECED else _PF_FORKNOEXEC
     flags |= 0 if alive else _PF_EXITING | _PF_POSTCOREDUMP
