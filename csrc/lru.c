@@ -1,6 +1,8 @@
 /* Pages that may go. See lru.h. */
 #include "lru.h"
 
+#include "space.h"
+
 /* Sets and takes away flags of a frame, of a folio for all that it consists of. Returns how many frames that are. */
 static uint32_t set_flags(struct vm *vm, pfn_t pfn, uint32_t set, uint32_t clear)
 {
@@ -281,6 +283,7 @@ int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	vma_t v = *vmas_find(&s->vmas, start, &pos);
 	struct pageout ctx = { vm, &v };
 
+	space_mark_peak(vm, s);
 	lru_drain(vm);
 	return each(vm, s, start, end, pageout_entries, &ctx);
 }

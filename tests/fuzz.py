@@ -326,6 +326,25 @@ class Api(Round):
         else:
             assert p.faults.total >= 0
 
+    def do_proc(self) -> None:
+        """Any file of /proc, read from anywhere or written."""
+        r, proc = self.rng, self.machine.procfs
+        pid = r.choice((*self.machine.processes, 0, 77, -1))
+        names = r.choice(
+            (proc.listdir(), proc.listdir("1"), ["pagemap", "clear_refs", "oom_adj", "x", "task/1/stat", ".."])
+        )
+        path = r.choice((f"{pid}/{r.choice(names)}", r.choice(names)))
+        if r.random() < 0.3:
+            data = r.choice((b"", b"0", b"1", b"4", b"5\n", b"-1000", b"17", b"0x10", b"\xff", b"9" * 30, b"a\0b"))
+            self.say(f"{path} <- {data!r}")
+            if not path.startswith("sys/"):
+                proc.write(path, data, by=r.choice((None, *self.machine.processes)))
+            return
+        offset, length = r.choice((0, 0, 8, 3, self.address() >> 9, -1)), r.choice((None, 8, 4096, 7, 0, -8))
+        self.say(f"{path} {offset} {length}")
+        text = proc.read(path, offset, length)
+        assert length is None or len(text) <= length
+
 
 # ---- the border ----
 
@@ -587,6 +606,18 @@ class Border(Round):
         if 0 <= end - start < 1 << 24:
             vector = ffi.new("uint8_t[]", (end - start) // PAGE + 2)
             self.ok(lib.vmemu_space_mincore(self.m, s, start, end, vector), *allowed)
+        length = self.rng.choice((0, 1, 5000))
+        got = self.ok(lib.vmemu_space_peek(self.m, s, a, ffi.new("uint8_t[]", length + 1), length), errno.EBADF)
+        assert got <= length
+        if self.rng.random() < 0.2:
+            self.ok(lib.vmemu_space_reset_peak(self.m, s), errno.EBADF)
+        number = ffi.new("uint64_t *")
+        self.ok(lib.vmemu_machine_whole(self.m, number))
+        self.ok(
+            lib.vmemu_machine_count_frames(self.m, self.rng.getrandbits(27), self.rng.getrandbits(27), number),
+            errno.ENOMEM,
+        )
+        self.ok(lib.vmemu_machine_events(self.m, ffi.new("uint64_t[]", lib.VMEMU_NEVENTS)))
 
     def do_object(self) -> None:
         r, m, o = self.rng, self.m, self.object()

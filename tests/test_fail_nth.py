@@ -62,6 +62,11 @@ class World:
     g: Any = None
 
 
+PROC_FILES = (
+    *"meminfo vmstat buddyinfo kpagecount kpageflags stat loadavg sys/vm/overcommit_ratio".split(),
+    *(f"2/{name}" for name in "maps smaps smaps_rollup stat statm status cmdline environ oom_score limits".split()),
+)
+
 SCRIPT: list[tuple[str, Callable[[World], Any]]] = []
 
 
@@ -122,6 +127,7 @@ def _script() -> None:
     add("vfork", assign("v", lambda w: w.p.vfork()))
     add("vfork exec", lambda w: w.v.execve(w.program, ["x"]))  # type: ignore[union-attr]
     add("spawn", lambda w: w.machine.spawn(w.program).exit())
+    add("read /proc", lambda w: [w.machine.procfs.read(path) for path in PROC_FILES])
     add("replace", lambda w: w.p.mmap(A + 3 * PAGE, 3 * PAGE, RW, ANON))
     add("exit", lambda w: w.v.exit())  # type: ignore[union-attr]
 

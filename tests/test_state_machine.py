@@ -714,6 +714,28 @@ class Comparison(RuleBasedStateMachine):
         assert self.both(lambda i: files[i].pread(1 << 20, 0)) == expected
         assert files[0].size == files[1].size == object_.size
 
+    # ---- /proc ----
+
+    @rule(data=st.data(), adj=st.integers(-1000, 1000))
+    def proc(self, data: Any, adj: int) -> None:
+        """Every file can be read, and says what the handles say; a value written is the one that is read."""
+        task = self.pick(data)
+        for m, p in zip(self.machines, task.real, strict=True):
+            for name in m.procfs.listdir(str(p.pid)):
+                if name not in ("pagemap", "clear_refs", "task", "fd", "fdinfo", "cwd", "exe", "root"):
+                    m.procfs.read(f"{p.pid}/{name}")
+            rows = m.procfs.read(f"{p.pid}/status").decode().splitlines()
+            status = {key: value.split() for key, value in (row.split(":", 1) for row in rows)}
+            kilobytes = {key: int(value[0]) for key, value in status.items() if value[-1:] == ["kB"]}
+            assert kilobytes["VmRSS"] == p.rss >> 10 <= kilobytes["VmHWM"]
+            assert kilobytes["VmSize"] == sum(v.size for v in p.maps()) >> 10 <= kilobytes["VmPeak"]
+            assert kilobytes["VmPTE"] == p.page_tables >> 10
+            meminfo = {row.split(":")[0]: int(row.split()[1]) for row in m.procfs.read("meminfo").decode().splitlines()}
+            assert meminfo["MemFree"] == m.meminfo().free >> 10
+            assert m.vmstat()["nr_page_table_pages"] == meminfo["PageTables"] >> 2
+            m.procfs.write(f"{p.pid}/oom_score_adj", b"%d" % adj)
+            assert m.procfs.read(f"{p.pid}/oom_score_adj") == b"%d\n" % adj
+
     # ---- processes ----
 
     def room(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 PYTHON = """
     __init__ __main__
     cli
+    cli_look
     lab
     machine
     procfs
@@ -22,13 +23,13 @@ PYTHON = """
     kernel
     files pids pool limits credentials dispositions
     _native
-    errors
+    errors options
     types alignment
 """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "lab": "compare startup / bomb tables / report / __init__",
+    "lab": "compare startup listing / processes / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / space / limits / commit "

@@ -16,7 +16,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from vmemu.cli_look import PS, TOP, add_ps, add_top, joined
+from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,14 +31,8 @@ __all__ = ["main"]
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _INTERRUPTED = 128 + signal.SIGINT
 
+_PROGRAM = "[--] PROGRAM [ARGS...]"
 _COMMAND_HELP = "everything after the first word that is not an option belongs to the program (or after --)"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +67,7 @@ def _discard_output() -> None:
 
 def _command(argv: Sequence[str] | None) -> int:
     parser, commands = _parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
     if options.command is None:
         parser.print_help()
         return 0
@@ -78,26 +75,33 @@ def _command(argv: Sequence[str] | None) -> int:
     return status
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
         prog="vmemu",
         description="Emulates the virtual memory of a Unix machine.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    commands: dict[str, _Parser] = {}
+    commands: dict[str, Parser] = {}
 
-    def command(name: str, run: Callable[..., int], summary: str, description: str) -> _Parser:
-        sub: _Parser = subparsers.add_parser(
+    def command(
+        name: str,
+        run: Callable[..., int] | None,
+        summary: str,
+        description: str,
+        words: str = "[--] [PROGRAM [ARGS...]]",
+    ) -> Parser:
+        sub: Parser = subparsers.add_parser(
             name,
             help=summary,
             description=description,
             allow_abbrev=False,
-            usage=f"vmemu {name} [OPTIONS] [--] {'PROGRAM [ARGS...]' if name == 'exec' else '[PROGRAM [ARGS...]]'}",
+            usage=f"vmemu {name} [OPTIONS] {words}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        if run is not None:
+            sub.set_defaults(run=run)
         commands[name] = sub
         return sub
 
@@ -110,48 +114,56 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="what fork copies: page tables (cow, as Linux does), nothing until it is needed (on-demand), everything "
         "(eager); default cow",
     )
-    bomb.add_argument("--generations", type=_number(0), metavar="N", help="stop after N generations; default: no limit")
+    bomb.add_argument("--generations", type=number(0), metavar="N", help="stop after N generations; default: no limit")
     bomb.add_argument(
         "--max-processes",
-        type=_number(1),
+        type=number(1),
         default=32768,
         metavar="N",
         help="stop at N processes; default 32768",
     )
     bomb.add_argument(
-        "--dirty", type=_number(0), default=1, metavar="N", help="pages each new process writes; default 1"
+        "--dirty", type=number(0), default=1, metavar="N", help="pages each new process writes; default 1"
     )
-    _seed(bomb, "chooses the pages to write; default 0")
-    _json(bomb)
+    bomb.add_argument(
+        "--procfs",
+        metavar="DIR",
+        help="leave a tree of the machine's /proc there, as it is when the bomb has stopped and no process has exited",
+    )
+    add_seed(bomb, "chooses the pages to write; default 0")
+    add_json(bomb)
     _program(bomb, "the program; default /bin/sh")
 
-    exe = command("exec", _exec, "load a program as execve does and show its memory", _EXEC)
+    exe = command("exec", _exec, "load a program as execve does and show its memory", _EXEC, _PROGRAM)
     exe.add_argument("--link", action="store_true", help="map the libraries that it needs too, as ld.so would")
     exe.add_argument("--aslr", action="store_true", help="choose addresses at random (by --seed)")
     _memory(exe, "256MiB")
-    _seed(exe, "of the random addresses and of AT_RANDOM; default 0")
-    _json(exe)
+    add_seed(exe, "of the random addresses and of AT_RANDOM; default 0")
+    add_json(exe)
     _program(exe, "the program")
 
     compare = command("compare", _compare, "one workload under each fork mode, side by side", _COMPARE)
     _memory(compare, "1GiB")
-    compare.add_argument("--processes", type=_number(1), default=100, metavar="N", help="children; default 100")
+    compare.add_argument("--processes", type=number(1), default=100, metavar="N", help="children; default 100")
     compare.add_argument(
         "--heap",
-        type=_size(0),
+        type=size(0),
         default="1MiB",
         metavar="SIZE",
         help="heap that the parent has written before its first fork; default 1MiB",
     )
     compare.add_argument(
-        "--dirty", type=_number(0), default=4, metavar="N", help="pages that each child writes; default 4"
+        "--dirty", type=number(0), default=4, metavar="N", help="pages that each child writes; default 4"
     )
     compare.add_argument(
-        "--repeat", type=_number(1), default=3, metavar="N", help="runs of each mode, the fastest counts; default 3"
+        "--repeat", type=number(1), default=3, metavar="N", help="runs of each mode, the fastest counts; default 3"
     )
-    _seed(compare, "chooses the pages to write; default 0")
-    _json(compare)
+    add_seed(compare, "chooses the pages to write; default 0")
+    add_json(compare)
     _program(compare, "the program; default /bin/sh")
+
+    add_ps(command("ps", None, "the processes of a machine, as ps prints them", PS, "[DIR]"))
+    add_top(command("top", None, "a machine and its processes by memory, as top prints them", TOP, "[DIR]"))
     return parser, commands
 
 
@@ -186,55 +198,17 @@ class _Version(argparse.Action):
 def _memory(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--memory",
-        type=_size(65536),
+        type=size(65536),
         default=default,
         metavar="SIZE",
         help=f"RAM of the machine: bytes, or a number with KiB, MiB or GiB; default {default}",
     )
 
 
-def _seed(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=_number(0), default=0, metavar="N", help=what)
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-
-
 def _program(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "program", nargs=argparse.REMAINDER, metavar="PROGRAM [ARGS...]", help=f"{what}; {_COMMAND_HELP}"
     )
-
-
-def _number(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    return number
-
-
-def _size(least: int) -> Callable[[str], int]:
-    def size(text: str) -> int:
-        from vmemu.types import parse_size
-
-        try:
-            value = parse_size(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB"
-            ) from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least} bytes")
-        return value
-
-    return size
 
 
 def _words(options: argparse.Namespace) -> list[str]:
@@ -244,7 +218,7 @@ def _words(options: argparse.Namespace) -> list[str]:
 
 
 @contextlib.contextmanager
-def _usage(parser: _Parser, program: str) -> Iterator[None]:
+def _usage(parser: Parser, program: str) -> Iterator[None]:
     """A program that can't be executed and a machine that can't be made are usage errors."""
     from vmemu.errors import SyscallError
 
@@ -259,13 +233,20 @@ def _usage(parser: _Parser, program: str) -> Iterator[None]:
         parser.error(str(error))
 
 
-def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
+def _bomb(options: argparse.Namespace, parser: Parser) -> int:
+    from vmemu.errors import SyscallError
     from vmemu.lab import bomb
     from vmemu.lab.report import Generation, Stopped
+    from vmemu.procfs.export import check
     from vmemu.types import ForkMode
 
     words = _words(options)
     program = words[0] if words else bomb.default_program()
+    if options.procfs is not None:
+        try:
+            check(options.procfs)
+        except SyscallError as error:
+            parser.exit(2, f"{parser.prog}: error: --procfs: {error.strerror}\n")
 
     def explode(progress: Callable[[Generation], None] | None, stop: Callable[[], bool]) -> BombReport:
         return bomb.run(
@@ -279,6 +260,7 @@ def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
             seed=options.seed,
             progress=progress,
             stop=stop,
+            procfs=options.procfs,
         )
 
     with _usage(parser, program), _interrupt() as stop:
@@ -293,7 +275,7 @@ def _bomb(options: argparse.Namespace, parser: _Parser) -> int:
     return _INTERRUPTED if report.stopped is Stopped.INTERRUPTED else 0
 
 
-def _exec(options: argparse.Namespace, parser: _Parser) -> int:
+def _exec(options: argparse.Namespace, parser: Parser) -> int:
     words = _words(options)
     if not words:
         parser.error("PROGRAM is missing")
@@ -307,7 +289,7 @@ def _exec(options: argparse.Namespace, parser: _Parser) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace, parser: _Parser) -> int:
+def _compare(options: argparse.Namespace, parser: Parser) -> int:
     from vmemu.lab import bomb, compare
 
     words = _words(options)

@@ -19,6 +19,7 @@ from vmemu.errors import SyscallError, syscall_error
 from vmemu.lab.report import BombReport, Generation, Stopped
 from vmemu.machine import Machine
 from vmemu.process import Process
+from vmemu.procfs.export import check
 from vmemu.types import PAGE_SIZE, ForkMode, Prot
 
 __all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "ended_by", "find_program", "run", "start"]
@@ -108,13 +109,15 @@ def run(
     seed: int = 0,
     progress: Callable[[Generation], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    procfs: str | os.PathLike[str] | None = None,
 ) -> BombReport:
     """Run a fork bomb and report it.
 
     *memory* is the machine's RAM (bytes or a text such as "256MiB"), *dirty* the number of distinct pages that each
     new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
     is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is
-    0). The machine is verified then and again after all processes have exited.
+    0). The machine is verified then and again after all processes have exited. *procfs* is a directory for a tree of
+    the machine's /proc at its fullest, before any process exits; it is checked first (see ProcFS.export).
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
     the machine is found inconsistent.
@@ -128,6 +131,8 @@ def run(
             raise ValueError(f"{name}: {value} is less than {least}")
     if dirty > _PAGES:
         raise ValueError(f"dirty: {dirty} pages are more than an address space has")
+    if procfs is not None:
+        check(procfs)
     path = find_program(default_program() if program is None else program)
     arguments = list(argv) if argv is not None else [path if program is None else program]
     clock = time.perf_counter
@@ -160,6 +165,8 @@ def run(
             "used_bytes": info.total - info.free,
             "eager_bytes": eager_bytes(machine, bomb.alive),
         }
+        if procfs is not None:
+            machine.procfs.export(procfs)
         measured = clock()
         machine.verify()
         verified = clock()

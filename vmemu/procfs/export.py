@@ -21,7 +21,7 @@ from vmemu.procfs import system
 from vmemu.procfs.index import LINKS, MACHINE, PROCESS, link
 from vmemu.procfs.subject import Subject
 
-__all__ = ["MARK", "export"]
+__all__ = ["MARK", "check", "export"]
 
 MARK = ".vmemu-procfs"
 """A file in the tree that says it is one; a directory with it may be replaced."""
@@ -35,8 +35,7 @@ def export(kernel: Kernel, directory: str, offset: int, files: Sequence[str] | N
     for name in wanted:
         if name not in _READABLE:
             raise syscall_error("export", errno.EINVAL, f"{name!r} is no text file of a process")
-    target = os.path.realpath(directory)
-    _check(target)
+    target = check(directory)
     building = _beside(target, "new")
     try:
         os.mkdir(building)
@@ -64,18 +63,24 @@ def _beside(target: str, what: str) -> str:
     return os.path.join(head, f".{tail}.{what}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
-def _check(target: str) -> None:
-    """Raises unless the directory may be written."""
+def check(directory: str | os.PathLike[str]) -> str:
+    """The path where a tree would be written. Raises SyscallError if it may not: ENOENT, ENOTDIR, ENOTEMPTY."""
+    target = os.path.realpath(os.fspath(directory))
     try:
         inside = os.listdir(target)
     except FileNotFoundError:
-        return
+        above = os.path.dirname(target)
+        if not os.path.isdir(above):
+            number = errno.ENOTDIR if os.path.lexists(above) else errno.ENOENT
+            raise syscall_error("export", number, f"{above}, in which {target} would be") from None
     except NotADirectoryError:
-        raise syscall_error("export", errno.ENOTDIR, f"{target} is a file") from None
+        raise syscall_error("export", errno.ENOTDIR, f"{target} is a file or in one") from None
     except OSError as error:
         raise _failed(error, target) from None
-    if inside and MARK not in inside:
-        raise syscall_error("export", errno.ENOTEMPTY, f"{target} holds something that is no earlier export")
+    else:
+        if inside and MARK not in inside:
+            raise syscall_error("export", errno.ENOTEMPTY, f"{target} holds something that is no earlier export")
+    return target
 
 
 def _replace(target: str, building: str) -> None:
