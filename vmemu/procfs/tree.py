@@ -98,13 +98,13 @@ class ProcFS:
         count = None if length is None else integer(length, "read", "length")
         if start < 0 or (count is not None and count < 0):
             raise syscall_error("read", errno.EINVAL, f"{count} bytes from {start}")
-        words = self._name(path)
-        found = self._file(words)
-        if isinstance(found, str) and found in BINARY:
-            return BINARY[found](self._kernel, start, count)
-        if not isinstance(found, str) and found[1] == PAGEMAP:
-            return pages.pagemap(found[0], start, count)
-        data = self._text(found)
+        with self._kernel.lock:  # one moment for all that the file tells
+            found = self._file(self._name(path))
+            if isinstance(found, str) and found in BINARY:
+                return BINARY[found](self._kernel, start, count)
+            if not isinstance(found, str) and found[1] == PAGEMAP:
+                return pages.pagemap(found[0], start, count)
+            data = self._text(found)
         return data[start:] if count is None else data[start : start + count]
 
     def _text(self, found: tuple[Subject, str] | str) -> bytes:
