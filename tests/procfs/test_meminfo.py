@@ -73,3 +73,8 @@ def test_commit_limit_follows_the_setting() -> None:
         assert values(m.procfs.read("meminfo"))["CommitLimit"] == 8 << 20
         m.procfs.write("sys/vm/overcommit_ratio", b"25\n")
         assert values(m.procfs.read("meminfo"))["CommitLimit"] == m.meminfo().commit_limit == 4 << 20
+        m.procfs.write("sys/vm/overcommit_kbytes", b"2048")
+        assert values(m.procfs.read("meminfo"))["CommitLimit"] == m.meminfo().commit_limit == 2 << 20
+        assert m.procfs.read("sys/vm/overcommit_ratio") == b"0\n"
+        m.procfs.write("sys/vm/overcommit_ratio", b"25")
+        assert m.procfs.read("sys/vm/overcommit_kbytes") == b"0\n"

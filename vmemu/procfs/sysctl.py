@@ -41,6 +41,12 @@ def _overcommit_memory(kernel: Kernel, value: int) -> None:
 
 def _overcommit_ratio(kernel: Kernel, value: int) -> None:
     kernel.overcommit_ratio = value
+    kernel.overcommit_kbytes = 0
+
+
+def _overcommit_kbytes(kernel: Kernel, value: int) -> None:
+    kernel.overcommit_kbytes = value
+    kernel.overcommit_ratio = 0
 
 
 def _max_map_count(kernel: Kernel, value: int) -> None:
@@ -54,7 +60,7 @@ def _threads_max(kernel: Kernel) -> int:
 SETTINGS = {
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
     "sys/vm/mmap_min_addr": Setting(lambda _: 65536),
-    "sys/vm/overcommit_kbytes": Setting(lambda _: 0),
+    "sys/vm/overcommit_kbytes": Setting(lambda kernel: kernel.overcommit_kbytes, _overcommit_kbytes),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
     "sys/kernel/threads-max": Setting(_threads_max),
