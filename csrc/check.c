@@ -84,6 +84,8 @@ static int check_leaf_entry(const struct check *c, pfn_t table, pte_t e, uint32_
 	}
 	if (!pte_huge(e))
 		c->refs[pfn]++;
+	CHECK(!(fr->flags & FRAME_KSM) || (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE | FRAME_LARGE)) == FRAME_ANON,
+	      "frame %u: merged, and not anonymous or exclusive or part of a folio", pfn);
 	CHECK(!(fr->flags & FRAME_ANON && e & PTE_W) || fr->flags & FRAME_EXCLUSIVE,
 	      "frame %u: anonymous, writable, not exclusive", pfn);
 	resident[fr->flags & FRAME_ANON	   ? RESIDENT_ANON

@@ -42,7 +42,8 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 			CHECK(!(v->flags & VMEMU_VM_SHARED) && v->anon,
 			      "space %u: %#llx: anonymous frame in a mapping that has none", vc->space->id, at);
 		} else if (fr->flags & FRAME_ZERO) {
-			CHECK(!v->object, "space %u: %#llx: zero page in a mapping of an object", vc->space->id, at);
+			CHECK(!v->object || (e[i] & PTE_D && !(v->flags & VMEMU_VM_SHARED)),
+			      "space %u: %#llx: zero page in a mapping of an object", vc->space->id, at);
 		} else {
 			obj = v->object ? object_get(&c->vm->objects, v->object) : NULL;
 			CHECK(obj && object_lookup(obj, vma_index_of(v, va)) == pte_pfn(e[i]),

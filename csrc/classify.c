@@ -36,6 +36,8 @@ static enum fault_action classify_write_protected(const struct fault_facts *f)
 		return ACT_MKWRITE;
 	if (f->frame_flags & FRAME_ZERO)
 		return pte_huge(f->pte) ? ACT_REPLACE_HUGE_ZERO : ACT_REPLACE_ZERO;
+	if (f->frame_flags & FRAME_KSM)
+		return ACT_COPY;
 	if (f->frame_flags & FRAME_EXCLUSIVE)
 		return ACT_REUSE;
 	/* found to be ours alone: whoever else had it copied it or went away (wp_can_reuse_anon_folio()) */

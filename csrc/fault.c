@@ -86,7 +86,11 @@ int fault_fill(struct fault *f)
 
 static int do_copy(struct fault *f)
 {
-	return new_anon(f, pte_pfn(f->pte));
+	int merged = (frame_of(&f->vm->frames, pte_pfn(f->pte))->flags & FRAME_KSM) != 0;
+	int kind = new_anon(f, pte_pfn(f->pte));
+
+	f->vm->events[VMEMU_EV_COW_KSM] += merged && kind == VMEMU_COW_COPY;
+	return kind;
 }
 
 static int do_reuse(struct fault *f)

@@ -228,6 +228,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 		return rc;
 	memcpy(child->words, parent->words, sizeof(child->words));
 	child->no_thp = parent->no_thp;
+	child->ksm = parent->ksm ? ++vm->ksm : 0;
 	vm->frames.space = child->birth;
 	if (mode == VMEMU_FORK_ON_DEMAND)
 		rc = share_all(vm, parent, child);

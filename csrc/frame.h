@@ -29,6 +29,7 @@ enum frame_flag {
 	FRAME_HUGETLB = 1 << 10,  /* of a reserved pool */
 	FRAME_RECLAIM = 1 << 11,  /* page cache: to be dropped once written; fault-around passes it over (PG_reclaim) */
 	FRAME_MLOCKED = 1 << 12,  /* scratch of lru.c: mapped by a locked mapping */
+	FRAME_KSM = 1 << 15,	  /* anonymous, the one frame for many equal pages: never written again */
 	FRAME_FREEING = 1 << 13,  /* about to be FRAME_LAZYFREE; until then one reference is not an owner's */
 	FRAME_LAZYFREE = 1 << 14, /* anonymous, need not be kept once clean (PageSwapBacked is off) */
 };

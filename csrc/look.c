@@ -95,6 +95,7 @@ void look_sharing(const struct vm *vm, uint64_t *mapped, uint64_t *shared)
 
 /* Bits of /proc/kpageflags (include/uapi/linux/kernel-page-flags.h). */
 enum kpf {
+	KPF_REFERENCED = 2,
 	KPF_UPTODATE = 3,
 	KPF_DIRTY = 4,
 	KPF_LRU = 5,
@@ -105,6 +106,7 @@ enum kpf {
 	KPF_SWAPBACKED = 14,
 	KPF_COMPOUND_HEAD = 15,
 	KPF_COMPOUND_TAIL = 16,
+	KPF_KSM = 21,
 	KPF_THP = 22,
 	KPF_ZERO_PAGE = 24,
 	KPF_PGTABLE = 26,
@@ -130,6 +132,8 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 		out |= UINT64_C(1) << KPF_ANON | (f & FRAME_LAZYFREE ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
 	if (f & FRAME_SHMEM)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
+	if (f & FRAME_KSM)
+		out |= UINT64_C(1) << KPF_KSM | UINT64_C(1) << KPF_REFERENCED;
 	if (f & FRAME_RECLAIM)
 		out |= UINT64_C(1) << KPF_RECLAIM;
 	if (f & FRAME_DIRTY)
@@ -234,11 +238,12 @@ static void add_usage(const struct vm *vm, pte_t e, pfn_t pfn, struct vmemu_usag
 	*(n > 1	  ? dirty ? &u->shared_dirty : &u->shared_clean
 	  : dirty ? &u->private_dirty
 		  : &u->private_clean) += PAGE_BYTES;
-	if (e & PTE_A)
+	if (e & PTE_A || fr->flags & FRAME_KSM) /* mark_page_accessed() */
 		u->referenced += PAGE_BYTES;
 	if (fr->flags & FRAME_ANON) {
 		u->anonymous += PAGE_BYTES;
 		u->lazyfree += fr->flags & FRAME_LAZYFREE && !dirty ? PAGE_BYTES : 0;
+		u->ksm += fr->flags & FRAME_KSM ? PAGE_BYTES : 0;
 		u->pss_anon += pss;
 	} else {
 		*(fr->flags & FRAME_SHMEM ? &u->pss_shmem : &u->pss_file) += pss;

@@ -14,6 +14,7 @@ struct space {
 	uint32_t birth; /* its number among all spaces that ever were; ids are given out again */
 	struct vmas vmas;
 	uint32_t no_thp; /* PR_SET_THP_DISABLE */
+	uint64_t ksm;	 /* its number among those that ever had a mergeable mapping, 0: never had one */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
 	uint64_t peak_rss;	      /* most pages resident and mapped up to the last time some were about to go */
@@ -48,6 +49,7 @@ struct vm {
 	uint32_t nspaces;
 	uint32_t cursor; /* last id given out */
 	uint32_t births; /* spaces that ever were */
+	uint64_t ksm;	 /* spaces that ever had a mergeable mapping */
 	uint32_t options;
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];

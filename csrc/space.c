@@ -255,6 +255,8 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 	v = vmas_find(&s->vmas, start, &pos);
 	middle = vma_part(v, start, end);
 	middle.flags = flags;
+	if (flags & VMEMU_VM_MERGEABLE && !s->ksm)
+		s->ksm = ++vm->ksm;
 	rc = space_replace(vm, s, start, end, &middle);
 	if (!rc && entries) {
 		(void)table_visit(&vm->tables, s->root, start, end, reflag_entries, &ctx);

@@ -46,7 +46,8 @@ enum vmemu_event {
 	VMEMU_EV_THP_ZERO_PAGE_ALLOC = 9,
 	VMEMU_EV_PGLAZYFREE = 10,  /* frames marked by MADV_FREE */
 	VMEMU_EV_PGLAZYFREED = 11, /* of those, the ones reclaimed */
-	VMEMU_NEVENTS = 12
+	VMEMU_EV_COW_KSM = 12,	   /* merged pages copied */
+	VMEMU_NEVENTS = 13
 };
 
 /* GUP_WRITE, for touch only: a write by the kernel on behalf of the process (populate, mlock), which leaves page-cache
@@ -177,7 +178,21 @@ struct vmemu_usage {
 	uint64_t referenced;
 	uint64_t anonymous;
 	uint64_t lazyfree;
+	uint64_t ksm;
 	uint64_t anon_huge; /* mapped by huge entries */
+};
+
+/* A page that may be merged with equal ones, and a space that has had such pages. */
+struct vmemu_ksm_page {
+	uint64_t address;
+	uint64_t hash; /* of its bytes */
+	uint64_t pfn;
+	uint64_t merged; /* 1: the frame is a KSM frame */
+};
+
+struct vmemu_ksm_space {
+	uint64_t since; /* its number in the order in which spaces came to it */
+	uint64_t space;
 };
 
 struct vmemu_translation {
@@ -326,6 +341,23 @@ int vmemu_space_reset_peak(vmemu_machine *m, uint32_t space);
 int64_t vmemu_space_peek(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint64_t length);
 /* mincore(2): out[i] = 1 if page i is in memory; the range must be mapped (-ENOMEM). */
 int vmemu_space_mincore(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint8_t *out);
+
+/* ---- same-page merging ---- */
+
+/* The spaces with mergeable mappings now or before, into out[cap]; returns how many there are. */
+int vmemu_machine_ksm_spaces(vmemu_machine *m, struct vmemu_ksm_space *out, uint32_t cap);
+/* Anonymous pages present in [start, end), at most `cap`; returns how many. -EOPNOTSUPP: frames hold no bytes. */
+int vmemu_space_ksm_pages(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_ksm_page *out,
+			  uint32_t cap);
+/* The frame of the anonymous page at `address` becomes a KSM frame. -EBUSY: it is held; -ENOENT: no such page. */
+int vmemu_space_ksm_make(vmemu_machine *m, uint32_t space, uint64_t address);
+/* The page at `address` is mapped to KSM frame `pfn`, or to the zero page, instead. -ESTALE: pfn is neither; -EAGAIN: its
+ * bytes differ; else as vmemu_space_ksm_make. */
+int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t pfn);
+/* Gives every merged page of [start, end) a frame of its own. -ENOMEM: some are left. */
+int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* Pages merged with the zero page. */
+int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
 
 /* ---- objects ---- */
 

@@ -212,6 +212,17 @@ class Api(Round):
         self.say(f"{p.pid} {a:#x} {n:#x} {advice}")
         p.madvise(a, n, advice)
 
+    def do_merge(self) -> None:
+        ksm = self.machine.ksm
+        ksm.use_zero_pages, ksm.smart_scan = self.rng.random() < 0.5, self.rng.random() < 0.5
+        ksm.max_page_sharing = self.rng.choice((1, 2, 256))
+        ksm.scan(self.rng.randrange(3))
+
+    def do_clear_refs(self) -> None:
+        p, what = self.process(), self.rng.choice((1, 2, 3, 4, 5))
+        self.say(f"{p.pid} {what}")
+        self.machine.procfs.write(f"{p.pid}/clear_refs", str(what))
+
     def do_lock(self) -> None:
         r, p, a, n = self.rng, self.process(), self.address(), self.length()
         self.say(f"{p.pid} {a:#x} {n:#x}")
@@ -465,6 +476,35 @@ class Border(Round):
         self.ok(lib.vmemu_machine_mapcounts(m, first, n, out), errno.EINVAL, errno.ENOMEM)
         self.ok(lib.vmemu_machine_frame_flags(m, first, n, out), errno.EINVAL, errno.ENOMEM)
         self.ok(lib.vmemu_machine_mapcounts(m, first, 2**64 - 3 if first else 5001, out), errno.EINVAL, errno.ENOMEM)
+
+    def do_mark(self) -> None:
+        m, s, (a, b) = self.m, self.space(), self.range()
+        bad = (errno.EINVAL, errno.EBADF, errno.ENOMEM)
+        call = self.rng.choice(("guard", "unguard", "lazyfree", "cold", "pageout", "ksm_break"))
+        self.ok(getattr(lib, f"vmemu_space_{call}")(m, s, a, b), *bad, say=f"{call} {s} {a:#x} {b:#x}")
+        self.ok(lib.vmemu_space_clear_refs(m, s, self.rng.choice((0, 1, 2, 3, 4, 5, -1))), *bad)
+        self.ok(lib.vmemu_machine_show_soft_dirty(m, self.rng.getrandbits(1)))
+        self.ok(lib.vmemu_machine_drain(m))
+
+    def do_merge(self) -> None:
+        m, s, (a, b) = self.m, self.space(), self.range()
+        bad = (errno.EINVAL, errno.EBADF, errno.ENOMEM, errno.EOPNOTSUPP)
+        cap = self.rng.choice((0, 1, 40))
+        out = ffi.new("struct vmemu_ksm_page[]", cap + 1)
+        n = self.ok(lib.vmemu_space_ksm_pages(m, s, a, b, out, cap), *bad)
+        assert n <= cap
+        if n > 0:
+            one, two = out[self.rng.randrange(n)], out[self.rng.randrange(n)]
+            rc = lib.vmemu_space_ksm_make(m, s, one.address)
+            self.ok(rc, errno.ENOMEM, errno.EBUSY, say=f"make {s} {one.address:#x}")
+            pfn = one.pfn if self.rng.random() < 0.8 else self.rng.choice((0, 1, 2**32 - 1, 2**64 - 1))
+            rc = lib.vmemu_space_ksm_merge(m, self.space(), two.address, pfn)
+            self.ok(
+                rc, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOENT, *bad, say=f"merge {two.address:#x} {pfn}"
+            )
+        self.ok(lib.vmemu_space_ksm_make(m, s, self.address()), errno.EBUSY, errno.ENOENT, *bad)
+        self.ok(lib.vmemu_space_ksm_zero_pages(m, s), errno.EBADF)
+        self.ok(lib.vmemu_machine_ksm_spaces(m, ffi.new("struct vmemu_ksm_space[3]"), 3))
 
     def do_find(self) -> None:
         s, a, r = self.space(), self.address(), self.rng

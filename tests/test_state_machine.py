@@ -680,6 +680,12 @@ class Comparison(RuleBasedStateMachine):
             task.memory.written.clear()
             assert self.both(lambda which: task.real[which].dirty_pages().tolist()) == []
 
+    @rule(passes=st.integers(1, 2), zero=st.booleans())
+    def merge(self, passes: int, zero: bool) -> None:
+        for m in self.machines:
+            m.ksm.use_zero_pages = zero
+            m.ksm.scan(passes)
+
     # ---- files ----
 
     @rule(which=st.integers(0, 1), offset=st.integers(0, 13 * PAGE), n=st.sampled_from((1, 100, 5000)))

@@ -18,7 +18,7 @@ PYTHON = """
     process
     task
     lifecycle
-    execve
+    execve ksm
     loader memory
     kernel
     files pids pool limits credentials dispositions
@@ -40,9 +40,9 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_huge api_mark api_object api_space
+    api api_huge api_ksm api_mark api_object api_space
     access check check_space fork huge look
-    lru mark move
+    ksm lru mark move
     space
     fault fault_huge classify
     mm
@@ -56,6 +56,7 @@ part of."""
 
 C_PARTS = {
     "api_huge": "api",
+    "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
     "api_space": "api",

@@ -24,6 +24,7 @@ from vmemu.errors import (
     VmemuError,
 )
 from vmemu.files import File
+from vmemu.ksm import KsmCounts, KsmStat
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.process import Process
@@ -64,6 +65,8 @@ __all__ = [
     "ForkMode",
     "FrameStats",
     "InvariantError",
+    "KsmCounts",
+    "KsmStat",
     "Machine",
     "Map",
     "Mapping",

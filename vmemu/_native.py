@@ -401,6 +401,39 @@ class Core:
         """Whether pagemap shows what is soft-dirty."""
         lib.vmemu_machine_show_soft_dirty(self._m, on)
 
+    def ksm_spaces(self) -> list[tuple[int, int]]:
+        """Spaces with mergeable mappings now or before, in the order in which they came to it: (number, id)."""
+        n = lib.vmemu_machine_ksm_spaces(self._m, ffi.NULL, 0)
+        out = ffi.new("struct vmemu_ksm_space[]", max(1, n))
+        n = min(n, lib.vmemu_machine_ksm_spaces(self._m, out, n))
+        return sorted((int(out[i].since), int(out[i].space)) for i in range(n))
+
+    def ksm_pages(self, space: int, start: int, end: int, out: array.array[int]) -> int:
+        """Anonymous pages present in a range into out, four numbers each: address, hash, pfn, merged. How many."""
+        rows = ffi.from_buffer("struct vmemu_ksm_page[]", out)
+        n = int(lib.vmemu_space_ksm_pages(self._m, space, start, end, rows, len(rows)))
+        if n < 0:
+            _fail(n, "ksm")
+        return n
+
+    def ksm_make(self, space: int, address: int) -> bool:
+        """Makes a KSM frame of a page's. False if it can't be done now."""
+        return bool(lib.vmemu_space_ksm_make(self._m, space, address) == 0)
+
+    def ksm_merge(self, space: int, address: int, pfn: int) -> int:
+        """Maps a page to a KSM frame, or the zero page, of the same bytes: 0, or the errno why not."""
+        return -int(lib.vmemu_space_ksm_merge(self._m, space, address, pfn))
+
+    def ksm_break(self, space: int, start: int, end: int, call: str) -> None:
+        """Gives merged pages frames of their own."""
+        rc = lib.vmemu_space_ksm_break(self._m, space, start, end)
+        if rc:
+            _fail(rc, call)
+
+    def ksm_zero_pages(self, space: int) -> int:
+        """Pages merged with the zero page."""
+        return max(0, int(lib.vmemu_space_ksm_zero_pages(self._m, space)))
+
     def drain(self) -> None:
         """Marks of MADV_FREE that wait in a batch are seen from now on."""
         lib.vmemu_machine_drain(self._m)

@@ -14,6 +14,7 @@ from vmemu._native import constants as c
 from vmemu.errors import VmemuError
 from vmemu.files import File
 from vmemu.kernel import Kernel
+from vmemu.ksm import Ksm
 from vmemu.lifecycle import birth
 from vmemu.lifecycle.check import check
 from vmemu.memory.args import integer
@@ -115,6 +116,8 @@ class Machine:
         """Process 1: adopts orphans and reaps its children at once."""
         self.processes = ProcessMap(self._kernel)
         """pid -> Process, zombies included; a live view."""
+        self.ksm = Ksm(self._kernel)
+        """Same-page merging: `m.ksm.scan()`, `m.ksm.counts`."""
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""
 

@@ -353,6 +353,8 @@ class MappingUsage:
     anonymous: int
     lazyfree: int
     """Freed with MADV_FREE and not written since."""
+    ksm: int
+    """In frames that equal pages share (KSM)."""
     anonhugepages: int = 0
     """Anonymous memory mapped by huge entries."""
     thp_eligible: bool = False

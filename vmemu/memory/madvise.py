@@ -122,6 +122,8 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         return  # "just ignore the advice" (ksm_madvise())
     if what in (Advice.KEEPONFORK, Advice.DODUMP) and flags & c.VM_DROPPABLE:
         raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is droppable")
+    if what == Advice.UNMERGEABLE and flags & c.VM_MERGEABLE:
+        space.kernel.core.ksm_break(space.sid, start, end, CALL)
     if what == Advice.WIPEONFORK and (vma.object or flags & c.VM_SHARED):
         raise syscall_error(CALL, errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
     if what in _READ_AHEAD:

@@ -169,6 +169,8 @@ def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags:
     keep = bool(flags & MREMAP_DONTUNMAP)
     _charge(space, vma, (new if keep else new - old) // PAGE_SIZE)
     if old:
+        if vma.flags & c.VM_MERGEABLE:  # merged pages would turn up where nobody expects them (prep_move_vma())
+            core.ksm_break(space.sid, addr, addr + old, CALL)
         core.move(space.sid, addr, addr + old, to, new, keep, CALL)
         if keep and vma.flags & c.VM_LOCKED:  # the old mapping is no longer locked, but goes on counting
             words = core.words(space.sid)

@@ -105,6 +105,7 @@ def smaps(space: Space) -> list[MappingUsage]:
                 referenced=used.referenced,
                 anonymous=used.anonymous,
                 lazyfree=used.lazyfree,
+                ksm=used.ksm,
                 anonhugepages=used.anon_huge,
                 thp_eligible=thp.eligible(space, vma),
             )

@@ -73,7 +73,7 @@ def _tail(u: MappingUsage, locked: int) -> tuple[int, ...]:
         u.private_dirty,
         u.referenced,
         u.anonymous,
-        0,  # KSM
+        u.ksm,
         u.lazyfree,
         u.anonhugepages,
         0,  # ShmemPmdMapped
@@ -125,6 +125,7 @@ def smaps_rollup(subject: Subject) -> bytes:
         referenced=total.referenced,
         anonymous=total.anonymous,
         lazyfree=total.lazyfree,
+        ksm=total.ksm,
         anonhugepages=total.anon_huge,
     )
     by_kind = (total.pss_anon >> 12, total.pss_file >> 12, total.pss_shmem >> 12)
