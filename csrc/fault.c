@@ -66,7 +66,7 @@ int fault_map_zero(struct fault *f)
 /* A new anonymous frame in place of whatever the entry holds; from == NO_PFN: zeros, else a copy of that frame. */
 static int new_anon(struct fault *f, pfn_t from)
 {
-	const uint32_t flags = FRAME_ANON | FRAME_EXCLUSIVE;
+	const uint32_t flags = fault_anon_flags(f) | FRAME_EXCLUSIVE;
 	struct frames *frames = &f->vm->frames;
 	struct leaf leaf;
 	pfn_t pfn;

@@ -80,6 +80,12 @@ struct fault {
 int fault_prepare_anon(struct fault *f);
 /* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. -ENOMEM. */
 int fault_own(struct fault *f, struct leaf *leaf);
+/* Kind of a new anonymous frame here: one that may be dropped need not be kept from the start (folio_add_new_anon_rmap()). */
+static inline uint32_t fault_anon_flags(const struct fault *f)
+{
+	return f->vma.flags & VMEMU_VM_DROPPABLE ? FRAME_ANON | FRAME_LAZYFREE : FRAME_ANON;
+}
+
 /* The entry for a frame, accessed, dirty if the access is a write. */
 pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable);
 /* Handlers. */

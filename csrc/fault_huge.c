@@ -9,7 +9,7 @@ static int install_huge(struct fault *f, const struct leaf *leaf)
 {
 	struct frames *frames = &f->vm->frames;
 	pfn_t head;
-	int rc = folio_alloc(frames, FRAME_ANON, 1, &head);
+	int rc = folio_alloc(frames, fault_anon_flags(f), 1, &head);
 
 	if (rc)
 		return rc;

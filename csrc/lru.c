@@ -226,14 +226,14 @@ struct pageout {
 };
 
 /* Without swap a page of anonymous memory goes if nobody wants it any more; one that was written since is wanted
- * (try_to_unmap_one()). A folio that stays is cut into pages in the hope that they go one by one. */
-static void pageout_anon(struct vm *vm, const struct leaf *leaf, const struct frame *fr)
+ * (try_to_unmap_one()), unless its mapping may lose what is written. A folio that stays is cut into pages in the hope that they go one by one. */
+static void pageout_anon(struct vm *vm, const struct leaf *leaf, const struct frame *fr, uint64_t vm_flags)
 {
 	pte_t e = *leaf->pte;
 	pfn_t pfn = pte_pfn(e);
 	int lazy = (fr->flags & FRAME_LAZYFREE) != 0, large = (fr->flags & FRAME_LARGE) != 0;
 
-	if (lazy && !(e & PTE_D) && !(fr->flags & FRAME_DIRTY)) {
+	if (lazy && (vm_flags & VMEMU_VM_DROPPABLE || (!(e & PTE_D) && !(fr->flags & FRAME_DIRTY)))) {
 		vm->events[VMEMU_EV_PGLAZYFREED] += pte_frames(e);
 		if (!pte_huge(e)) {
 			table_set(&vm->tables, leaf, 0);
@@ -265,7 +265,7 @@ static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 		if (!fr || !once)
 			continue;
 		if (fr->flags & FRAME_ANON) {
-			pageout_anon(vm, &leaf, fr);
+			pageout_anon(vm, &leaf, fr, p->vma->flags);
 			continue;
 		}
 		table_set(&vm->tables, &leaf, 0); /* what the entry knew of dirt the frame knows now */

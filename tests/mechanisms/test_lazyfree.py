@@ -159,6 +159,22 @@ def test_pageout_takes_what_was_freed(then: str) -> None:
         assert p.read(a + PAGE, 1) == b"\2"
 
 
+def test_droppable_memory_need_not_be_kept() -> None:
+    """MAP_DROPPABLE: not swap-backed from the start, lazily free while clean, and gone when paged out, written or not."""
+    with machine() as m:
+        p = m.spawn()
+        a = p.mmap(None, 2 * PAGE, RW, Map.ANONYMOUS | Map.DROPPABLE)
+        p.write(a, b"x")
+        assert (usage(p, "lazyfree"), swap_backed(m, pfn(p, a))) == (0, False)
+        p.madvise(a, PAGE, Advice.FREE)
+        assert usage(p, "lazyfree") == 1
+        p.write(a, b"y")
+        p.madvise(a, PAGE, Advice.MERGEABLE)
+        assert "mg" not in p.maps()[0].flags
+        p.madvise(a, PAGE, Advice.PAGEOUT)
+        assert p.read(a, 1) == b"\0"
+
+
 def test_cold_takes_the_accessed_bit_where_nobody_else_maps_the_page() -> None:
     """Frames and contents stay. Pages that a child shares, and pages mapped twice, keep theirs."""
     with machine() as m:
