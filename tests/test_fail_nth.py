@@ -111,7 +111,7 @@ def _script() -> None:
     add("free", lambda w: w.p.madvise(A + 8 * PAGE, 2 * PAGE, Advice.FREE))
     add("cold", lambda w: w.p.madvise(C, PAGE, Advice.COLD))
     add("page out", lambda w: w.c.madvise(B, 4 * PAGE, Advice.PAGEOUT))  # type: ignore[union-attr]
-    add("mergeable", lambda w: w.p.madvise(A, 8 * PAGE, Advice.MERGEABLE))
+    add("mergeable", lambda w: w.p.madvise(A + 2 * PAGE, 8 * PAGE, Advice.MERGEABLE))
     add("merge", lambda w: w.machine.ksm.scan())
     add("soft clean", lambda w: w.machine.procfs.write(f"{w.c.pid}/clear_refs", b"4"))  # type: ignore[union-attr]
     add("mlock", lambda w: w.p.mlock(A + 13 * PAGE, 2 * PAGE))
@@ -121,7 +121,7 @@ def _script() -> None:
     add("touch", lambda w: w.p.touch(A + 8 * PAGE, 2 * PAGE, write=True))
     add("remove", lambda w: w.p.madvise(D + PAGE, PAGE, Advice.REMOVE))
     add("pwrite", lambda w: w.f.pwrite(b"x" * 9000, 3 * PAGE))
-    add("unmergeable", lambda w: w.p.madvise(A, 8 * PAGE, Advice.UNMERGEABLE))
+    add("unmergeable", lambda w: w.p.madvise(A + 2 * PAGE, 8 * PAGE, Advice.UNMERGEABLE))
     add("truncate", lambda w: w.g.truncate(5 * PAGE))
     add("brk", lambda w: _brk(w.p))
     add("write heap", lambda w: w.p.write(w.p.brk(0) - 1000, b"heap".ljust(1000, b"!")))

@@ -160,7 +160,7 @@ def test_pageout_takes_what_was_freed(then: str) -> None:
 
 
 def test_droppable_memory_need_not_be_kept() -> None:
-    """MAP_DROPPABLE: not swap-backed from the start, lazily free while clean, and gone when paged out, written or not."""
+    """MAP_DROPPABLE: not swap-backed from the start, lazily free while clean, gone when paged out, written or not."""
     with machine() as m:
         p = m.spawn()
         a = p.mmap(None, 2 * PAGE, RW, Map.ANONYMOUS | Map.DROPPABLE)
