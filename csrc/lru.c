@@ -30,6 +30,44 @@ void lru_drain(struct vm *vm)
 	vm->lazy.n = 0;
 }
 
+struct splitting {
+	struct vm *vm;
+	const struct space *space;
+	pfn_t head;
+};
+
+/* Leaf entries of the folio whose pages hold nothing but zeros (try_to_map_unused_to_zeropage()). */
+static int map_zeros(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	static const uint8_t zeros[PAGE_BYTES];
+	const struct splitting *p = ctx;
+	struct frames *frames = &p->vm->frames;
+
+	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
+		struct leaf leaf = { table, i, &e[i] };
+		struct vma_pos pos;
+		const vma_t *v;
+
+		if (!pte_mapped(e[i]) || pte_huge(e[i]) || folio_head(pte_pfn(e[i])) != p->head ||
+		    memcmp(frame_bytes(frames, pte_pfn(e[i])), zeros, PAGE_BYTES))
+			continue;
+		v = vmas_find(&p->space->vmas, va, &pos);
+		if (!(v->flags & VMEMU_VM_LOCKED))
+			table_set(&p->vm->tables, &leaf, (pte_leaf(frames->zero, v->flags) & ~PTE_W) | PTE_A);
+	}
+	return 0;
+}
+
+/* A folio that only this space maps, by leaf entries, is one no more (split_folio()). */
+static void split_folio(struct vm *vm, const struct space *s, pfn_t head)
+{
+	struct splitting p = { vm, s, head };
+
+	folio_dissolve(&vm->frames, head);
+	if (vm->frames.contents && vm->frames.zero != NO_PFN)
+		(void)table_visit(&vm->tables, s->root, 0, TASK_SIZE, map_zeros, &p);
+}
+
 /* A huge page reaches across `at`: made into small ones where nobody else maps it, else it is left alone (split_folio()). */
 static int split_edge(struct vm *vm, struct space *s, uint64_t at)
 {
@@ -42,7 +80,7 @@ static int split_edge(struct vm *vm, struct space *s, uint64_t at)
 		return 0;
 	rc = table_split_at(&vm->tables, &s->root, at);
 	if (!rc)
-		folio_dissolve(&vm->frames, head);
+		split_folio(vm, s, head);
 	return rc;
 }
 
@@ -81,8 +119,8 @@ static int mapped_once(const struct frame *fr)
 /* The frame of entry `i` in an owned table, to which something may be done: NULL if there is none, it is a zero page or one of a
  * folio that others map too, or is mapped here and not wholly inside the range. A folio that is dealt with in parts is one no
  * more. *once: nobody else maps the frame. */
-static struct frame *frame_in(struct vm *vm, const pte_t *e, unsigned int first, unsigned int last, unsigned int i,
-			      int *once)
+static struct frame *frame_in(struct vm *vm, const struct space *s, const pte_t *e, unsigned int first,
+			      unsigned int last, unsigned int i, int *once)
 {
 	struct frame *fr = pte_mapped(e[i]) ? frame_of(&vm->frames, pte_pfn(e[i])) : NULL;
 	struct folio *fo;
@@ -101,7 +139,9 @@ static struct frame *frame_in(struct vm *vm, const pte_t *e, unsigned int first,
 		return fo->refs == BLOCK_FRAMES ? fr : NULL;
 	if (fo->entire || fo->shared || fo->mixed)
 		return NULL;
-	folio_dissolve(&vm->frames, folio_head(pte_pfn(e[i])));
+	split_folio(vm, s, folio_head(pte_pfn(e[i])));
+	if (pte_pfn(e[i]) == vm->frames.zero)
+		return NULL;
 	*once = mapped_once(fr);
 	return fr;
 }
@@ -110,6 +150,7 @@ static struct frame *frame_in(struct vm *vm, const pte_t *e, unsigned int first,
 
 struct freeing {
 	struct vm *vm;
+	const struct space *space;
 	int marked; /* FRAME_MLOCKED says which frames locked mappings hold */
 };
 
@@ -161,7 +202,7 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
 		int once;
-		struct frame *fr = frame_in(vm, e, first, last, i, &once);
+		struct frame *fr = frame_in(vm, f->space, e, first, last, i, &once);
 
 		if (!fr)
 			continue;
@@ -184,7 +225,7 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 
 int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
-	struct freeing ctx = { vm, 0 };
+	struct freeing ctx = { vm, s, 0 };
 	struct vma_pos pos;
 	int rc;
 
@@ -199,16 +240,21 @@ int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 
 /* ---- MADV_COLD, MADV_PAGEOUT (madvise_cold_or_pageout_pte_range()) ---- */
 
+struct cooling {
+	struct vm *vm;
+	const struct space *space;
+};
+
 static int cold_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
-	struct vm *vm = ctx;
+	const struct cooling *p = ctx;
 
 	(void)table;
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
 		int once;
 
-		if (frame_in(vm, e, first, last, i, &once) && once)
+		if (frame_in(p->vm, p->space, e, first, last, i, &once) && once)
 			e[i] &= ~PTE_A;
 	}
 	return 0;
@@ -216,24 +262,29 @@ static int cold_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 
 int lru_cold(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
+	struct cooling ctx = { vm, s };
+
 	lru_drain(vm);
-	return each(vm, s, start, end, cold_entries, vm);
+	return each(vm, s, start, end, cold_entries, &ctx);
 }
 
 struct pageout {
 	struct vm *vm;
+	const struct space *space;
 	const vma_t *vma;
 };
 
 /* Without swap a page of anonymous memory goes if nobody wants it any more; one that was written since is wanted
- * (try_to_unmap_one()), unless its mapping may lose what is written. A folio that stays is cut into pages in the hope that they go one by one. */
-static void pageout_anon(struct vm *vm, const struct leaf *leaf, const struct frame *fr, uint64_t vm_flags)
+ * (try_to_unmap_one()), unless its mapping may lose what is written. A folio that stays is cut into pages in the hope that they
+ * go one by one. */
+static void pageout_anon(const struct pageout *p, const struct leaf *leaf, const struct frame *fr)
 {
+	struct vm *vm = p->vm;
 	pte_t e = *leaf->pte;
 	pfn_t pfn = pte_pfn(e);
 	int lazy = (fr->flags & FRAME_LAZYFREE) != 0, large = (fr->flags & FRAME_LARGE) != 0;
 
-	if (lazy && (vm_flags & VMEMU_VM_DROPPABLE || (!(e & PTE_D) && !(fr->flags & FRAME_DIRTY)))) {
+	if (lazy && (p->vma->flags & VMEMU_VM_DROPPABLE || (!(e & PTE_D) && !(fr->flags & FRAME_DIRTY)))) {
 		vm->events[VMEMU_EV_PGLAZYFREED] += pte_frames(e);
 		if (!pte_huge(e)) {
 			table_set(&vm->tables, leaf, 0);
@@ -248,7 +299,7 @@ static void pageout_anon(struct vm *vm, const struct leaf *leaf, const struct fr
 	if (pte_huge(e))
 		table_split(&vm->tables, leaf);
 	if (large && !lazy)
-		folio_dissolve(&vm->frames, folio_head(pfn));
+		split_folio(vm, p->space, folio_head(pfn));
 }
 
 static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
@@ -259,13 +310,13 @@ static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
 		struct leaf leaf = { table, i, &e[i] };
 		int once;
-		struct frame *fr = frame_in(vm, e, first, last, i, &once);
+		struct frame *fr = frame_in(vm, p->space, e, first, last, i, &once);
 		uint64_t index = vma_index_of(p->vma, va);
 
 		if (!fr || !once)
 			continue;
 		if (fr->flags & FRAME_ANON) {
-			pageout_anon(vm, &leaf, fr, p->vma->flags);
+			pageout_anon(p, &leaf, fr);
 			continue;
 		}
 		table_set(&vm->tables, &leaf, 0); /* what the entry knew of dirt the frame knows now */
@@ -281,7 +332,7 @@ int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	struct vma_pos pos;
 	vma_t v = *vmas_find(&s->vmas, start, &pos);
-	struct pageout ctx = { vm, &v };
+	struct pageout ctx = { vm, s, &v };
 
 	space_mark_peak(vm, s);
 	lru_drain(vm);

@@ -335,11 +335,11 @@ def test_mergeable_is_a_flag_of_private_memory() -> None:
 
 
 def huge(m: Machine) -> tuple[Process, int]:
-    """A process with a huge page, written."""
+    """A process with a huge page, something other than zero in all of it."""
     p = m.spawn()
     a = p.mmap(0x4000_0000, 512 * PAGE, RW, ANON | Map.FIXED)
     p.madvise(a, 512 * PAGE, Advice.HUGEPAGE)
-    p.touch(a, 512 * PAGE, write=True)
+    p.write(a, b"x" * 512 * PAGE)
     return p, a
 
 
