@@ -154,11 +154,34 @@ int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, c
 	return rc && !done ? rc : (int64_t)done;
 }
 
+/* Nothing if the last page is full or not in the cache. */
+static void clear_tail(struct vm *vm, const struct object *obj, int written)
+{
+	uint64_t used = obj->size & PAGE_MASK;
+	pfn_t pfn = used ? object_lookup(obj, obj->size >> PAGE_SHIFT) : NO_PFN;
+
+	if (pfn == NO_PFN)
+		return;
+	if (written)
+		frame_of(&vm->frames, pfn)->flags |= FRAME_DIRTY;
+	if (vm->frames.contents)
+		memset(frame_bytes(&vm->frames, pfn) + used, 0, PAGE_BYTES - used);
+}
+
+int vmemu_object_clear_tail(vmemu_machine *m, uint32_t object, int written)
+{
+	struct object *obj = enter_object(m, object);
+
+	if (!obj)
+		return -EBADF;
+	clear_tail(&m->vm, obj, written);
+	return leave(m, 0);
+}
+
 int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 {
 	struct object *obj = enter_object(m, object);
 	uint64_t old;
-	pfn_t pfn;
 
 	if (!obj)
 		return -EBADF;
@@ -171,13 +194,7 @@ int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 	if (size < old) { /* truncate_pagecache(): mappings, copies included, then the cache */
 		space_unmap_object(&m->vm, object, object_pages(obj), UINT64_MAX, 1);
 		object_drop(&m->vm.objects, obj, object_pages(obj), UINT64_MAX);
-		pfn = size & PAGE_MASK ? object_lookup(obj, size >> PAGE_SHIFT) : NO_PFN;
-		if (pfn != NO_PFN) { /* truncate_inode_partial_folio() */
-			frame_of(&m->vm.frames, pfn)->flags |= FRAME_DIRTY;
-			if (m->vm.frames.contents)
-				memset(frame_bytes(&m->vm.frames, pfn) + (size & PAGE_MASK), 0,
-				       PAGE_BYTES - (size & PAGE_MASK));
-		}
+		clear_tail(&m->vm, obj, 1); /* truncate_inode_partial_folio() */
 	}
 	return leave(m, 0);
 }

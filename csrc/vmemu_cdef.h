@@ -376,5 +376,7 @@ int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, vo
 int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, const void *buffer, uint64_t length);
 /* Sets the size; pages beyond it leave every mapping, copies included, and the cache. */
 int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size);
+/* Zeroes what the cache holds of the last page beyond the end; written != 0: that page counts as written. */
+int vmemu_object_clear_tail(vmemu_machine *m, uint32_t object, int written);
 /* Drops cached pages [first, first + npages) and unmaps them (MADV_REMOVE); private copies stay. */
 int vmemu_object_punch(vmemu_machine *m, uint32_t object, uint64_t first, uint64_t npages);

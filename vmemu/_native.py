@@ -571,6 +571,10 @@ class Core:
         if rc:
             _fail(rc, "ftruncate")
 
+    def object_clear_tail(self, object_: int, written: bool) -> None:
+        """Zeroes what the cache holds of the last page beyond the end, and marks it as written if so."""
+        lib.vmemu_object_clear_tail(self._m, object_, int(written))
+
     def object_punch(self, object_: int, first: int, npages: int) -> None:
         """Drops cached pages and unmaps them."""
         rc = lib.vmemu_object_punch(self._m, object_, first, npages)

@@ -37,6 +37,7 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
+        "blocks",
         "device",
         "disk",
         "exec_tag",
@@ -68,6 +69,8 @@ class Inode:
         """Of a file in memory: what pages held when they may have left the page cache, by index."""
         self.on_disk = False
         """A file that behaves as on ext4, of the host or in memory with writenotify."""
+        self.blocks = 0
+        """Of a file in memory, on disk: so many of its first pages have blocks from the start, others once written."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
         self.exec_tag = 0
@@ -79,6 +82,7 @@ class Inode:
         self.disk = {index: data for index, data in self.disk.items() if index < last or (index == last and rest)}
         if last in self.disk:
             self.disk[last] = self.disk[last][:rest]
+        self.blocks = min(self.blocks, last + (rest > 0))
 
     def close(self) -> None:
         """Lets go of the host's file."""
@@ -175,6 +179,7 @@ class File:
         with self._table.lock:
             before, done = self.size, 0
             if view and offset + len(view) > before:
+                self._clear_tail("pwrite")
                 self._table.core.object_resize(self._inode.object, offset + len(view))
             try:
                 while done < len(view):
@@ -196,8 +201,20 @@ class File:
         if size > _SIZE_MAX:
             raise syscall_error("ftruncate", errno.EFBIG, f"size {size}")
         with self._table.lock:
+            if size > self.size:
+                self._clear_tail("ftruncate")
             self._table.core.object_resize(self._inode.object, size)
             self._inode.cut(size)
+
+    def _clear_tail(self, call: str) -> None:
+        """What a file on a disk does before it grows: the rest of its last block is zeroed, which is a write unless
+        that is a hole (ext4_block_truncate_page())."""
+        inode, last = self._inode, self.size // PAGE_SIZE
+        if not inode.on_disk or not self.size % PAGE_SIZE:
+            return
+        if last in inode.disk:
+            self._table.fill(inode, last, 1, None, call)
+        self._table.core.object_clear_tail(inode.object, last < inode.blocks or last in inode.disk)
 
     def _read_in(self, index: int, call: str) -> None:
         if not self._table.read_in(self._inode, index, None, call):
@@ -345,7 +362,7 @@ class FileTable:
             file = File(self, inode, name, self._new_tag(inode, name), True)
             try:
                 if writenotify:
-                    npages = -(-len(view) // PAGE_SIZE)
+                    inode.blocks = npages = -(-len(view) // PAGE_SIZE)
                     self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
                 else:
                     file.pwrite(view, 0)
@@ -403,18 +420,21 @@ class FileTable:
 
     # ---- pages ----
 
-    def page_in(self, object_: int, index: int, call: str) -> bool:
-        """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS)."""
+    def page_in(self, object_: int, index: int, call: str, major: bool = True) -> bool:
+        """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS).
+
+        *major*: the fault that finds it then is a major one.
+        """
         with self.lock:
             inode = self._by_object.get(object_)  # none if another thread unmapped it meanwhile
-            return inode is None or self.read_in(inode, index, index, call)
+            return inode is None or self.read_in(inode, index, index if major else None, call)
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
         """Brings page *index* into the cache and up to READ_AROUND - 1 others; *major* is marked as just read."""
         first = max(0, index - READ_AROUND // 2)
-        return self._fill(inode, first, READ_AROUND, major, call, index)
+        return self.fill(inode, first, READ_AROUND, major, call, index)
 
-    def _fill(self, inode: Inode, first: int, n: int, major: int | None, call: str, needed: int | None = None) -> bool:
+    def fill(self, inode: Inode, first: int, n: int, major: int | None, call: str, needed: int | None = None) -> bool:
         """Reads *n* pages from *first* on into the cache. False if they, or page *needed*, can't be read."""
         data = b""
         if inode.fd >= 0:
@@ -437,7 +457,7 @@ class FileTable:
             last = min(last, -(-int(info.size) // PAGE_SIZE)) if info is not None else first
             while first < last:
                 n = min(last - first, READ_AROUND)
-                if not self._fill(inode, first, n, None, call):
+                if not self.fill(inode, first, n, None, call):
                     return
                 first += n
 

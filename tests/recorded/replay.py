@@ -110,7 +110,7 @@ def mismatches(
                 yield Mismatch(recording, step.index, RESULTS, ("vmemu raised:", *trace[-7:]), before)
                 return
             for tier in sorted(left):
-                if differences := tuple(_compare(tier, step, result, states, relaxed)):
+                if differences := tuple(_compare(tier, step, result, states, relaxed, recording)):
                     yield Mismatch(recording, step.index, tier, differences, before)
                     left.discard(tier)
             if RESULTS in tiers and RESULTS not in left:
@@ -123,7 +123,12 @@ def mismatches(
 
 
 def _compare(
-    tier: int, step: Expected, result: dict[str, Any], states: dict[int, State], relaxed: bool
+    tier: int,
+    step: Expected,
+    result: dict[str, Any],
+    states: dict[int, State],
+    relaxed: bool,
+    recording: dict[str, Any],
 ) -> Iterator[str]:
     """What differs in one tier after one step, in words."""
     if tier == RESULTS:
@@ -134,7 +139,7 @@ def _compare(
             yield f"live processes: vmemu {sorted(states)}, kernel {sorted(step.states)}"
     elif tier == FAULTS and "minflt" in step.result:
         kernel = {"minflt": step.result["minflt"]}
-        if "val" in step.result:  # majors were recorded for reads and writes that succeed
+        if "val" in step.result or recording.get("settled"):  # others have majors of reads and writes only
             kernel["majflt"] = step.result.get("majflt", 0)
         for key, count in kernel.items():
             if result[key] != count:

@@ -189,6 +189,6 @@ def _populate(space: Space, start: int, end: int, what: Advice) -> None:
         if not vma.flags & needed:
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} forbids the access")
         stop = min(vma.end, end)
-        if not space.populate(at, stop, write):
+        if not space.populate(at, stop, write, major=True):
             raise syscall_error(CALL, errno.EFAULT, f"a page of {at:#x}-{stop:#x} is beyond the end of its file")
         at = stop

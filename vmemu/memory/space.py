@@ -94,14 +94,14 @@ class Space(Holder):
         self._touch(self._address(address, access), length, access, counts)
         return FaultCounts(*counts)
 
-    def _touch(self, address: int, length: int, access: int, counts: array[int]) -> None:
+    def _touch(self, address: int, length: int, access: int, counts: array[int], major: bool = True) -> None:
         end = min(address + length, 1 << 64)
         while address < end:
             trap = self.kernel.core.touch(self.sid, address, min(end - address, MASK), access, counts)
             if not trap.reason:
                 return
             address = trap.address
-            self._handle(trap, access)
+            self._handle(trap, access, major)
 
     def access(self, addresses: ArrayLike, write: bool | ArrayLike) -> NDArray[np.uint8]:
         """One access for each address -> the FaultKind of each."""
@@ -131,11 +131,15 @@ class Space(Holder):
                 at += 1
         return kinds
 
-    def populate(self, start: int, end: int, write: bool) -> bool:
-        """Faults in [start, end), inside one mapping, as get_user_pages() does. False: a page could not be had."""
+    def populate(self, start: int, end: int, write: bool, major: bool = False) -> bool:
+        """Faults in [start, end), inside one mapping, as get_user_pages() does. False: a page could not be had.
+
+        Where a page is read, populate_vma_page_range() takes the fault again as if it were the first time; so it is a
+        minor one, unless *major*.
+        """
         counts = array("Q", bytes(8 * _KINDS))
         try:
-            self._touch(start, end - start, c.GUP_WRITE if write else c.READ, counts)
+            self._touch(start, end - start, c.GUP_WRITE if write else c.READ, counts, major)
         except (SegmentationFault, BusError):
             return False
         finally:
@@ -150,19 +154,20 @@ class Space(Holder):
 
     # ---- decisions ----
 
-    def _handle(self, trap: Trap, access: int) -> None:
+    def _handle(self, trap: Trap, access: int, major: bool = True) -> None:
         """Makes the access possible, or raises."""
-        kind = self._decide(trap)
+        kind = self._decide(trap, major)
         if kind is not None:
             self._refuse(kind, trap.address, access)
 
-    def _decide(self, trap: Trap) -> FaultKind | None:
+    def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
         if trap.reason == c.TRAP_PAGE:
             try:
-                return None if self.kernel.files.page_in(trap.object, trap.page, "page fault") else FaultKind.BUS_ADRERR
+                read = self.kernel.files.page_in(trap.object, trap.page, "page fault", major)
+                return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
