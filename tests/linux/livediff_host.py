@@ -238,14 +238,15 @@ class _Run:
         if op["op"] == "mlockall":
             self._populate_image(slot)
         reply, _ = self._ask(slot, CALL, SYSCALLS[op["op"]], *self._arguments(op))
+        faults = {"minflt": reply.minor} | ({"majflt": reply.major} if reply.major else {})
         if reply.error:
-            return {"err": errno.errorcode[reply.error], "minflt": reply.minor}
+            return {"err": errno.errorcode[reply.error], **faults}
         if op["op"] not in ("mmap", "mremap"):
-            return {"minflt": reply.minor}
+            return faults
         answer = script.returned(reply.result)
         if "ret" in answer and op["op"] == "mmap":  # leave no strays
             self._ask(slot, CALL, SYSCALLS["munmap"], reply.result, script.length(op))
-        return {**answer, "minflt": reply.minor}
+        return {**answer, **faults}
 
     def _arguments(self, op: Op) -> tuple[int, ...]:
         address, length = script.address(op), script.length(op)
