@@ -17,6 +17,7 @@ import errno
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from vmemu import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     Advice,
+    Clone,
     File,
     ForkMode,
     Machine,
@@ -43,6 +45,7 @@ from vmemu import (
 )
 
 PAGE = 4096
+THREAD = Clone.VM | Clone.SIGHAND | Clone.THREAD
 TASK_SIZE = 0x7FFF_FFFF_F000
 TOP = 1 << 64
 EDGES = (0, PAGE, 65536, 1 << 21, 1 << 30, 1 << 39, TASK_SIZE - PAGE, TASK_SIZE, 1 << 47, 1 << 52, 1 << 63, TOP - PAGE)
@@ -149,8 +152,11 @@ class Api(Round):
             m.verify()
 
     def process(self) -> Process:
-        alive = [p for p in self.machine.processes.values() if p.state != "zombie"]
+        alive = [p for p in self.machine.processes.values() if p.threads]
         return self.rng.choice(alive[1:] or alive)
+
+    def task(self) -> Process:
+        return self.rng.choice(self.process().threads)
 
     def file(self) -> File | None:
         return self.rng.choice(self.files) if self.files else None
@@ -286,9 +292,52 @@ class Api(Round):
         else:
             p.fork(mode)
 
+    def do_clone(self) -> None:
+        r, p = self.rng, self.task()
+        if len(self.machine.processes) > 14 or len(p.threads) > 4:
+            return
+        flags = r.choice((0, Clone.VM, Clone.VM, Clone.VM | Clone.SIGHAND, THREAD, THREAD, Clone.VM | Clone.VFORK))
+        flags |= r.choice((0, 0, Clone.PARENT, 1 << r.randrange(32))) | r.choice((0, 17, 17, 10, 255))
+        self.say(f"{p.tid} {flags:#x}")
+        p.clone(flags)
+
+    def do_kill(self) -> None:
+        r, p = self.rng, self.task()
+        pid = r.choice((*self.machine.processes, 0, -1, -p.pid, 1 << 40))
+        sig = r.choice((0, 9, 19, 18, 18, 15, 17, 11, 65, -1))
+        self.say(f"{p.tid} {pid} {sig}")
+        if r.random() < 0.7 or pid > 1:
+            p.kill(pid, sig)
+        else:
+            p.tgkill(p.pid, self.task().tid, sig)
+
+    def do_signals(self) -> None:
+        r, p = self.rng, self.task()
+        handler = r.choice((signal.SIG_DFL, signal.SIG_IGN, "h"))
+        p.signal(r.choice((17, 15, 10, 9, 99, -1)), handler, r.choice((0, 1, 2)))
+        p.sigmask(r.choice((0, 1, 2, 9)), {r.choice((15, 17, 18, 19))})
+        p.set_death_signal(r.choice((0, 15, 99)))
+        p.set_child_subreaper(r.random() < 0.5)
+
+    def do_identity(self) -> None:
+        r, p = self.rng, self.task()
+        calls = (
+            lambda: p.setpgid(r.choice((0, *self.machine.processes)), r.choice((0, 0, p.pid, -1))),
+            p.setsid,
+            lambda: p.setresuid(r.choice((-1, 0, 7)), r.choice((-1, 0, 7)), 0),
+            lambda: p.set_name(bytes(r.randrange(20))),
+            lambda: p.set_oom_score_adj(r.choice((-1000, 5, 2000))),
+        )
+        r.choice(calls)()
+
+    def do_exit_thread(self) -> None:
+        p = self.task()
+        if p.tid != p.pid or self.rng.random() < 0.2:
+            p.exit_thread(3)
+
     def do_exit(self) -> None:
-        p = self.process()
-        self.say(f"{p.pid}")
+        p = self.task()
+        self.say(f"{p.tid}")
         if self.rng.random() < 0.5:
             p.exit(self.rng.randrange(300))
 
@@ -296,8 +345,8 @@ class Api(Round):
         self.process().wait(self.rng.choice((-1, 0, 3, 1 << 40)), self.rng.choice((0, os.WNOHANG, 99)))
 
     def do_exec(self) -> None:
-        p = self.process()
-        self.say(f"{p.pid}")
+        p = self.task()
+        self.say(f"{p.tid}")
         if self.rng.random() < 0.2:
             p.execve("/bin/sh", ["sh"], {"A": "B"})
 

@@ -8,6 +8,7 @@ again; the rest of the script then ends with the contents that it always has.
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vmemu import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     Advice,
+    Clone,
     ForkMode,
     Machine,
     Map,
@@ -58,6 +60,7 @@ class World:
     p: Process
     c: Process | None = None
     v: Process | None = None
+    s: Process | None = None
     f: Any = None
     g: Any = None
 
@@ -127,6 +130,9 @@ def _script() -> None:
     add("write heap", lambda w: w.p.write(w.p.brk(0) - 1000, b"heap".ljust(1000, b"!")))
     add("stack", lambda w: w.p.mmap(S + 15 * PAGE, PAGE, RW, ANON | Map.GROWSDOWN))
     add("push", lambda w: w.p.write(S + 10 * PAGE, b"push"))
+    add("share", assign("s", lambda w: w.p.clone(Clone.VM | signal.SIGCHLD)))
+    add("sharer forks", lambda w: w.s.fork(w.mode).exit())  # type: ignore[union-attr]
+    add("kill sharer", lambda w: w.p.kill(w.s.pid, signal.SIGKILL))  # type: ignore[union-attr]
     add("vfork", assign("v", lambda w: w.p.vfork()))
     add("vfork exec", lambda w: w.v.execve(w.program, ["x"]))  # type: ignore[union-attr]
     add("spawn", lambda w: w.machine.spawn(w.program).exit())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from vmemu import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     Advice,
+    Clone,
     FaultKind,
     File,
     ForkMode,
@@ -777,6 +779,23 @@ class Comparison(RuleBasedStateMachine):
         task.borrower = self.add([task.real[i].vfork() for i in (0, 1)], task.memory, task)
         self.call(task, "brk", 0, expect="EBUSY")
 
+    @precondition(lambda self: self.room() > 0)
+    @rule(data=st.data())
+    def clone(self, data: Any) -> None:
+        """A process that shares the memory; both go on."""
+        task = self.pick(data)
+        self.add([task.real[i].clone(Clone.VM | signal.SIGCHLD) for i in (0, 1)], task.memory, task)
+
+    @rule(data=st.data())
+    def thread(self, data: Any) -> None:
+        """One that ends again, after it has used the memory."""
+        task = self.pick(data)
+        threads = [task.real[i].clone(Clone.VM | Clone.SIGHAND | Clone.THREAD) for i in (0, 1)]
+        brk = [thread.brk() for thread in threads]
+        assert brk == [task.memory.brk] * 2
+        for thread in threads:
+            thread.exit()
+
     def leave(self, task: Task) -> None:
         if task.parent is not None and task.parent.borrower is task:
             task.parent.borrower = None
@@ -797,7 +816,18 @@ class Comparison(RuleBasedStateMachine):
     @rule(data=st.data(), code=st.integers(0, 255))
     def exit(self, data: Any, code: int) -> None:
         task = self.pick(data)
-        self.both(lambda which: task.real[which].exit(code))
+        self.end(task, lambda which: task.real[which].exit(code), code)
+
+    @rule(data=st.data(), sig=st.sampled_from((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)), code=st.integers(0, 1))
+    def kill(self, data: Any, sig: int, code: int) -> None:
+        """By itself or another; one that sleeps in vfork does not notice SIGSEGV before it wakes up."""
+        killer = self.pick(data)
+        able = [t for t in self.tasks if t.state == "running" and (t.borrower is None or sig != signal.SIGSEGV)]
+        victim = able[data.draw(st.integers(0, len(able) - 1), label="victim")]
+        self.end(victim, lambda which: killer.real[which].kill(victim.real[which].pid, sig), code)
+
+    def end(self, task: Task, how: Callable[[int], object], code: int) -> None:
+        self.both(how)
         self.leave(task)
         task.state = "zombie" if task.parent is not None else "gone"
         for child in self.tasks:

@@ -10,19 +10,20 @@ import os
 import signal
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 from vmemu import credentials, dispositions
 from vmemu.credentials import Credentials
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle import death, identity, signals, waiting
-from vmemu.lifecycle.memory import use
+from vmemu.lifecycle.memory import faults, process_faults, use
 from vmemu.lifecycle.sending import kill, tgkill
 from vmemu.memory.args import integer, u32, u64
 from vmemu.pids import INIT, RUNNING, THREAD, ZOMBIE, Flag
+from vmemu.types import FaultCounts
 
-__all__ = ["ChildInfo", "Task"]
+__all__ = ["ChildInfo", "Task", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class ChildInfo:
             return cls(pid, uid, os.WEXITSTATUS(status), os.CLD_EXITED)
         code = os.CLD_DUMPED if os.WCOREDUMP(status) else os.CLD_KILLED
         return cls(pid, uid, os.WTERMSIG(status), code)
+
+
+class Usage(NamedTuple):
+    """What getrusage(2) tells."""
+
+    ru_minflt: int
+    ru_majflt: int
 
 
 class Task:
@@ -287,6 +295,22 @@ class Task:
             self._use("tgkill")
             tgkill(self._kernel, self.tid, numbers[0], numbers[1], numbers[2])
 
+    def force_signal(self, sig: SupportsIndex) -> None:
+        """What the kernel does about a bad access of this task, or another trap: a handler of *sig* has it; without
+        one, also if it is blocked or ignored, the default action happens.
+
+        The MemoryFault of an access leaves the process alive; ``p.force_signal(fault.signal)`` is how it dies of it.
+        EPERM for init, EINVAL for what is no signal that a program can handle.
+        """
+        number = integer(sig, "signal", "sig")
+        with self._kernel.lock:
+            self._use("signal")
+            if self.pid == INIT:
+                raise syscall_error("signal", errno.EPERM, "init cannot die")
+            self._kernel.signals.of(self.pid).replace(number, signal.SIG_DFL, 0)  # EINVAL
+            signals.force(self._kernel, self.tid, number)
+            death.settle(self._kernel)
+
     def signal(self, sig: SupportsIndex, handler: Hashable, flags: int = 0) -> Hashable:
         """sigaction(2): signal.SIG_DFL, signal.SIG_IGN, or anything else, which stands for a handler -> the one before.
 
@@ -358,6 +382,20 @@ class Task:
         """
         which, how = integer(pid, "wait", "pid"), integer(options, "wait", "options")
         return waiting.wait4(self._kernel, self.tid, which, how)
+
+    def getrusage(self, who: SupportsIndex = 0) -> Usage:
+        """getrusage(2): 0 (RUSAGE_SELF), -1 (RUSAGE_CHILDREN: those that it waited for, and theirs) or 1
+        (RUSAGE_THREAD) -> what is counted here of that. EINVAL."""
+        table, whose = self._kernel.processes, integer(who, "getrusage", "who")
+        with self._kernel.lock:
+            self._use("getrusage")
+            if whose == -1:
+                return Usage(table.children_minor[self.pid], table.children_major[self.pid])
+            if whose not in (0, 1):
+                raise syscall_error("getrusage", errno.EINVAL, f"who {whose}")
+            counts = faults(self._kernel, self.tid) if whose else process_faults(self._kernel, self.pid)
+        own = FaultCounts(*counts)
+        return Usage(own.minor, own.major)
 
     def waitid(self, idtype: SupportsIndex, number: SupportsIndex, options: SupportsIndex) -> ChildInfo | None:
         """waitid(2): os.P_ALL, P_PID or P_PGID; os.WEXITED, WSTOPPED, WCONTINUED, WNOHANG, WNOWAIT. None with WNOHANG

@@ -221,7 +221,7 @@ def test_threads_share_all_but_faults_name_and_mask() -> None:
 
 
 def test_a_process_ends_with_its_last_thread() -> None:
-    """The first thread is a zombie that nobody can wait for until then; its own exit code counts."""
+    """The first thread is a zombie that nobody can wait for until then; the exit code of the last counts."""
     with machine() as m:
         p = m.spawn()
         c = p.fork()
@@ -233,7 +233,7 @@ def test_a_process_ends_with_its_last_thread() -> None:
         a = filled(t)
         assert t.read(a, 1) == b"\1"
         t.exit(4)
-        assert p.wait() == (c.pid, 3 << 8)
+        assert p.wait() == (c.pid, 4 << 8)
 
 
 @pytest.mark.parametrize("who", [0, 1])

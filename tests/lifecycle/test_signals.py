@@ -11,7 +11,7 @@ import pytest
 from lifecycle.test_identity import fails, limit
 from machines import anon, filled, machine, program
 
-from vmemu import PAGE_SIZE, FaultCounts, Process
+from vmemu import PAGE_SIZE, FaultCounts, Process, SegmentationFault
 from vmemu.limits import Resource
 
 STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -59,6 +59,29 @@ def test_a_core_is_dumped_if_the_limit_lets_it() -> None:
         limit(c, Resource.CORE, PAGE_SIZE)
         c.kill(c.pid, signal.SIGTERM)
         assert p.wait() == (c.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("handler", [DL, IGN, "handler"])
+def test_dying_of_a_bad_access(handler: object, blocked: bool) -> None:
+    """Only a handler that is not blocked helps."""
+    with machine() as m:
+        p = m.spawn()
+        c = p.fork()
+        c.signal(signal.SIGSEGV, handler)
+        if blocked:
+            c.sigmask(signal.SIG_BLOCK, {signal.SIGSEGV})
+        with pytest.raises(SegmentationFault) as caught:
+            c.read(0x1000, 1)
+        c.force_signal(caught.value.signal)
+        if handler == "handler" and not blocked:
+            assert c.state == "running"
+        else:
+            assert p.wait() == (c.pid, signal.SIGSEGV)
+        with fails(errno.EPERM):
+            m.init.force_signal(signal.SIGSEGV)
+        with fails(errno.EINVAL):
+            p.force_signal(signal.SIGKILL)
 
 
 def test_killing_frees_the_memory() -> None:
@@ -240,10 +263,12 @@ def test_faults_of_children_count_when_they_are_waited_for() -> None:
         c.touch(anon(c, 2), 2 * PAGE_SIZE, write=True)
         c.wait()
         c.exit()
-        table = m._kernel.processes
-        assert table.children_minor[p.pid] == 0
+        assert p.getrusage(-1).ru_minflt == 0
         p.wait()
-        assert table.children_minor[p.pid] == 5
+        assert p.getrusage(-1) == (5, 0)
+        assert p.getrusage() == p.getrusage(1) == (0, 0)
+        with fails(errno.EINVAL):
+            p.getrusage(2)
         assert p.faults == FaultCounts()
 
 

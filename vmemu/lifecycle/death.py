@@ -25,12 +25,12 @@ _JOB_STOPS = STOPS & ~ALWAYS
 
 
 def end_task(kernel: Kernel, tid: int, status: int) -> None:
-    """One task ends (do_exit()); its process goes on if there are others."""
+    """One task ends (do_exit()); its process goes on if there are others, and has the status of the last of them
+    (synchronize_group_exit())."""
     table = kernel.processes
     pid = table.process(tid)
     _leave(kernel, tid)
-    if tid == pid:
-        table.status[pid] = status
+    table.status[pid] = status
     if not table.alive(pid):
         _end_process(kernel, pid)
 

@@ -67,9 +67,10 @@ def leave_space(kernel: Kernel, tid: int) -> list[int]:
         kernel.core.space_free(sid)
         kernel.files.tidy()
     else:
-        if shared.current == tid:
-            _switch(kernel, sid, next(other for other in shared.saved if other != tid))
         del shared.saved[tid]
+        if shared.current == tid:
+            shared.current = next(iter(shared.saved))
+            kernel.core.set_faults(sid, shared.saved[shared.current])
         if len(shared.saved) == 1:
             del kernel.shared[sid]
     table.space[tid] = 0

@@ -16,7 +16,7 @@ from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.pids import INIT
 
-__all__ = ["allowed", "block", "dispose", "fatal", "post", "tell_parent"]
+__all__ = ["allowed", "block", "dispose", "fatal", "force", "post", "tell_parent"]
 
 CONTINUED = 0xFFFF
 """Status of a child that goes on."""
@@ -111,6 +111,18 @@ def _forget(kernel: Kernel, pid: int, mask: int) -> None:
 def fatal(dispositions: Dispositions, sig: int) -> bool:
     """It ends the process at once, wherever that is: by default, and without a core (complete_signal())."""
     return dispositions.default(sig) and not bit(sig) & (NOTHING | STOPS | CORES)
+
+
+def force(kernel: Kernel, tid: int, sig: int) -> None:
+    """A signal for what a task did itself, a bad access for one: a handler has it, unless it is blocked or ignored;
+    then the default action happens all the same (force_sig_info_to_task())."""
+    table = kernel.processes
+    pid, one = table.process(tid), bit(sig)
+    if table.blocked[tid] & one or kernel.signals.of(pid).ignored & one:
+        for other in table.same_handlers.get(pid, (pid,)):
+            kernel.signals.give(other, kernel.signals.of(pid).replace(sig, signal.SIG_DFL, 0))
+        table.blocked[tid] &= ~one
+    post(kernel, pid, sig, tid)
 
 
 def tell_parent(kernel: Kernel, pid: int) -> None:
