@@ -17,6 +17,7 @@ PYTHON = """
     procfs
     process
     task
+    persona
     lifecycle
     execve ksm
     loader memory
