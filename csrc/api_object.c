@@ -1,5 +1,6 @@
 /* Door: memory objects. See api.h. */
 #include "api.h"
+#include "fault.h"
 #include "space.h"
 
 /* Takes the lock and finds the object; without one the lock is given back and NULL returned. */
@@ -14,12 +15,26 @@ static struct object *enter_object(vmemu_machine *m, uint32_t id)
 	return obj;
 }
 
+/* An object of a pool has whole huge pages of shared memory, and reserves only what is free. */
+static int bad_pool_object(const vmemu_machine *m, uint32_t kind, uint64_t size)
+{
+	int giant = (kind & VMEMU_OBJ_GIANT) != 0;
+	uint64_t page = UINT64_C(1) << (giant ? 30 : 21);
+
+	if (!(kind & VMEMU_OBJ_HUGETLB))
+		return kind & (VMEMU_OBJ_GIANT | VMEMU_OBJ_RESERVE);
+	if (!(kind & VMEMU_OBJ_SHMEM) || kind & VMEMU_OBJ_ACCOUNT || size & (page - 1))
+		return 1;
+	return kind & VMEMU_OBJ_RESERVE &&
+	       m->vm.frames.pools[giant].free < fault_pool_reserved(&m->vm, giant) + size / page;
+}
+
 int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object)
 {
 	const uint32_t base = kind & (VMEMU_OBJ_SHMEM | VMEMU_OBJ_FILE);
 
 	enter(m);
-	if ((base != VMEMU_OBJ_SHMEM && base != VMEMU_OBJ_FILE) || size > INT64_MAX)
+	if ((base != VMEMU_OBJ_SHMEM && base != VMEMU_OBJ_FILE) || size > INT64_MAX || bad_pool_object(m, kind, size))
 		return leave(m, -EINVAL);
 	return leave(m, object_new(&m->vm.objects, kind, size, object));
 }
@@ -87,6 +102,8 @@ int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_
 
 	if (!obj)
 		return -EBADF;
+	if (obj->kind & VMEMU_OBJ_HUGETLB)
+		return leave(m, -EINVAL);
 	if (index >> 52 || npages >> 52)
 		return leave(m, -EINVAL);
 	end = min_u64(index + npages, object_pages(obj));
@@ -107,6 +124,8 @@ int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, vo
 
 	if (!obj)
 		return -EBADF;
+	if (obj->kind & VMEMU_OBJ_HUGETLB)
+		return leave(m, -EINVAL);
 	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
 	for (; done < length; done += n) {
 		pfn_t pfn = object_lookup(obj, (offset + done) >> PAGE_SHIFT);
@@ -133,6 +152,8 @@ int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, c
 
 	if (!obj)
 		return -EBADF;
+	if (obj->kind & VMEMU_OBJ_HUGETLB)
+		return leave(m, -EINVAL);
 	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
 	for (; done < length; done += n) {
 		uint64_t index = (offset + done) >> PAGE_SHIFT, in = (offset + done) & PAGE_MASK;
@@ -185,6 +206,8 @@ int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 
 	if (!obj)
 		return -EBADF;
+	if (obj->kind & VMEMU_OBJ_HUGETLB)
+		return leave(m, -EINVAL);
 	if (size > INT64_MAX)
 		return leave(m, -EINVAL);
 	old = obj->size;
@@ -205,6 +228,8 @@ int vmemu_object_punch(vmemu_machine *m, uint32_t object, uint64_t first, uint64
 
 	if (!obj)
 		return -EBADF;
+	if (obj->kind & VMEMU_OBJ_HUGETLB)
+		return leave(m, -EINVAL);
 	if (first >> 52 || npages >> 52)
 		return leave(m, -EINVAL);
 	space_unmap_object(&m->vm, object, first, first + npages, 0);

@@ -1,12 +1,14 @@
 /* Door: spaces, accesses and looking at them. See api.h. */
 #include "access.h"
 #include "api.h"
+#include "fault.h"
 #include "fork.h"
 #include "look.h"
 #include "space.h"
 
 /* What a mapping is for good. */
 #define SHARED_FLAGS ((uint64_t)(VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE))
+#define POOL_FLAGS (VMEMU_VM_HUGETLB | VMEMU_VM_GIANT | VMEMU_VM_POOL_OWNER | VMEMU_VM_POOL_UNMAPPED)
 
 /* n children, all or none. */
 static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, uint32_t *ids)
@@ -198,6 +200,24 @@ int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t hi
 	return leave(m, vmas_hole(&s->vmas, low, high, length, align, top, out));
 }
 
+/* A mapping has HUGETLB if its object has, of the same size of page, and may reserve only what is free. */
+static int bad_pool_vma(const vmemu_machine *m, const struct vmemu_vma *v)
+{
+	const struct object *obj = v->object ? object_get(&m->vm.objects, v->object) : NULL;
+	int giant = (v->flags & VMEMU_VM_GIANT) != 0;
+	uint64_t pages = vma_pages(v) >> (giant ? 18 : 9);
+
+	if (!(v->flags & VMEMU_VM_HUGETLB) || !obj || !(obj->kind & VMEMU_OBJ_HUGETLB))
+		return v->flags & POOL_FLAGS || (obj && obj->kind & VMEMU_OBJ_HUGETLB);
+	if (!(obj->kind & VMEMU_OBJ_GIANT) != !giant || !(v->flags & VMEMU_VM_DONTEXPAND) || !vma_aligned(v))
+		return 1;
+	if (vma_index_of(v, v->end) > object_pages(obj))
+		return 1;
+	return v->flags & VMEMU_VM_POOL_OWNER &&
+	       (v->flags & VMEMU_VM_SHARED ||
+		m->vm.frames.pools[giant].free < fault_pool_reserved(&m->vm, giant) + pages);
+}
+
 int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma)
 {
 	struct space *s = enter_space(m, space);
@@ -206,6 +226,8 @@ int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vm
 		return -EBADF;
 	if (bad_range(vma->start, vma->end) || vma->pgoff >> 52 || (vma->flags & SHARED_FLAGS && !vma->object) ||
 	    (vma->object && !object_get(&m->vm.objects, vma->object)))
+		return leave(m, -EINVAL);
+	if (bad_pool_vma(m, vma))
 		return leave(m, -EINVAL);
 	return leave(m, space_map(&m->vm, s, vma));
 }
@@ -229,7 +251,7 @@ int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_
 	if (!s)
 		return -EBADF;
 	v = vmas_find(&s->vmas, start, &pos);
-	if (bad_range(start, end) || !v || (v->flags ^ flags) & SHARED_FLAGS)
+	if (bad_range(start, end) || !v || (v->flags ^ flags) & (SHARED_FLAGS | POOL_FLAGS))
 		return leave(m, -EINVAL);
 	return leave(m, space_reflag(&m->vm, s, start, end, flags));
 }

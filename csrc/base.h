@@ -19,6 +19,7 @@
 #define PAGE_BYTES (UINT64_C(1) << PAGE_SHIFT)
 #define PAGE_MASK (PAGE_BYTES - 1)
 #define BLOCK_FRAMES 512u /* frames in an aligned 2 MiB block */
+#define TABLE_BLOCKS 512u /* blocks in 1 GiB */
 
 /* End of the user half; the last page below 2^47 cannot be mapped (TASK_SIZE_MAX). */
 #define TASK_SIZE UINT64_C(0x7ffffffff000)

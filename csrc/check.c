@@ -28,7 +28,7 @@ static int check_frames(const struct check *c)
 			uint32_t flags = f->of[b * BLOCK_FRAMES + i].flags;
 
 			used += flags & FRAME_USED ? 1 : 0;
-			anon += flags & FRAME_ANON ? 1 : 0;
+			anon += (flags & (FRAME_ANON | FRAME_HUGETLB)) == FRAME_ANON ? 1 : 0;
 			file += flags & FRAME_FILE ? 1 : 0;
 			shmem += flags & FRAME_SHMEM ? 1 : 0;
 			tables += flags & FRAME_TABLE ? 1 : 0;
@@ -88,7 +88,8 @@ static int check_leaf_entry(const struct check *c, pfn_t table, pte_t e, uint32_
 	      "frame %u: merged, and not anonymous or exclusive or part of a folio", pfn);
 	CHECK(!(fr->flags & FRAME_ANON && e & PTE_W) || fr->flags & FRAME_EXCLUSIVE,
 	      "frame %u: anonymous, writable, not exclusive", pfn);
-	resident[fr->flags & FRAME_ANON	   ? RESIDENT_ANON
+	resident[fr->flags & FRAME_HUGETLB ? RESIDENT_HUGETLB
+		 : fr->flags & FRAME_ANON  ? RESIDENT_ANON
 		 : fr->flags & FRAME_SHMEM ? RESIDENT_SHMEM
 					   : RESIDENT_FILE] += pte_frames(e);
 	return 0;
@@ -114,7 +115,7 @@ static int check_table(const struct check *c, pfn_t table, uint64_t *huge_entrie
 	const struct tables *t = &c->vm->tables;
 	const struct table_info *info = table_info(t, table);
 	const pte_t *e = table_entries(t, table);
-	uint32_t used = 0, huge = 0, resident[NRESIDENT] = { 0 };
+	uint32_t used = 0, huge = 0, spares = 0, resident[NRESIDENT] = { 0 };
 
 	CHECK(info->level >= 1 && info->level <= LEVELS, "table %u: level %u", table, info->level);
 	for (unsigned int i = 0; i < TABLE_ENTRIES; i++) {
@@ -126,6 +127,8 @@ static int check_table(const struct check *c, pfn_t table, uint64_t *huge_entrie
 		used++;
 		if (info->level == 1 || pte_huge(e[i])) {
 			huge += (uint32_t)pte_huge(e[i]);
+			spares += pte_huge(e[i]) && pfn < c->vm->frames.nframes &&
+				  !(c->vm->frames.of[pfn].flags & FRAME_HUGETLB);
 			rc = check_leaf_entry(c, table, e[i], resident);
 			if (rc)
 				return rc;
@@ -143,7 +146,7 @@ static int check_table(const struct check *c, pfn_t table, uint64_t *huge_entrie
 		CHECK(resident[k] == info->resident[k], "table %u: %u resident of kind %d, counted %u", table,
 		      info->resident[k], k, resident[k]);
 	*huge_entries += huge;
-	return info->level == 2 ? check_spares(c, table, huge) : 0;
+	return info->level == 2 ? check_spares(c, table, spares) : 0;
 }
 
 static int check_tables(const struct check *c)
@@ -186,7 +189,9 @@ static int check_objects(const struct check *c)
 		CHECK(obj->held || c->vm->env.users.of[id].count, "object %u: nobody needs it", id);
 		for (uint64_t i = object_next(obj, 0); i != UINT64_MAX; i = object_next(obj, i + 1), n++) {
 			pfn_t pfn = object_lookup(obj, i);
-			uint32_t kind = obj->kind & VMEMU_OBJ_SHMEM ? FRAME_SHMEM : FRAME_FILE;
+			uint32_t kind = obj->kind & VMEMU_OBJ_HUGETLB ? FRAME_HUGETLB
+					: obj->kind & VMEMU_OBJ_SHMEM ? FRAME_SHMEM
+								      : FRAME_FILE;
 
 			CHECK(i < object_pages(obj), "object %u: page %llu is beyond its end", id,
 			      (unsigned long long)i);
@@ -196,6 +201,41 @@ static int check_objects(const struct check *c)
 		}
 		CHECK(n == obj->nframes, "object %u: %llu frames, counted %llu", id, (unsigned long long)obj->nframes,
 		      (unsigned long long)n);
+	}
+	return 0;
+}
+
+/* Who holds a page of a pool, and that it is in the right place: free, or on somebody's account. */
+static int check_pool_page(const struct check *c, pfn_t head, struct pool *found)
+{
+	const struct folio *fo = folio_of(&c->vm->frames, head);
+
+	CHECK(fo->entire == c->entire[head / BLOCK_FRAMES] && fo->cached == c->refs[head] &&
+		      fo->refs == fo->entire + fo->cached,
+	      "pool page %u: %u references, %u entries, cached %u; found %u and %u", head, fo->refs, fo->entire,
+	      fo->cached, c->entire[head / BLOCK_FRAMES], c->refs[head]);
+	CHECK(!(frame_of(&c->vm->frames, head)->flags & FRAME_EXCLUSIVE) || fo->refs == 1,
+	      "pool page %u: exclusive with %u references", head, fo->refs);
+	found[fo->giant].total++;
+	found[fo->giant].free += !fo->refs;
+	found[fo->giant].consumed += fo->reserved;
+	return 0;
+}
+
+static int check_pools(const struct check *c, const struct pool *found)
+{
+	for (int giant = 0; giant < 2; giant++) {
+		const struct pool *p = &c->vm->frames.pools[giant];
+		uint64_t reserved = c->vm->env.pool[giant] + p->shared - p->consumed;
+
+		CHECK(p->total == found[giant].total && p->free == found[giant].free &&
+			      p->consumed == found[giant].consumed,
+		      "pool %d: %llu pages, %llu free, %llu consumed; found %llu, %llu, %llu", giant,
+		      (unsigned long long)p->total, (unsigned long long)p->free, (unsigned long long)p->consumed,
+		      (unsigned long long)found[giant].total, (unsigned long long)found[giant].free,
+		      (unsigned long long)found[giant].consumed);
+		CHECK(reserved <= p->free, "pool %d: %llu pages reserved, %llu free", giant,
+		      (unsigned long long)reserved, (unsigned long long)p->free);
 	}
 	return 0;
 }
@@ -239,6 +279,7 @@ static int check_refs(const struct check *c)
 {
 	const struct frames *f = &c->vm->frames;
 	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes), idle = 0, huge = 0;
+	struct pool pools[2] = { { 0 } };
 
 	if (f->zero != NO_PFN)
 		c->refs[f->zero]++; /* the boot's */
@@ -246,8 +287,12 @@ static int check_refs(const struct check *c)
 		const struct frame *fr = &f->of[pfn];
 
 		if (fr->flags & FRAME_LARGE) {
-			int rc = pfn % BLOCK_FRAMES ? 0 : check_folio(c, (pfn_t)pfn, &idle, &huge);
+			int rc = 0;
 
+			if (fr->flags & FRAME_HUGETLB && pfn == folio_first(f, (pfn_t)pfn))
+				rc = check_pool_page(c, (pfn_t)pfn, pools);
+			else if (!(fr->flags & FRAME_HUGETLB) && pfn % BLOCK_FRAMES == 0)
+				rc = check_folio(c, (pfn_t)pfn, &idle, &huge);
 			if (rc)
 				return rc;
 			continue;
@@ -262,7 +307,7 @@ static int check_refs(const struct check *c)
 	CHECK(idle == f->idle && huge == f->huge, "%llu folios mapped whole, %llu frames unmapped, counted %llu, %llu",
 	      (unsigned long long)f->huge, (unsigned long long)f->idle, (unsigned long long)huge,
 	      (unsigned long long)idle);
-	return 0;
+	return check_pools(c, pools);
 }
 
 int check_machine(struct vm *vm, char *msg, size_t size)

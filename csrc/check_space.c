@@ -38,6 +38,13 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		      "space %u: %#llx: present bit against PROT_NONE", vc->space->id, at);
 		CHECK(!(e[i] & PTE_NX) == !!(v->flags & VMEMU_VM_EXEC), "space %u: %#llx: NX against the mapping",
 		      vc->space->id, at);
+		CHECK(!(fr->flags & FRAME_HUGETLB) == !(v->flags & VMEMU_VM_HUGETLB),
+		      "space %u: %#llx: a page of a pool, or not, against the mapping", vc->space->id, at);
+		if (fr->flags & FRAME_HUGETLB)
+			CHECK(!(v->flags & VMEMU_VM_POOL_OWNER) == !folio_of(&c->vm->frames, pte_pfn(e[i]))->reserved ||
+				      folio_of(&c->vm->frames, pte_pfn(e[i]))->entire > 1 || c->vm->tables.shared,
+			      "space %u: %#llx: a page of a pool counts wrongly for its reservation", vc->space->id,
+			      at);
 		if (fr->flags & FRAME_ANON) {
 			CHECK(!(v->flags & VMEMU_VM_SHARED) && v->anon,
 			      "space %u: %#llx: anonymous frame in a mapping that has none", vc->space->id, at);

@@ -59,6 +59,8 @@ enum fault_action fault_classify(const struct fault_facts *f)
 		return ACT_FORBIDDEN;
 	if (f->pte == PTE_GUARD)
 		return ACT_NO_MAPPING;
+	if (f->vma->flags & VMEMU_VM_HUGETLB)
+		return !pte_mapped(f->pte) ? ACT_FILL_POOL : write && !(f->pte & PTE_W) ? ACT_WRITE_POOL : ACT_SPURIOUS;
 	if (pte_mapped(f->pte))
 		return write ? classify_write_protected(f) : ACT_SPURIOUS;
 	if (!f->vma->object) {

@@ -22,6 +22,8 @@ enum fault_action {
 	ACT_MAP_ZERO,	       /* anonymous read */
 	ACT_FILL,	       /* anonymous write, or read without a zero page */
 	ACT_REPLACE_ZERO,      /* write on the zero page */
+	ACT_FILL_POOL,	       /* nothing is mapped where pages of a pool belong */
+	ACT_WRITE_POOL,	       /* write on one that is write-protected */
 	ACT_FILL_HUGE,	       /* anonymous write where a huge page fits */
 	ACT_MAP_HUGE_ZERO,     /* anonymous read there */
 	ACT_REPLACE_HUGE_ZERO, /* write on the huge zero page */
@@ -95,5 +97,9 @@ int fault_fill_huge(struct fault *f);
 int fault_map_huge_zero(struct fault *f);
 int fault_replace_huge_zero(struct fault *f);
 int fault_split(struct fault *f);
+int fault_fill_pool(struct fault *f);
+int fault_write_pool(struct fault *f);
+/* Free pages of a pool that are promised to somebody. */
+uint64_t fault_pool_reserved(const struct vm *vm, int giant);
 
 #endif

@@ -90,6 +90,11 @@ static void settle(struct frames *f, pfn_t head, uint32_t before)
 
 	if (head == f->huge_zero)
 		return;
+	if (frame_of(f, head)->flags & FRAME_HUGETLB) {
+		if (!fo->refs)
+			pool_give(f, head);
+		return;
+	}
 	f->idle = f->idle - before + idle;
 	if (!fo->refs) {
 		if (fo->listed)
@@ -107,6 +112,12 @@ static void settle(struct frames *f, pfn_t head, uint32_t before)
 		fo->listed = 1;
 		f->events[VMEMU_EV_THP_DEFERRED_SPLIT_PAGE]++;
 	}
+}
+
+/* Counts as a transparent huge page of anonymous memory. */
+static int transparent(const struct frames *f, pfn_t head)
+{
+	return !(frame_of(f, head)->flags & (FRAME_ZERO | FRAME_HUGETLB));
 }
 
 /* ---- life ---- */
@@ -131,7 +142,7 @@ void folio_get(struct frames *f, pfn_t head)
 	struct folio *fo = folio_of(f, head);
 	uint32_t before = idle_frames(fo);
 
-	f->huge += !fo->entire++ && head != f->huge_zero;
+	f->huge += !fo->entire++ && transparent(f, head);
 	own_more(f, fo, 1);
 	settle(f, head, before);
 }
@@ -142,7 +153,7 @@ void folio_put(struct frames *f, pfn_t head)
 	uint32_t before = idle_frames(fo);
 
 	VM_ASSERT(fo->entire);
-	f->huge -= !--fo->entire && head != f->huge_zero;
+	f->huge -= !--fo->entire && transparent(f, head);
 	own_less(f, fo, 1);
 	settle(f, head, before);
 }
@@ -171,7 +182,7 @@ void folio_get_frame(struct frames *f, pfn_t pfn)
 
 	fo->pages = (uint16_t)(fo->pages + !frame_of(f, pfn)->refs++);
 	own_more(f, fo, 1);
-	settle(f, folio_head(pfn), before);
+	settle(f, folio_first(f, pfn), before);
 }
 
 void folio_put_frame(struct frames *f, pfn_t pfn)
@@ -186,7 +197,7 @@ void folio_put_frame(struct frames *f, pfn_t pfn)
 		fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
 	}
 	own_less(f, fo, 1);
-	settle(f, folio_head(pfn), before);
+	settle(f, folio_first(f, pfn), before);
 }
 
 int folio_reusable(const struct frames *f, pfn_t pfn)

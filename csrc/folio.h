@@ -19,20 +19,33 @@
 
 static inline struct folio *folio_of(const struct frames *f, pfn_t pfn)
 {
-	return &f->folios[pfn / BLOCK_FRAMES];
+	struct folio *fo = &f->folios[pfn / BLOCK_FRAMES];
+
+	return fo - fo->offset;
 }
 
+/* Its first frame; of one of 2 MiB. */
 static inline pfn_t folio_head(pfn_t pfn)
 {
 	return pfn - pfn % BLOCK_FRAMES;
 }
 
+/* The same of any size. */
+static inline pfn_t folio_first(const struct frames *f, pfn_t pfn)
+{
+	return (pfn_t)(folio_of(f, pfn) - f->folios) * BLOCK_FRAMES;
+}
+
+static inline uint32_t folio_frames(const struct folio *fo)
+{
+	return fo->giant ? BLOCK_FRAMES * TABLE_BLOCKS : BLOCK_FRAMES;
+}
+
 /* A folio of zeros (zeroed != 0) or of unknown bytes, mapped by one huge entry on behalf of f->space. -ENOMEM: there is no
  * whole block. */
 int folio_alloc(struct frames *f, uint32_t flags, int zeroed, pfn_t *head);
-/* One more huge entry, and one less. */
+/* One more huge entry (folio_put in frame.h: one less). */
 void folio_get(struct frames *f, pfn_t head);
-void folio_put(struct frames *f, pfn_t head);
 /* A huge entry has become 512 leaf entries. EXCLUSIVE goes to each frame. */
 void folio_split_entry(struct frames *f, pfn_t head);
 /* A frame of a folio mapped by leaf entries may be written in place by f->space: nobody else maps any part of the folio, and
@@ -40,5 +53,8 @@ void folio_split_entry(struct frames *f, pfn_t head);
 int folio_reusable(const struct frames *f, pfn_t pfn);
 /* Makes ordinary frames of a folio without huge entries; those that nothing maps are freed. */
 void folio_dissolve(struct frames *f, pfn_t head);
+
+/* In pool.c: the last reference to a page of a pool went. */
+void pool_give(struct frames *f, pfn_t head);
 
 #endif

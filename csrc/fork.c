@@ -89,11 +89,13 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 	struct frame *fr = frame_of(frames, head);
 	struct leaf leaf;
 	pte_t copy;
-	int rc = table_own_huge(tables, &r->c->child->root, va, 2, &leaf);
+	int pool =
+		fr->flags & FRAME_HUGETLB; /* what is promised to the parent is not copied for the child beforehand */
+	int rc = table_own_huge(tables, &r->c->child->root, va, *e & PTE_GIANT ? 3 : 2, &leaf);
 
 	if (rc)
 		return rc;
-	if (r->c->eager && fr->flags & FRAME_ANON) {
+	if (r->c->eager && fr->flags & FRAME_ANON && !pool) {
 		rc = folio_alloc(frames, FRAME_ANON, 0, &new);
 		if (rc)
 			return copy_huge_in_parts(r, e, va);
@@ -107,7 +109,7 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 		*e &= ~PTE_W;
 	}
 	copy = (*e & ~(PTE_A | PTE_FRAME)) | ((uint64_t)new << PAGE_SHIFT);
-	rc = table_set_huge(tables, &leaf, settle(r->c, r->vma, copy));
+	rc = table_set_huge(tables, &leaf, pool ? copy : settle(r->c, r->vma, copy));
 	if (rc)
 		folio_put(frames, new);
 	return rc;
@@ -147,7 +149,7 @@ static vma_t child_vma(struct vm *vm, const vma_t *v)
 {
 	vma_t c = *v;
 
-	c.flags &= ~(uint64_t)(VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT);
+	c.flags &= ~(uint64_t)(VMEMU_VM_LOCKED | VMEMU_VM_LOCKONFAULT | VMEMU_VM_POOL_OWNER);
 	if (c.flags & VMEMU_VM_WIPEONFORK)
 		c.anon = 0;
 	else if (c.anon)
@@ -202,7 +204,7 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 			rc = space_unmap(vm, child, part.start, part.end);
 			continue;
 		}
-		if (!(part.flags & (VMEMU_VM_LOCKED | VMEMU_VM_WIPEONFORK)))
+		if (!(part.flags & (VMEMU_VM_LOCKED | VMEMU_VM_WIPEONFORK | VMEMU_VM_POOL_OWNER)))
 			continue;
 		rc = vmas_own(&vm->env, &child->vmas, part.start, part.end);
 		if (!rc && part.flags & VMEMU_VM_WIPEONFORK)

@@ -206,6 +206,27 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 	return 0;
 }
 
+int frame_alloc_giant(struct frames *f, uint32_t flags, pfn_t *head)
+{
+	uint64_t first = (f->virgin + TABLE_BLOCKS - 1) / TABLE_BLOCKS * TABLE_BLOCKS;
+
+	if (host_fails(f->host) || (first + TABLE_BLOCKS) * BLOCK_FRAMES > f->nframes)
+		return -ENOMEM;
+	for (; f->virgin < first; f->virgin++)
+		list_push(f, &f->returned, f->virgin);
+	f->virgin = first + TABLE_BLOCKS;
+	*head = (pfn_t)(first * BLOCK_FRAMES);
+	for (uint64_t b = first; b < f->virgin; b++) {
+		f->blocks[b].kind = BLOCK_DATA;
+		f->blocks[b].used = f->blocks[b].fresh = BLOCK_FRAMES;
+	}
+	for (uint32_t i = 0; i < TABLE_BLOCKS * BLOCK_FRAMES; i++)
+		f->of[*head + i] = (struct frame){ 0, (uint16_t)(FRAME_USED | flags), 0 };
+	f->free -= TABLE_BLOCKS * BLOCK_FRAMES;
+	f->events[VMEMU_EV_PGALLOC] += TABLE_BLOCKS * BLOCK_FRAMES;
+	return 0;
+}
+
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 {
 	int zeroed, rc = frame_alloc(f, flags, pfn, &zeroed);
@@ -296,7 +317,10 @@ void frame_put(struct frames *f, pfn_t pfn)
 	if (pfn == f->zero)
 		return;
 	if (__builtin_expect(fr->flags & FRAME_LARGE, 0)) {
-		folio_put_frame(f, pfn);
+		if (fr->flags & FRAME_HUGETLB)
+			folio_put(f, pfn);
+		else
+			folio_put_frame(f, pfn);
 		return;
 	}
 	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));

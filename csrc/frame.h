@@ -66,6 +66,20 @@ struct folio {
 	uint32_t owned[2]; /* their entries */
 	uint32_t prev;	   /* in the list of folios partly unmapped; block index plus one */
 	uint32_t next;
+	uint16_t offset;  /* blocks behind the first one, in a page of 1 GiB */
+	uint8_t giant;	  /* 1 GiB; of a pool */
+	uint8_t reserved; /* of a pool: taken from what a mapping had reserved */
+	uint8_t cached;	  /* of a pool: a memory object holds it */
+	uint8_t used;	  /* of a pool: its bytes are not known to be zero */
+};
+
+/* Huge pages set aside at boot, of 2 MiB [0] and of 1 GiB [1]; see pool.h. */
+struct pool {
+	uint64_t total; /* all in huge pages */
+	uint64_t free;
+	uint64_t consumed; /* in use on account of private reservations */
+	uint64_t shared;   /* reserved by memory objects and not in use */
+	uint32_t head;	   /* free ones; block index plus one */
 };
 
 struct frames {
@@ -85,13 +99,14 @@ struct frames {
 	uint32_t partial[3]; /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
 	uint32_t returned;   /* head of the emptied blocks that were given back to the host */
 	uint32_t retained;   /* length of partial[BLOCK_WHOLE] */
-	uint64_t idle;	     /* frames of folios that nothing maps */
-	uint64_t huge;	     /* folios that huge entries map, the huge zero page aside */
-	uint32_t unmapped;   /* folios with such frames; block index plus one */
-	uint32_t space;	     /* on whose behalf entries come and go now, by birth */
-	pfn_t zero;	     /* the zero page or NO_PFN */
-	pfn_t huge_zero;     /* first frame of the huge zero page or NO_PFN */
-	uint32_t contents;   /* data frames hold bytes */
+	struct pool pools[2];
+	uint64_t idle;	   /* frames of folios that nothing maps */
+	uint64_t huge;	   /* folios that huge entries map, the huge zero page aside */
+	uint32_t unmapped; /* folios with such frames; block index plus one */
+	uint32_t space;	   /* on whose behalf entries come and go now, by birth */
+	pfn_t zero;	   /* the zero page or NO_PFN */
+	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
+	uint32_t contents; /* data frames hold bytes */
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 };
@@ -113,6 +128,8 @@ uint64_t frames_whole(const struct frames *f);
 
 /* A whole block, each frame USED | flags without references; its bytes zero or as they are. -ENOMEM: there is no whole block. */
 int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head);
+/* An aligned run of 512 blocks never used, the same way. -ENOMEM: there is none. */
+int frame_alloc_giant(struct frames *f, uint32_t flags, pfn_t *head);
 /* Drops a reference to a frame that is not a table; the last one frees it. */
 void frame_put(struct frames *f, pfn_t pfn);
 /* Frees a frame, or a block, whose references are all gone (tables, folios). */
@@ -121,6 +138,8 @@ void frame_free_block(struct frames *f, pfn_t head);
 /* In folio.c: one more leaf entry for a frame of a folio, and one less. */
 void folio_get_frame(struct frames *f, pfn_t pfn);
 void folio_put_frame(struct frames *f, pfn_t pfn);
+/* In folio.c: one huge entry less. */
+void folio_put(struct frames *f, pfn_t head);
 /* In folio.c: dissolves a folio that is partly unmapped (the deferred split list), or frees the unused huge zero page; 0: there
  * is neither. */
 int folio_reclaim(struct frames *f);

@@ -32,7 +32,7 @@ int huge_collapse(struct vm *vm, struct space *s, uint64_t va)
 	pfn_t head;
 	pte_t huge;
 
-	if (!e || !v || v->start > va || v->object)
+	if (!e || !v || v->start > va || v->end < va + ENTRY_BYTES(2) || v->object || !v->anon)
 		return -EINVAL;
 	if (pte_huge(*e))
 		return 0;

@@ -106,6 +106,7 @@ enum kpf {
 	KPF_SWAPBACKED = 14,
 	KPF_COMPOUND_HEAD = 15,
 	KPF_COMPOUND_TAIL = 16,
+	KPF_HUGE = 17,
 	KPF_KSM = 21,
 	KPF_THP = 22,
 	KPF_ZERO_PAGE = 24,
@@ -122,8 +123,8 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 	if (f & FRAME_TABLE)
 		return UINT64_C(1) << KPF_PGTABLE;
 	if (f & FRAME_LARGE)
-		out |= UINT64_C(1) << KPF_THP |
-		       UINT64_C(1) << (pfn == folio_head(pfn) ? KPF_COMPOUND_HEAD : KPF_COMPOUND_TAIL);
+		out |= UINT64_C(1) << (f & FRAME_HUGETLB ? KPF_HUGE : KPF_THP) |
+		       UINT64_C(1) << (pfn == folio_first(&vm->frames, pfn) ? KPF_COMPOUND_HEAD : KPF_COMPOUND_TAIL);
 	if (f & FRAME_ZERO)
 		return (out & ~(UINT64_C(1) << KPF_UPTODATE | UINT64_C(1) << KPF_LRU)) | UINT64_C(1) << KPF_ZERO_PAGE;
 	if (look_mapcount(vm, pfn))
@@ -171,10 +172,11 @@ struct pagemap_ctx {
 
 static uint64_t pagemap_entry(const struct vm *vm, pte_t e, pfn_t pfn)
 {
-	uint32_t flags = frame_of(&vm->frames, pfn)->flags;
+	uint32_t flags = frame_of(&vm->frames, pte_pfn(e))->flags;
 	uint64_t bits = PM_PRESENT | pfn;
 
-	if (flags & FRAME_OBJECT || (flags & FRAME_ZERO && pte_huge(e))) /* pagemap_pmd_range() asks for PageAnon */
+	if (flags & FRAME_OBJECT || (flags & (FRAME_HUGETLB | FRAME_ANON)) == FRAME_HUGETLB ||
+	    (flags & FRAME_ZERO && pte_huge(e))) /* pagemap_pmd_range() asks for PageAnon */
 		bits |= PM_FILE;
 	if (look_mapcount(vm, pfn) == 1)
 		bits |= PM_EXCLUSIVE;
@@ -261,6 +263,11 @@ static int usage_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		va += leaf_bytes(e[i]);
 		if (!pte_mapped(e[i]) || frame_of(&c->vm->frames, pte_pfn(e[i]))->flags & FRAME_ZERO)
 			continue;
+		if (frame_of(&c->vm->frames, pte_pfn(e[i]))->flags & FRAME_HUGETLB) {
+			*(look_mapcount(c->vm, pte_pfn(e[i])) > 1 ? &c->out->shared_hugetlb
+								  : &c->out->private_hugetlb) += end - from;
+			continue;
+		}
 		if (pte_huge(e[i]))
 			c->out->anon_huge += end - from;
 		for (; from < end; from += PAGE_BYTES)
@@ -342,7 +349,7 @@ int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uin
 
 		while (v->end <= va)
 			v = vmas_next(&s->vmas, &pos);
-		obj = v->object ? object_get(&vm->objects, v->object) : NULL;
+		obj = v->object && !(v->flags & VMEMU_VM_HUGETLB) ? object_get(&vm->objects, v->object) : NULL;
 		e = table_walk(&vm->tables, s->root, va, &writable);
 		out[(va - start) >> PAGE_SHIFT] =
 			(e && pte_mapped(*e)) || (obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
@@ -359,6 +366,7 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	out->anon = sum.resident[RESIDENT_ANON];
 	out->file = sum.resident[RESIDENT_FILE];
 	out->shmem = sum.resident[RESIDENT_SHMEM];
+	out->hugetlb = sum.resident[RESIDENT_HUGETLB];
 	out->tables = sum.tables;
 	out->shared_tables = sum.shared;
 	out->peak_rss = max_u64(s->peak_rss, out->anon + out->file + out->shmem);
@@ -377,7 +385,8 @@ void look_machine(const struct vm *vm, struct vmemu_machine_info *out)
 		.anon_huge = f->huge * BLOCK_FRAMES,
 		.file = f->file,
 		.shmem = f->shmem,
-		.zero = f->zero != NO_PFN,
+		.zero = (f->zero != NO_PFN) + (f->huge_zero != NO_PFN ? BLOCK_FRAMES : 0),
+		.pooled = f->pools[0].total * BLOCK_FRAMES + f->pools[1].total * BLOCK_FRAMES * TABLE_BLOCKS,
 		.copied = f->copied,
 		.shared_tables = vm->tables.shared,
 		.account = vm->env.account,

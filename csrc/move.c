@@ -24,6 +24,8 @@ static int split_misfits(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		if (rc || !*to.pte)
 			return rc;
 	}
+	if (frame_of(&mv->vm->frames, pte_pfn(e[first]))->flags & FRAME_HUGETLB)
+		return -EINVAL;
 	table_split(&mv->vm->tables, &from);
 	return 0;
 }

@@ -1,6 +1,8 @@
 /* Memory objects: the radix tree from page index to frame, and who keeps an object alive. See object.h. */
 #include "object.h"
 
+#include "pool.h"
+
 #define FANOUT_BITS 6
 #define FANOUT (1u << FANOUT_BITS)
 #define MAX_HEIGHT 9 /* 54 bits of page index */
@@ -28,6 +30,17 @@ static unsigned int slot_of(uint64_t index, uint32_t height)
 static int in_reach(const struct object *obj, uint64_t index)
 {
 	return obj->height && index >> (FANOUT_BITS * obj->height) == 0;
+}
+
+/* Huge pages that an object of a pool reserves for its size. */
+static uint64_t reserve_of(const struct object *obj)
+{
+	return obj->kind & VMEMU_OBJ_RESERVE ? object_pages(obj) >> (obj->kind & VMEMU_OBJ_GIANT ? 18 : 9) : 0;
+}
+
+static struct pool *pool_of(const struct objects *o, const struct object *obj)
+{
+	return &o->frames->pools[obj->kind & VMEMU_OBJ_GIANT ? 1 : 0];
 }
 
 /* ---- life ---- */
@@ -66,6 +79,7 @@ int object_new(struct objects *o, uint32_t kind, uint64_t size, uint32_t *id)
 	o->of[i] = (struct object){ .kind = kind, .held = 1, .size = size };
 	o->count++;
 	o->env->account += object_charge(&o->of[i]);
+	pool_of(o, &o->of[i])->shared += reserve_of(&o->of[i]);
 	*id = i;
 	return 0;
 }
@@ -84,6 +98,7 @@ static void free_if_unused(struct objects *o, uint32_t id)
 	object_drop(o, obj, 0, UINT64_MAX);
 	VM_ASSERT(!obj->root && !obj->nframes);
 	o->env->account -= object_charge(obj);
+	pool_of(o, obj)->shared -= reserve_of(obj);
 	obj->kind = 0;
 	o->count--;
 }
@@ -218,22 +233,60 @@ static struct node *grow_to(struct objects *o, struct object *obj, uint64_t inde
 	return node;
 }
 
+static void insert(struct object *obj, struct node *node, uint64_t index, pfn_t pfn)
+{
+	VM_ASSERT(!node->slot[slot_of(index, 1)]);
+	node->slot[slot_of(index, 1)] = from_pfn(pfn);
+	node->count++;
+	obj->nframes++;
+}
+
 int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn)
 {
 	struct node *node = grow_to(o, obj, index);
 	int rc = -ENOMEM;
 
+	VM_ASSERT(!(obj->kind & VMEMU_OBJ_HUGETLB));
 	if (node)
 		rc = frame_alloc_zeroed(o->frames, obj->kind & VMEMU_OBJ_SHMEM ? FRAME_SHMEM : FRAME_FILE, pfn);
 	if (rc) {
 		prune_root(o, obj, index);
 		return rc;
 	}
-	VM_ASSERT(!node->slot[slot_of(index, 1)]);
-	node->slot[slot_of(index, 1)] = from_pfn(*pfn);
-	node->count++;
-	obj->nframes++;
+	insert(obj, node, index, *pfn);
 	return 0;
+}
+
+int object_add_huge(struct objects *o, struct object *obj, uint64_t index, pfn_t head)
+{
+	struct node *node = grow_to(o, obj, index);
+
+	if (!node) {
+		prune_root(o, obj, index);
+		return -ENOMEM;
+	}
+	insert(obj, node, index, head);
+	folio_of(o->frames, head)->cached = 1;
+	folio_of(o->frames, head)->refs++;
+	if (obj->kind & VMEMU_OBJ_RESERVE)
+		pool_of(o, obj)->shared--;
+	return 0;
+}
+
+/* The object lets go of a frame. */
+static void let_go(struct objects *o, const struct object *obj, pfn_t pfn)
+{
+	struct folio *fo = folio_of(o->frames, pfn);
+
+	if (!(obj->kind & VMEMU_OBJ_HUGETLB)) {
+		frame_put(o->frames, pfn);
+		return;
+	}
+	if (obj->kind & VMEMU_OBJ_RESERVE)
+		pool_of(o, obj)->shared++;
+	fo->cached = 0;
+	if (!--fo->refs)
+		pool_give(o->frames, pfn);
 }
 
 static void remove_one(struct objects *o, struct object *obj, uint64_t index)
@@ -243,7 +296,7 @@ static void remove_one(struct objects *o, struct object *obj, uint64_t index)
 
 	for (uint32_t h = obj->height; h > 1; h--)
 		node = node->slot[slot_of(index, h)];
-	frame_put(o->frames, to_pfn(node->slot[i]));
+	let_go(o, obj, to_pfn(node->slot[i]));
 	node->slot[i] = NULL;
 	node->count--;
 	obj->nframes--;

@@ -58,6 +58,8 @@ pfn_t object_lookup(const struct object *obj, uint64_t index);
 uint64_t object_next(const struct object *obj, uint64_t index);
 /* A zeroed frame for a page that has none. On failure -ENOMEM. */
 int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn);
+/* The same for an object of huge pages: a page of a pool, its reference the object's. index: that of its first 4 KiB. */
+int object_add_huge(struct objects *o, struct object *obj, uint64_t index, pfn_t head);
 /* Drops the pages [first, last) from the cache. */
 void object_drop(struct objects *o, struct object *obj, uint64_t first, uint64_t last);
 

@@ -1,8 +1,46 @@
 /* Spaces: changes of VMAs and tables together. See space.h. */
 #include "space.h"
 
+#include "pool.h"
+
 /* Room for the VMAs that one change makes of those it touches: what is left on both sides, two neighbours, the new one. */
 #define MAX_PIECES 6
+
+/* ---- pools of huge pages ---- */
+
+struct reserve {
+	struct vm *vm;
+	int consumed;
+};
+static int account_pages(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct reserve *r = ctx;
+
+	(void)table;
+	(void)last;
+	(void)va;
+	if (pte_huge(e[first]))
+		pool_account(&r->vm->frames, pte_pfn(e[first]), r->consumed);
+	return 0;
+}
+
+/* Pages of a pool in [start, end) stop counting for what the mappings there reserved, since they will be dropped, or count
+ * again, since they were not. */
+static void reserve_again(struct vm *vm, struct space *s, uint64_t start, uint64_t end, int consumed)
+{
+	struct reserve r = { vm, consumed };
+	struct vma_pos pos;
+	const vma_t *v;
+
+	if (!s->vmas.sums.pool[0] && !s->vmas.sums.pool[1])
+		return;
+	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos))
+		if (v->flags & VMEMU_VM_POOL_OWNER)
+			(void)table_visit(&vm->tables, s->root, max_u64(start, v->start), min_u64(end, v->end),
+					  account_pages, &r);
+}
+
+/* ---- life ---- */
 
 /* Ids go round: one that was given back is not given out again soon, so that whoever still has it finds nothing there. The
  * table is kept half empty, which keeps the search short. */
@@ -40,6 +78,7 @@ int space_new(struct vm *vm, struct space **out)
 void space_free(struct vm *vm, struct space *s)
 {
 	vm->frames.space = s->birth;
+	reserve_again(vm, s, 0, TASK_SIZE, 0);
 	if (s->root != NO_PFN)
 		table_put(&vm->tables, s->root);
 	vmas_destroy(&vm->env, &s->vmas);
@@ -59,7 +98,7 @@ void space_mark_peak(struct vm *vm, struct space *s)
 		return;
 	table_sum(&vm->tables, s->root, &sum);
 	for (int kind = 0; kind < NRESIDENT; kind++)
-		rss += sum.resident[kind];
+		rss += kind == RESIDENT_HUGETLB ? 0 : sum.resident[kind];
 	s->peak_rss = max_u64(s->peak_rss, rss);
 }
 
@@ -119,6 +158,9 @@ int space_replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, 
 	if (rc)
 		return rc;
 	n = replan(&s->vmas, start, end, middle, pieces, &at, &ndel);
+	for (uint32_t i = 0; i < n; i++)
+		if (!vma_aligned(&pieces[i]))
+			return -EINVAL;
 	return vmas_splice(&vm->env, &s->vmas, at, ndel, pieces, n);
 }
 
@@ -157,10 +199,14 @@ int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	space_mark_peak(vm, s);
 	space_room_around(s, start, end, &floor, &ceiling);
 	rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
-	if (!rc)
-		rc = space_replace(vm, s, start, end, NULL);
+	if (rc)
+		return rc;
+	reserve_again(vm, s, start, end, 0);
+	rc = space_replace(vm, s, start, end, NULL);
 	if (!rc)
 		table_zap(&vm->tables, &s->root, floor, ceiling);
+	else
+		reserve_again(vm, s, start, end, 1);
 	return rc;
 }
 
@@ -179,7 +225,10 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v)
 	}
 	new.anon = 0;
 	new.flags |= VMEMU_VM_SOFTDIRTY; /* what it grew from too */
+	reserve_again(vm, s, v->start, v->end, 0);
 	rc = space_replace(vm, s, v->start, v->end, &new);
+	if (rc)
+		reserve_again(vm, s, v->start, v->end, 1);
 	if (!rc && old)
 		table_zap(&vm->tables, &s->root, floor, ceiling);
 	return rc;
@@ -208,7 +257,11 @@ static int reflag_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, 
 			continue;
 		fr = frame_of(&r->vm->frames, pte_pfn(e[i]));
 		new = pte_reflag(e[i], r->flags);
-		if (r->flags & VMEMU_VM_WRITE) {
+		if (fr->flags &
+		    FRAME_HUGETLB) { /* hugetlb_change_protection(): vm_page_prot has W where it is shared */
+			if ((r->flags & (VMEMU_VM_WRITE | VMEMU_VM_SHARED)) == (VMEMU_VM_WRITE | VMEMU_VM_SHARED))
+				new |= PTE_W;
+		} else if (r->flags & VMEMU_VM_WRITE) {
 			int may = r->flags & VMEMU_VM_SHARED ? e[i] & PTE_D || fr->flags & FRAME_SHMEM
 							     : (fr->flags & (FRAME_ANON | FRAME_EXCLUSIVE)) ==
 								       (FRAME_ANON | FRAME_EXCLUSIVE);
@@ -272,6 +325,8 @@ int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	space_mark_peak(vm, s);
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
 	if (!rc)
+		reserve_again(vm, s, start, end, 0);
+	if (!rc)
 		table_clear(&vm->tables, s->root, start, end);
 	return rc;
 }
@@ -290,6 +345,8 @@ int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int
 		return -ENOMEM;
 	if (space_is_mapped(s, start, end))
 		return -EEXIST;
+	if (v->flags & VMEMU_VM_HUGETLB)
+		return -EINVAL;
 	rc = vmas_own(&vm->env, &s->vmas, start, end);
 	if (!rc && down) /* expand_downwards() wants the identity for its lock */
 		rc = vmas_prepare_anon(&vm->env, &s->vmas, edge);
@@ -321,6 +378,8 @@ int space_split(struct vm *vm, struct space *s, uint64_t at)
 		return rc;
 	parts[0] = vma_part(v, v->start, at);
 	parts[1] = vma_part(v, at, v->end);
+	if (!vma_aligned(&parts[1]))
+		return -EINVAL;
 	return vmas_splice(&vm->env, &s->vmas, pos, 1, parts, 2);
 }
 

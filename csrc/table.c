@@ -232,6 +232,8 @@ int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf)
 
 static enum resident_kind resident_kind(const struct frame *fr)
 {
+	if (fr->flags & FRAME_HUGETLB)
+		return RESIDENT_HUGETLB;
 	if (fr->flags & FRAME_ANON)
 		return RESIDENT_ANON;
 	return fr->flags & FRAME_SHMEM ? RESIDENT_SHMEM : RESIDENT_FILE;

@@ -19,7 +19,7 @@
 #include "folio.h"
 #include "pte.h"
 
-enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, NRESIDENT };
+enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, RESIDENT_HUGETLB, NRESIDENT };
 
 /* What the host keeps beside each table. */
 struct table_info {

@@ -191,8 +191,10 @@ int table_split_at(struct tables *t, pfn_t *root, uint64_t va)
 	if (!t->huge || !(va & (ENTRY_BYTES(2) - 1)) || *root == NO_PFN)
 		return 0;
 	e = table_walk(t, *root, va, &writable);
-	if (!e || !pte_huge(*e))
+	if (!e || !pte_huge(*e) || !(va & (leaf_bytes(*e) - 1)))
 		return 0;
+	if (!needs_spare(t, *e))
+		return -EINVAL;
 	rc = table_own(t, root, va, &leaf);
 	if (!rc)
 		table_split(t, &leaf);
@@ -205,6 +207,8 @@ static int split_one(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsig
 
 	(void)last;
 	(void)va;
+	if (pte_huge(e[first]) && !needs_spare(ctx, e[first]))
+		return -EINVAL;
 	if (pte_huge(e[first]))
 		table_split(ctx, &leaf);
 	return 0;

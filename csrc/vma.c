@@ -29,6 +29,14 @@ static void use_all(struct vma_env *env, const vma_t *v, uint32_t n, int by)
 	}
 }
 
+/* The sums of a space in those of the machine: in (by = 1) or out (by = -1). */
+static void charge(struct vma_env *env, const sums_t *s, uint64_t by)
+{
+	env->account += by * s->account;
+	env->pool[0] += by * s->pool[0];
+	env->pool[1] += by * s->pool[1];
+}
+
 /* ---- blocks ---- */
 
 static struct vma_block *block_new(struct vma_env *env, uint32_t count)
@@ -302,7 +310,7 @@ static void replace_blocks(struct vma_env *env, struct vma_index *ix, uint32_t f
 int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n)
 {
 	struct vma_block *fresh[3] = { NULL, NULL, NULL }, *first = NULL, *last = NULL;
-	uint64_t charged = s->sums.account;
+	sums_t before = s->sums;
 	uint32_t nfresh = 0, nt = 0, from = 0, to = 0;
 	struct vma_pos stop = pos, at = pos;
 	struct vma_index *ix;
@@ -350,7 +358,8 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 	}
 	for (uint32_t i = 0; i < n; i++)
 		sums_add(&s->sums, &with[i], 1);
-	env->account += s->sums.account - charged;
+	charge(env, &before, (uint64_t)-1);
+	charge(env, &s->sums, 1);
 	return 0;
 }
 
@@ -376,11 +385,11 @@ void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t f
 {
 	vma_t *v = own_vma(s, va);
 
-	env->account -= s->sums.account;
+	charge(env, &s->sums, (uint64_t)-1);
 	sums_add(&s->sums, v, (uint64_t)-1);
 	v->flags = flags;
 	sums_add(&s->sums, v, 1);
-	env->account += s->sums.account;
+	charge(env, &s->sums, 1);
 }
 
 int vmas_prepare_anon(struct vma_env *env, struct vmas *s, uint64_t va)
@@ -415,7 +424,7 @@ int vmas_append(struct vma_env *env, struct vmas *s, const vma_t *v)
 void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *child)
 {
 	*child = *parent;
-	env->account += child->sums.account;
+	charge(env, &child->sums, 1);
 	if (child->index) {
 		child->index->refs++;
 		child->inherited = 1;
@@ -424,7 +433,7 @@ void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *chi
 
 void vmas_destroy(struct vma_env *env, struct vmas *s)
 {
-	env->account -= s->sums.account;
+	charge(env, &s->sums, (uint64_t)-1);
 	if (s->index && --s->index->refs == 0) {
 		for (uint32_t k = 0; k < s->index->count; k++)
 			block_put(env, s->index->slot[k].block);

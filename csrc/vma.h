@@ -42,6 +42,7 @@ struct vma_env {
 	struct vma_users users;
 	uint64_t next_anon;
 	uint64_t account; /* pages charged by all spaces */
+	uint64_t pool[2]; /* huge pages reserved by the mappings of all spaces; sums_t */
 };
 
 struct vma_block {
@@ -121,6 +122,14 @@ void sums_add(sums_t *sums, const vma_t *v, uint64_t by);
 static inline uint64_t vma_pages(const vma_t *v)
 {
 	return (v->end - v->start) >> PAGE_SHIFT;
+}
+
+/* Pages of a mapping with HUGETLB are huge: it begins and ends with one. */
+static inline int vma_aligned(const vma_t *v)
+{
+	uint64_t mask = (UINT64_C(1) << (v->flags & VMEMU_VM_GIANT ? 30 : 21)) - 1;
+
+	return !(v->flags & VMEMU_VM_HUGETLB) || !((v->start | v->end | v->pgoff << PAGE_SHIFT) & mask);
 }
 
 /* Page index in the object (or of the anonymous memory) that va maps. */

@@ -16,13 +16,17 @@ void sums_add(sums_t *s, const vma_t *v, uint64_t by)
 		s->locked += pages;
 	if (f & VMEMU_VM_ACCOUNT)
 		s->account += pages;
-	if (f & (VMEMU_VM_DONTCOPY | VMEMU_VM_WIPEONFORK | VMEMU_VM_LOCKED))
+	if (f & (VMEMU_VM_DONTCOPY | VMEMU_VM_WIPEONFORK | VMEMU_VM_LOCKED | VMEMU_VM_POOL_OWNER))
 		s->special += by;
+	if (f & VMEMU_VM_POOL_OWNER)
+		s->pool[f & VMEMU_VM_GIANT ? 1 : 0] += by * (vma_pages(v) >> (f & VMEMU_VM_GIANT ? 18 : 9));
 	s->nvmas += by;
 }
 
 int vma_mergeable(const vma_t *l, const vma_t *r)
 {
+	if (l->flags & VMEMU_VM_HUGETLB) /* VM_SPECIAL mappings do not merge */
+		return 0;
 	if (l->end != r->start || (l->flags ^ r->flags) & ~VMA_STICKY || l->object != r->object || l->tag != r->tag ||
 	    vma_index_of(l, l->end) != r->pgoff)
 		return 0;

@@ -101,6 +101,7 @@ enum vmemu_option {
 #define VMEMU_VM_LOCKONFAULT 0x80000
 #define VMEMU_VM_ACCOUNT 0x100000
 #define VMEMU_VM_NORESERVE 0x200000
+#define VMEMU_VM_HUGETLB 0x400000
 #define VMEMU_VM_SYNC 0x800000
 #define VMEMU_VM_WIPEONFORK 0x2000000
 #define VMEMU_VM_DONTDUMP 0x4000000
@@ -110,6 +111,11 @@ enum vmemu_option {
 #define VMEMU_VM_MERGEABLE 0x80000000
 #define VMEMU_VM_SEALED 0x100000000
 #define VMEMU_VM_DROPPABLE 0x10000000000
+
+/* Our own, above Linux's: what mmap_region() and fork know of a mapping of pool pages by other means. */
+#define VMEMU_VM_GIANT 0x1000000000000000	  /* with HUGETLB: pages of 1 GiB */
+#define VMEMU_VM_POOL_OWNER 0x2000000000000000	  /* its private pages are reserved (HPAGE_RESV_OWNER) */
+#define VMEMU_VM_POOL_UNMAPPED 0x4000000000000000 /* the owner took pages from it (HPAGE_RESV_UNMAPPED) */
 
 /* One mapping [start, end). */
 struct vmemu_vma {
@@ -131,7 +137,8 @@ struct vmemu_sums {
 	uint64_t locked;  /* locked_vm */
 	uint64_t account; /* charged to Committed_AS */
 	uint64_t nvmas;	  /* mappings */
-	uint64_t special; /* mappings that fork treats specially: DONTCOPY, WIPEONFORK, LOCKED */
+	uint64_t special; /* mappings that fork treats specially: DONTCOPY, WIPEONFORK, LOCKED, POOL_OWNER */
+	uint64_t pool[2]; /* reserved in the pools of huge pages of 2 MiB and 1 GiB by mappings with POOL_OWNER */
 };
 
 struct vmemu_space_info {
@@ -139,7 +146,8 @@ struct vmemu_space_info {
 	uint64_t anon; /* resident pages by kind */
 	uint64_t file;
 	uint64_t shmem;
-	uint64_t tables; /* table frames in reach, the root included; shared ones count in full */
+	uint64_t hugetlb; /* pages of 4 KiB in huge pages of a pool; not resident in Linux's sense */
+	uint64_t tables;  /* table frames in reach, the root included; shared ones count in full */
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
 	uint64_t peak_total; /* most pages that were mapped at once (VmPeak) */
@@ -153,7 +161,8 @@ struct vmemu_machine_info {
 	uint64_t anon_huge;	/* of them, in folios that a huge entry maps */
 	uint64_t file;		/* frames of page cache */
 	uint64_t shmem;		/* frames of shared memory and in-memory files */
-	uint64_t zero;		/* 1 if there is a zero page */
+	uint64_t zero;		/* frames of the zero page and the huge zero page */
+	uint64_t pooled;	/* frames in pools of huge pages */
 	uint64_t copied;	/* frames copied since boot, by copy-on-write and by eager fork */
 	uint64_t shared_tables; /* references to tables beyond the first of each */
 	uint64_t account;	/* pages charged by the mappings of all spaces and by shared memory */
@@ -179,7 +188,9 @@ struct vmemu_usage {
 	uint64_t anonymous;
 	uint64_t lazyfree;
 	uint64_t ksm;
-	uint64_t anon_huge; /* mapped by huge entries */
+	uint64_t anon_huge;	 /* mapped by huge entries */
+	uint64_t shared_hugetlb; /* pages of a pool; not in rss or pss */
+	uint64_t private_hugetlb;
 };
 
 /* A page that may be merged with equal ones, and a space that has had such pages. */
@@ -209,6 +220,9 @@ enum vmemu_object_kind {
 	VMEMU_OBJ_SHMEM = 1,	   /* a hole is filled with a zeroed frame; counts as shared memory */
 	VMEMU_OBJ_FILE = 2,	   /* a missing page traps */
 	VMEMU_OBJ_WRITENOTIFY = 4, /* the first write through a shared mapping faults (page_mkwrite) */
+	VMEMU_OBJ_HUGETLB = 16,	   /* with SHMEM: its pages are of a pool of huge pages, */
+	VMEMU_OBJ_GIANT = 32,	   /* that of 1 GiB, */
+	VMEMU_OBJ_RESERVE = 64,	   /* and reserved for its whole size */
 	VMEMU_OBJ_ACCOUNT = 8	   /* its whole size is charged to Committed_AS (shared anonymous memory) */
 };
 
@@ -217,6 +231,13 @@ struct vmemu_object_info {
 	uint64_t nframes; /* resident in the page cache */
 	uint32_t kind;
 	uint32_t nvmas; /* mappings, a shared VMA block counted once */
+};
+
+/* A pool of huge pages, in such pages. */
+struct vmemu_pool {
+	uint64_t total;
+	uint64_t free;
+	uint64_t reserved; /* of the free ones */
 };
 
 typedef struct vmemu_machine vmemu_machine;
@@ -233,6 +254,9 @@ int vmemu_machine_faults(vmemu_machine *m, uint64_t *out);
 int vmemu_machine_events(vmemu_machine *m, uint64_t *out);
 /* Takes a frame for the zero page (with VMEMU_OPT_ZERO_PAGE; else -EINVAL). */
 int vmemu_machine_zero_page(vmemu_machine *m, uint64_t *pfn);
+/* Sets one more huge page aside, of 1 GiB if giant != 0, else of 2 MiB. -ENOMEM. */
+int vmemu_pool_grow(vmemu_machine *m, int giant);
+int vmemu_pool_info(vmemu_machine *m, int giant, struct vmemu_pool *out);
 /* The nth allocation from now (1 is the next), of a frame or of host memory, fails once; 0 switches that off. */
 int vmemu_machine_fail(vmemu_machine *m, uint64_t nth);
 /* Whether pagemap shows what is soft-dirty; it is known in any case. */

@@ -50,6 +50,7 @@ TASK_SIZE = 0x7FFF_FFFF_F000
 TOP = 1 << 64
 EDGES = (0, PAGE, 65536, 1 << 21, 1 << 30, 1 << 39, TASK_SIZE - PAGE, TASK_SIZE, 1 << 47, 1 << 52, 1 << 63, TOP - PAGE)
 ARENA = 0x4000_0000
+HUGE = 2 << 20
 ARENA_PAGES = 1200
 """Where most mappings go, so that they meet: two leaf tables and a half."""
 
@@ -84,7 +85,9 @@ class Round:
     def address(self) -> int:
         r = self.rng
         kind = r.random()
-        if kind < 0.8:
+        if kind < 0.1:
+            at = ARENA + r.randrange(3) * HUGE
+        elif kind < 0.8:
             at = ARENA + r.randrange(ARENA_PAGES) * PAGE
         elif kind < 0.95:
             at = r.choice(EDGES) + r.randrange(-3, 4) * PAGE
@@ -99,6 +102,8 @@ class Round:
         kind = r.random()
         if kind < 0.8:
             return r.randrange(1, 40) * PAGE
+        if kind < 0.85:
+            return HUGE
         if kind < 0.9:
             return r.randrange(0, 700) * PAGE + r.choice((0, 0, 1, 4095))
         return r.choice(
@@ -127,6 +132,8 @@ class Api(Round):
             fault_around=r.choice((0, 1, 3, 16, 16, 512)),
             overcommit=r.choice(list(Overcommit)),
             max_map_count=r.choice((20, 200, 65530)),
+            thp=r.choice(("never", "never", "madvise", "always")),
+            hugepages={"2MiB": r.choice((0, 0, 3))} if memory >= 20000 * PAGE else None,
         ) as m:
             self.machine = m
             self.files: list[File] = []
@@ -188,6 +195,9 @@ class Api(Round):
         if r.random() < 0.03:
             flags = r.getrandbits(32)
         where, size = r.choice((None, self.address(), self.page())), self.length()
+        if r.random() < 0.15:
+            where, size = self.page() & -HUGE, r.choice((HUGE, HUGE, 2 * HUGE))
+            flags |= r.choice((0, Map.HUGETLB))
         prot, offset = r.choice((0, 1, 2, 3, 3, 3, 4, 5, 7)), r.choice((0, 0, 1, 3, 1 << 39)) * PAGE
         self.say(f"{p.pid} {where and hex(where)} {size:#x} {prot} {flags:#x} {offset:#x}")
         p.mmap(where, size, prot, flags, self.file(), offset)
@@ -414,13 +424,17 @@ class Border(Round):
 
     def run(self) -> None:
         r = self.rng
-        options = r.choice((7, 7, 7, r.getrandbits(3)))
+        self.note("new")
+        options = r.choice((7, 7, 7, r.getrandbits(3))) | r.choice((0, 0, 8, 16))  # without or with huge pages
         around = r.choice((0, 1, 3, 16, 512, 2**32 - 1))
-        m = lib.vmemu_machine_new(r.choice((16, 64, 300, 5000)), options, around)
+        m = lib.vmemu_machine_new(r.choice((16, 64, 300, 5000, 12345)), options, around)
         assert m != ffi.NULL
+        for _ in range(r.choice((0, 0, 3))):
+            self.ok(lib.vmemu_pool_grow(m, r.random() < 0.1), errno.ENOMEM)
         self.m = m
         self.spaces = [0]
         self.objects = [0]
+        self.pooled: set[int] = set()
         self.holds: collections.Counter[int] = collections.Counter()
         self.message = ffi.new("char[512]")
         self.trap = ffi.new("struct vmemu_trap *")
@@ -444,7 +458,7 @@ class Border(Round):
             self.check()
             info = ffi.new("struct vmemu_machine_info *")
             lib.vmemu_machine_info(m, info)
-            assert info.free + info.zero == info.nframes, (info.free, info.nframes)
+            assert info.free + info.zero + info.pooled == info.nframes, (info.free, info.nframes)
             assert (info.nspaces, info.nobjects, info.account) == (0, 0, 0)
         finally:
             lib.vmemu_machine_free(m)
@@ -476,6 +490,8 @@ class Border(Round):
         r = self.rng
         if r.random() < 0.9:
             a = self.page()
+            if r.random() < 0.1:
+                return a & -HUGE, (a & -HUGE) + r.choice((1, 2)) * HUGE
             return a, a + r.choice((1, 2, 5, 30, 600)) * PAGE
         return self.address(), self.address()
 
@@ -524,7 +540,7 @@ class Border(Round):
         out = ffi.new("uint64_t[]", n + 1)
         self.ok(lib.vmemu_machine_mapcounts(m, first, n, out), errno.EINVAL, errno.ENOMEM)
         self.ok(lib.vmemu_machine_frame_flags(m, first, n, out), errno.EINVAL, errno.ENOMEM)
-        self.ok(lib.vmemu_machine_mapcounts(m, first, 2**64 - 3 if first else 5001, out), errno.EINVAL, errno.ENOMEM)
+        self.ok(lib.vmemu_machine_mapcounts(m, first, 2**64 - 3 if first else 99_999, out), errno.EINVAL, errno.ENOMEM)
 
     def do_mark(self) -> None:
         m, s, (a, b) = self.m, self.space(), self.range()
@@ -588,6 +604,11 @@ class Border(Round):
         for bit in ("GROWSDOWN", "LOCKED", "DONTCOPY", "ACCOUNT", "WIPEONFORK", "SEALED"):
             if r.random() < 0.1 and not (object_ and bit == "WIPEONFORK"):
                 flags |= getattr(lib, f"VMEMU_VM_{bit}")
+        if object_ and object_ in self.pooled:
+            flags |= lib.VMEMU_VM_HUGETLB | lib.VMEMU_VM_DONTEXPAND | r.choice((0, lib.VMEMU_VM_POOL_OWNER))
+            start, end = start & -HUGE, ((start & -HUGE) + r.choice((1, 1, 2)) * HUGE) % TOP
+        if r.random() < 0.01:
+            flags |= r.choice((lib.VMEMU_VM_GIANT, lib.VMEMU_VM_HUGETLB, lib.VMEMU_VM_POOL_OWNER))
         pgoff = (
             r.choice((0, 0, 1, 7, 1 << 40, (1 << 52) - 1, 1 << 52, 2**64 - 1)) if object_ else start // PAGE % (1 << 52)
         )
@@ -634,6 +655,13 @@ class Border(Round):
             *(errno.EBADF, errno.EINVAL, errno.ENOMEM, errno.EEXIST),
             say=f"{s} {start:#x}-{end:#x} {to:#x} {length:#x}",
         )
+
+    def do_huge(self) -> None:
+        s, r = self.space(), self.rng
+        at = r.choice((self.address(), self.page() & -HUGE, self.page() & -HUGE))
+        self.ok(lib.vmemu_space_collapse(self.m, s, at), errno.EBADF, errno.EINVAL, errno.ENOMEM, say=f"{s} {at:#x}")
+        self.ok(lib.vmemu_space_no_thp(self.m, s, r.choice((0, 0, 1, -1, 5))), errno.EBADF)
+        self.ok(lib.vmemu_pool_info(self.m, r.getrandbits(2), ffi.new("struct vmemu_pool *")))
 
     def do_extend(self) -> None:
         s, r = self.space(), self.rng
@@ -713,14 +741,19 @@ class Border(Round):
         which = r.randrange(3)
         if which == 0 and len(self.objects) < 8:
             out = ffi.new("uint32_t *")
-            kind = r.choice((1, 2, 6, 9, 1, 2, 0, 3, 7, 2**32 - 1))
-            size = r.choice((0, 1, PAGE, 20 * PAGE + 3, 300 * PAGE, (1 << 63) - 1, 1 << 63, TOP - 1))
+            kind = r.choice((1, 2, 6, 9, 1, 2, 0, 3, 7, 2**32 - 1, 17, 81, 81, 113))
+            size = (
+                r.choice((HUGE, 2 * HUGE))
+                if kind & 16 and r.random() < 0.9
+                else r.choice((0, 1, PAGE, 20 * PAGE + 3, 300 * PAGE, (1 << 63) - 1, 1 << 63, TOP - 1))
+            )
             if (
                 self.ok(lib.vmemu_object_new(m, kind, size, out), errno.EINVAL, errno.ENOMEM, say=f"{kind} {size:#x}")
                 == 0
             ):
                 self.objects.append(out[0])
                 self.holds[out[0]] += 1
+                self.pooled |= {out[0]} if kind & 16 else set()
         elif which == 1 and self.ok(lib.vmemu_object_hold(m, o), errno.EBADF, say=f"hold {o}") == 0:
             self.holds[o] += 1
         elif which == 2:

@@ -35,7 +35,7 @@ _SOFT_DIRTY = 1 << 55
 _PFN = (1 << 55) - 1
 _EXCLUSIVE = 1 << 56
 _PRESENT = 1 << 63
-_MMAP, _THP, _ZERO_PAGE = np.uint64(1 << 11), np.uint64(1 << 22), np.uint64(1 << 24)
+_MMAP, _HUGE, _THP, _ZERO_PAGE = (np.uint64(1 << bit) for bit in (11, 17, 22, 24))
 """Of kpageflags."""
 
 
@@ -119,6 +119,7 @@ def recount(m: Machine) -> Counter[int]:
     seen: Counter[int] = Counter()
     flags = np.frombuffer(m.procfs.read("kpageflags"), np.uint64)
     zero = set(np.flatnonzero(flags & _ZERO_PAGE).tolist())
+    pooled = set(np.flatnonzero(flags & _HUGE).tolist())  # neither resident nor anybody's
     mapped: dict[int, list[tuple[int, bool]]] = {}
     users = spaces(m)
     for pid, p in users.items():
@@ -129,7 +130,9 @@ def recount(m: Machine) -> Counter[int]:
                 if entry & ~_SOFT_DIRTY in (0, GUARD):
                     continue
                 assert entry & _PRESENT
-                if entry & _PFN not in zero:
+                if entry & _PFN in pooled:
+                    seen[entry & _PFN] += 1
+                elif entry & _PFN not in zero:
                     mine.append((entry & _PFN, bool(entry & _EXCLUSIVE)))
                     seen[entry & _PFN] += 1
     table = np.frombuffer(m.procfs.read("kpagecount"), np.uint64)
@@ -143,7 +146,7 @@ def recount(m: Machine) -> Counter[int]:
     stats, info = m.frame_stats(), m.meminfo()
     assert (stats.mapped, stats.shared) == (len(seen), sum(n > 1 for n in seen.values()))
     idle = np.count_nonzero((flags & (_THP | _MMAP | _ZERO_PAGE)) == _THP)  # unmapped frames of huge pages
-    used = info.anon + info.file + info.shmem + info.page_tables + (len(zero) + int(idle)) * PAGE
+    used = info.anon + info.file + info.shmem + info.page_tables + (len(zero) + int(idle) + len(pooled)) * PAGE
     assert info.total == info.free + used
     return seen
 

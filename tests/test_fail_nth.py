@@ -34,6 +34,7 @@ from vmemu import (
 PAGE = 4096
 A, B, C, D, E, F, S = (0x4000_0000 + i * 0x40_0000 - 8 * PAGE for i in range(7))
 """Ranges of 16 pages over the border of two leaf tables each."""
+H, HUGE = 0x8000_0000, 2 << 20
 RW = Prot.READ | Prot.WRITE
 ANON = Map.PRIVATE | Map.ANONYMOUS | Map.FIXED
 LINUX_KEEPS = (
@@ -61,6 +62,7 @@ class World:
     c: Process | None = None
     v: Process | None = None
     s: Process | None = None
+    h: Process | None = None
     f: Any = None
     g: Any = None
 
@@ -138,7 +140,33 @@ def _script() -> None:
     add("spawn", lambda w: w.machine.spawn(w.program).exit())
     add("read /proc", lambda w: [w.machine.procfs.read(path) for path in PROC_FILES])
     add("replace", lambda w: w.p.mmap(A + 3 * PAGE, 3 * PAGE, RW, ANON))
+    add("huge pages", lambda w: w.p.mmap(H, 3 * HUGE, RW, ANON))
+    add("ask for huge pages", lambda w: w.p.madvise(H, 3 * HUGE, Advice.HUGEPAGE))
+    add("huge zero", lambda w: w.p.read(H + HUGE, 1))
+    add("huge write", lambda w: w.p.write(H + 5 * PAGE, b"huge"))
+    add("huge child", assign("h", lambda w: w.p.fork(w.mode)))
+    add("huge child writes", lambda w: w.h.write(H + 5 * PAGE, b"HUGE"))  # type: ignore[union-attr]
+    add("write over huge zero", lambda w: w.p.write(H + HUGE, b"over"))
+    add("huge part", lambda w: w.p.munmap(H + 7 * PAGE, PAGE))
+    add("huge move", lambda w: w.h.mremap(H, HUGE, HUGE, 3, H + 4 * HUGE))  # type: ignore[union-attr]
+    add("huge child reads", lambda w: _reads(w.h, H + 4 * HUGE + 5 * PAGE, b"HUGE"))
+    add("huge child ends", lambda w: w.h.exit())  # type: ignore[union-attr]
+    add("small pages", lambda w: w.p.madvise(H + 2 * HUGE, HUGE, Advice.NOHUGEPAGE))
+    add("small writes", lambda w: w.p.write(H + 2 * HUGE, b"small"))
+    add("allow huge pages", lambda w: w.p.madvise(H + 2 * HUGE, HUGE, Advice.HUGEPAGE))
+    add("collapse", lambda w: w.p.madvise(H + 2 * HUGE, HUGE, Advice.COLLAPSE))
+    add("pool", lambda w: w.p.mmap(H + 8 * HUGE, 2 * HUGE, RW, ANON | Map.HUGETLB))
+    add("pool write", lambda w: w.p.write(H + 8 * HUGE, b"pool"))
+    add("pool child", lambda w: w.p.fork(w.mode).exit())
+    add(
+        "pool shared", lambda w: w.p.mmap(H + 12 * HUGE, HUGE, RW, Map.SHARED | Map.ANONYMOUS | Map.FIXED | Map.HUGETLB)
+    )
+    add("pool shared write", lambda w: w.p.write(H + 12 * HUGE, b"all"))
     add("exit", lambda w: w.v.exit())  # type: ignore[union-attr]
+
+
+def _reads(p: Process | None, address: int, data: bytes) -> None:
+    assert p is not None and p.read(address, len(data)) == data
 
 
 def _brk(p: Process) -> None:
@@ -169,9 +197,15 @@ def contents(m: Machine) -> dict[int, Any]:
     return out
 
 
+def frames_kept(m: Machine) -> int:
+    """Frames of the zero pages and of the pool."""
+    info = m._kernel.core.info()
+    return int(info.zero + info.pooled)
+
+
 def run(program: str, mode: ForkMode, nth: int, first: int = 0) -> tuple[Any, int | None]:
     """The script with the nth allocation failing, not before step *first* -> how it ends, and the step that failed."""
-    with Machine("8MiB", max_map_count=100) as m:
+    with Machine("32MiB", max_map_count=100, thp="madvise", hugepages={"2MiB": 3}) as m:
         w = World(m, program, mode, m.spawn())
         core, failed = m._kernel.core, None
         if nth:
@@ -203,7 +237,7 @@ def run(program: str, mode: ForkMode, nth: int, first: int = 0) -> tuple[Any, in
         assert (info.anon, info.page_tables) == (0, 0)
         w.f.close()
         w.g.close()
-        assert m.meminfo().free + PAGE == m.meminfo().total
+        assert m.meminfo().free + frames_kept(m) * PAGE == m.meminfo().total
         return final, failed
 
 

@@ -33,8 +33,8 @@ PACKAGES = {
     "lab": "compare startup listing / processes / bomb tables / report / __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
-    "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / space / limits / commit "
-    "/ args words / __init__",
+    "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
+    "/ limits / commit / args words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }
@@ -45,9 +45,10 @@ C = """
     access check check_space fork huge look
     ksm lru mark move
     space
-    fault fault_huge classify
+    fault fault_huge fault_pool classify
     mm
     object table table_huge table_range
+    pool
     folio
     frame vma vma_hole vma_rule pte
     base
@@ -64,6 +65,7 @@ C_PARTS = {
     "check_space": "check",
     "classify": "fault",
     "fault_huge": "fault",
+    "fault_pool": "fault",
     "move": "space",
     "table_huge": "table",
     "table_range": "table",

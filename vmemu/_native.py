@@ -50,6 +50,9 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     OBJ_SHMEM: int = lib.VMEMU_OBJ_SHMEM
     OBJ_FILE: int = lib.VMEMU_OBJ_FILE
     OBJ_WRITENOTIFY: int = lib.VMEMU_OBJ_WRITENOTIFY
+    OBJ_HUGETLB: int = lib.VMEMU_OBJ_HUGETLB
+    OBJ_GIANT: int = lib.VMEMU_OBJ_GIANT
+    OBJ_RESERVE: int = lib.VMEMU_OBJ_RESERVE
     OBJ_ACCOUNT: int = lib.VMEMU_OBJ_ACCOUNT
     VM_READ: int = lib.VMEMU_VM_READ
     VM_WRITE: int = lib.VMEMU_VM_WRITE
@@ -65,9 +68,13 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_SEQ_READ: int = lib.VMEMU_VM_SEQ_READ
     VM_RAND_READ: int = lib.VMEMU_VM_RAND_READ
     VM_DONTCOPY: int = lib.VMEMU_VM_DONTCOPY
+    VM_DONTEXPAND: int = lib.VMEMU_VM_DONTEXPAND
     VM_LOCKONFAULT: int = lib.VMEMU_VM_LOCKONFAULT
     VM_ACCOUNT: int = lib.VMEMU_VM_ACCOUNT
     VM_NORESERVE: int = lib.VMEMU_VM_NORESERVE
+    VM_HUGETLB: int = lib.VMEMU_VM_HUGETLB
+    VM_GIANT: int = lib.VMEMU_VM_GIANT
+    VM_POOL_OWNER: int = lib.VMEMU_VM_POOL_OWNER
     VM_SYNC: int = lib.VMEMU_VM_SYNC
     VM_WIPEONFORK: int = lib.VMEMU_VM_WIPEONFORK
     VM_DONTDUMP: int = lib.VMEMU_VM_DONTDUMP
@@ -182,6 +189,16 @@ class Core:
         if rc < 0:
             _fail(rc, call)
         return bool(rc)
+
+    def pool_grow(self, giant: bool) -> bool:
+        """Sets one more huge page aside; False if there is no room for it."""
+        return not lib.vmemu_pool_grow(self._m, giant)
+
+    def pool_info(self, giant: bool) -> tuple[int, int, int]:
+        """(total, free, reserved) huge pages of a pool."""
+        out = ffi.new("struct vmemu_pool *")
+        lib.vmemu_pool_info(self._m, giant, out)
+        return out.total, out.free, out.reserved
 
     def fail(self, nth: int) -> None:
         """The nth allocation from now fails once."""

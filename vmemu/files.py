@@ -27,6 +27,8 @@ READ_AROUND = 32
 """Pages read around a missing one: 128 KiB, Linux's default ra_pages (do_sync_mmap_readahead())."""
 MEMORY_DEVICE = (0, 26)
 """Device number shown for files in memory, as a tmpfs has one."""
+HUGE_DEVICE = (0, 17)
+"""Of huge pages that were mapped without a file (hugetlbfs)."""
 ANON_DEVICE = (0, 1)
 """Of shared anonymous memory (shm_mnt)."""
 _SIZE_MAX = (1 << 63) - 1
@@ -348,6 +350,14 @@ class FileTable:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
         inode = Inode(self._new_number(), ANON_DEVICE, "/dev/zero (deleted)")
         self._add(inode, c.OBJ_SHMEM | (c.OBJ_ACCOUNT if account else 0), size)
+        return inode
+
+    def huge_pages(self, size: int, giant: bool, reserve: bool) -> Inode:
+        """A new inode for memory of huge pages, held once by the caller (hugetlb_file_setup()). They are reserved for
+        its whole size or not at all."""
+        inode = Inode(self._new_number(), HUGE_DEVICE, "/anon_hugepage (deleted)")
+        kind = c.OBJ_SHMEM | c.OBJ_HUGETLB | (c.OBJ_GIANT if giant else 0) | (c.OBJ_RESERVE if reserve else 0)
+        self._add(inode, kind, size)
         return inode
 
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:

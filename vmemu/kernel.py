@@ -85,6 +85,8 @@ class Kernel:
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count
+        self.pool_pages = 0
+        """Pages of 4 KiB in the pools of huge pages."""
         self.thp = thp
         """Transparent huge pages: "never", "madvise" or "always"."""
         self.soft_dirty: bool | None = None

@@ -17,17 +17,31 @@ from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
 from vmemu.lifecycle import birth
 from vmemu.lifecycle.check import check
+from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.process import Process, ProcessMap
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
-from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, MemInfo, Overcommit, parse_size
+from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
 
 __all__ = ["Machine"]
 
 _LEAST_MEMORY = 16 * PAGE_SIZE
 _MOST_MEMORY = 16 << 40
+
+
+def _pools(hugepages: Dictionary[int | str, int]) -> dict[int, int]:
+    """Page size in bytes -> number of pages, the largest first."""
+    pools: dict[int, int] = {}
+    for size, count in hugepages.items():
+        page = parse_size(size, "hugepages")
+        if page not in (hugetlb.HUGE_PAGE, hugetlb.GIANT_PAGE):
+            raise ValueError(f"hugepages: pages are of 2MiB or 1GiB, not {size!r}")
+        if integer(count, "Machine", "hugepages") < 0:
+            raise ValueError(f"hugepages: {count} pages of {size!r}")
+        pools[page] = pools.get(page, 0) + count
+    return dict(sorted(pools.items(), reverse=True))
 
 
 class Machine:
@@ -46,6 +60,7 @@ class Machine:
     ``"always"``.
     *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
+    *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
     yet: swap, ``oom="kill"``.
     """
@@ -69,6 +84,7 @@ class Machine:
         overcommit_kbytes: int = 0,
         max_map_count: int = 65530,
         soft_dirty: bool | None = None,
+        hugepages: Dictionary[int | str, int] | None = None,
     ) -> None:
         size = parse_size(memory, "memory")
         if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
@@ -97,6 +113,7 @@ class Machine:
         options |= c.OPT_CONTENTS if contents else 0
         options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
         npages = size // PAGE_SIZE
+        pools = _pools(hugepages or {})
         self._kernel = Kernel(
             Core(npages, options, max(1, fault_around)),
             npages=npages,
@@ -108,6 +125,11 @@ class Machine:
             max_map_count=max_map_count,
             thp=thp,
         )
+        for page, count in pools.items():
+            for _ in range(count):
+                if not self._kernel.core.pool_grow(page == hugetlb.GIANT_PAGE):
+                    raise ValueError(f"hugepages: {count} of {page >> 20} MiB do not fit in {memory!r} of memory")
+            self._kernel.pool_pages += page // PAGE_SIZE * count
         self._kernel.contents = bool(contents)
         self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
         self._kernel.core.show_soft_dirty(bool(soft_dirty))
@@ -176,6 +198,12 @@ class Machine:
     def zero_pfn(self) -> int | None:
         """Frame of the zero page, None without one."""
         return self._kernel.zero_pfn
+
+    @property
+    def hugepages(self) -> dict[int, HugePool]:
+        """The pools of huge pages for MAP_HUGETLB by page size in bytes. Snapshot."""
+        with self._kernel.lock:
+            return {pool.page_size: pool for pool in hugetlb.pools(self._kernel)}
 
     @property
     def faults(self) -> FaultCounts:

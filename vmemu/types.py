@@ -23,6 +23,7 @@ __all__ = [
     "FaultKind",
     "ForkMode",
     "FrameStats",
+    "HugePool",
     "Map",
     "Mapping",
     "MappingUsage",
@@ -359,6 +360,22 @@ class MappingUsage:
     """Anonymous memory mapped by huge entries."""
     thp_eligible: bool = False
     """Faults here may bring transparent huge pages."""
+    shared_hugetlb: int = 0
+    private_hugetlb: int = 0
+    """Huge pages of a pool; they are not in rss and pss."""
+    page_size: int = PAGE_SIZE
+    """Bytes of the pages that the mapping is made of (KernelPageSize)."""
+
+
+class HugePool(NamedTuple):
+    """Huge pages set aside for MAP_HUGETLB, in such pages (/proc/meminfo, HugePages_*)."""
+
+    page_size: int
+    """Bytes."""
+    total: int
+    free: int
+    reserved: int
+    """Of the free ones: promised to mappings that have not touched them yet."""
 
 
 class FrameStats(NamedTuple):

@@ -16,7 +16,7 @@ def commit_limit(kernel: Kernel) -> int:
     """CommitLimit in pages: the share of RAM, or vm.overcommit_kbytes, plus swap (vm_commit_limit())."""
     if kernel.overcommit_kbytes:
         return kernel.overcommit_kbytes * 1024 // PAGE_SIZE
-    return kernel.npages * kernel.overcommit_ratio // 100
+    return (kernel.npages - kernel.pool_pages) * kernel.overcommit_ratio // 100
 
 
 def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
-from vmemu.memory import thp
+from vmemu.memory import hugetlb, thp
 from vmemu.memory.args import MASK, i32, page_up, u64
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Advice
@@ -33,7 +33,7 @@ _CLEAR = {
     Advice.UNMERGEABLE: c.VM_MERGEABLE,
 }
 _READ_AHEAD = {Advice.NORMAL: 0, Advice.RANDOM: c.VM_RAND_READ, Advice.SEQUENTIAL: c.VM_SEQ_READ}
-_NOT_KSM = c.VM_SHARED | c.VM_MAYSHARE | c.VM_DROPPABLE
+_NOT_KSM = c.VM_SHARED | c.VM_MAYSHARE | c.VM_DROPPABLE | c.VM_HUGETLB
 _DISCARD = (
     Advice.DONTNEED,
     Advice.DONTNEED_LOCKED,
@@ -91,14 +91,17 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     elif what in (Advice.DONTNEED, Advice.DONTNEED_LOCKED):
         if vma.flags & c.VM_LOCKED and what == Advice.DONTNEED:
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
-        core.zap(space.sid, start, end, CALL)
+        hugetlb.check_aligned(vma, start, call=CALL)
+        end -= end % hugetlb.page_bytes(vma.flags)
+        if start < end:
+            core.zap(space.sid, start, end, CALL)
     elif what in (Advice.FREE, Advice.COLD, Advice.PAGEOUT):
         _let_go(space, vma, start, end, what)
     elif what == Advice.REMOVE:
         _remove(space, vma, start, end)
     elif what == Advice.GUARD_INSTALL:
-        if vma.flags & c.VM_LOCKED:
-            raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+        if vma.flags & (c.VM_LOCKED | c.VM_HUGETLB):
+            raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} takes no guards")
         core.guard(space.sid, start, end, CALL)
     elif what == Advice.GUARD_REMOVE:
         core.unguard(space.sid, start, end, CALL)
@@ -136,8 +139,8 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
 def _let_go(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     """Pages that may go, now or later (madvise_dontneed_free(), madvise_cold(), madvise_pageout())."""
     core = space.kernel.core
-    if vma.flags & c.VM_LOCKED:
-        raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
+    if vma.flags & (c.VM_LOCKED | c.VM_HUGETLB):
+        raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked or has reserved huge pages")
     if what == Advice.FREE:
         if vma.object:
             raise syscall_error(CALL, errno.EINVAL, "MADV_FREE is for private anonymous memory")

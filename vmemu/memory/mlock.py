@@ -119,7 +119,7 @@ def _apply_all(space: Space, future: int, current: int | None) -> None:
 
 def _relock(space: Space, vma: Vma, start: int, end: int, locked: int, call: str) -> None:
     """Locks, or unlocks, a part of a mapping (mlock_fixup())."""
-    if vma.flags & c.VM_DROPPABLE:
+    if vma.flags & (c.VM_DROPPABLE | c.VM_HUGETLB):
         return
     flags = vma.flags & ~_LOCKED | locked
     space.reflag(vma, start, end, flags, call)

@@ -10,6 +10,7 @@ from typing import NamedTuple, SupportsIndex
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
+from vmemu.memory import hugetlb
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
 from vmemu.memory.place import MMAP_MIN_ADDR, place
 from vmemu.memory.space import Space
@@ -24,9 +25,6 @@ _LEGACY_FLAGS = 0x0007F9FF | 0x1F << 26
 """LEGACY_MAP_MASK: flags that MAP_SHARED_VALIDATE knows on x86-64."""
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
 _LOCKED = c.VM_LOCKED | c.VM_LOCKONFAULT
-_HUGE_SHIFT = 26
-_HUGE_SIZES = {0: 21, 21: 21, 30: 30}
-"""By what MAP_HUGETLB's flags ask for (log2 of bytes, 0: the default): log2 of the huge page's bytes."""
 
 
 def vm_prot(prot: int) -> int:
@@ -92,7 +90,7 @@ def _wish(
     backing = None
     if flags & Map.ANONYMOUS:
         if flags & Map.HUGETLB:
-            size = _whole_huge_pages(size, flags)
+            size = hugetlb.whole_pages(size, flags)
     elif not isinstance(file, File):
         if file is not None:
             raise TypeError(f"mmap: file must be a File, not {type(file).__name__}")
@@ -114,18 +112,6 @@ def _wish(
     return _Wish(addr, size, prot, flags, backing, where // PAGE_SIZE)
 
 
-def _whole_huge_pages(size: int, flags: int) -> int:
-    """*size* rounded up to the huge page that *flags* ask for, modulo 2^64. EINVAL for one that there is not."""
-    if flags >> _HUGE_SHIFT & 0x3F not in _HUGE_SIZES:
-        raise syscall_error(CALL, errno.EINVAL, f"no huge pages of 2^{flags >> _HUGE_SHIFT & 0x3F} bytes")
-    page = _huge_size(flags)
-    return size + page - 1 & -page & MASK
-
-
-def _huge_size(flags: int) -> int:
-    return 1 << _HUGE_SIZES[flags >> _HUGE_SHIFT & 0x3F]
-
-
 def _map(space: Space, wish: _Wish) -> int:
     """do_mmap(), and what it does for mmap_region() to fail."""
     kernel, flags, size = space.kernel, wish.flags, wish.size
@@ -133,7 +119,7 @@ def _map(space: Space, wish: _Wish) -> int:
         raise syscall_error(CALL, errno.ENOMEM, f"more than {kernel.max_map_count} mappings")
     vm_flags = vm_prot(wish.prot) | _MAY | _other_flags(flags) | kernel.core.words(space.sid)[DEF_FLAGS]
     object_ = wish.file.object if wish.file is not None else -1 if flags & Map.SHARED else 0
-    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE) and wish.address % _huge_size(flags):
+    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE) and wish.address % hugetlb.page_of(flags):
         raise syscall_error(CALL, errno.EINVAL, f"address {wish.address:#x} is not aligned to a huge page")
     start = place(space, wish.address, size, flags, object_, wish.pgoff, CALL)
     end = start + size
@@ -148,7 +134,7 @@ def _map(space: Space, wish: _Wish) -> int:
     vm_flags |= _anonymous_flags(wish, vm_flags) if wish.file is None else _file_flags(wish, wish.file)
     if vm_flags & (c.VM_SHARED | c.VM_MAYSHARE) == c.VM_MAYSHARE:
         vm_flags &= ~c.VM_MAYWRITE
-    if flags & Map.NORESERVE and kernel.overcommit != Overcommit.NEVER:
+    if flags & Map.NORESERVE and (wish.huge or kernel.overcommit != Overcommit.NEVER):
         vm_flags |= c.VM_NORESERVE
     vm_flags |= _charge(space, wish, start, vm_flags)
     populate = vm_flags & c.VM_LOCKED or flags & (Map.POPULATE | Map.NONBLOCK) == Map.POPULATE
@@ -214,8 +200,8 @@ def _anonymous_flags(wish: _Wish, vm_flags: int) -> int:
         return c.VM_DROPPABLE | c.VM_NORESERVE | c.VM_WIPEONFORK | c.VM_DONTDUMP
     if kind not in (Map.SHARED, Map.PRIVATE):
         raise syscall_error(CALL, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
-    if kind == Map.SHARED and vm_flags & c.VM_GROWSDOWN:
-        raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with MAP_SHARED")
+    if (kind == Map.SHARED or wish.huge) and vm_flags & c.VM_GROWSDOWN:
+        raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with MAP_SHARED or MAP_HUGETLB")
     return c.VM_SHARED | c.VM_MAYSHARE if kind == Map.SHARED else 0
 
 
@@ -252,8 +238,7 @@ def _install(space: Space, wish: _Wish, start: int, vm_flags: int) -> None:
             raise syscall_error(CALL, errno.EOPNOTSUPP, f"MAP_SYNC: {wish.file.name} is not on persistent memory")
         core.map(space.sid, start, end, vm_flags, wish.file.object, wish.pgoff, wish.file.tag, CALL)
     elif wish.huge:
-        core.unmap(space.sid, start, end, CALL)
-        raise syscall_error(CALL, errno.ENOMEM, "no huge pages are reserved")
+        hugetlb.install(space, start, wish.size, wish.flags, vm_flags, wish.pgoff)
     elif vm_flags & c.VM_SHARED:
         charged = not vm_flags & c.VM_NORESERVE
         if charged and not space.enough_memory(wish.size // PAGE_SIZE):

@@ -11,6 +11,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, SyscallError, syscall_error
+from vmemu.memory import hugetlb
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
 from vmemu.memory.mmap import munmap
 from vmemu.memory.place import place
@@ -49,6 +50,12 @@ def mremap(
         vma = space.kernel.core.find(space.sid, addr)
         if vma is None or vma.start > addr:
             raise _error(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+        if vma.flags & c.VM_HUGETLB:
+            page = hugetlb.page_bytes(vma.flags)
+            old, new = -(-old // page) * page, -(-new // page) * page
+            hugetlb.check_aligned(vma, addr, *([to] if elsewhere else []), call=CALL)
+            if flags & MREMAP_DONTUNMAP:
+                raise _error(errno.EINVAL, "MREMAP_DONTUNMAP of reserved huge pages")
         if elsewhere:
             if old == new and flags & MREMAP_FIXED:
                 return _move_all(space, addr, old, to, flags)
@@ -88,6 +95,8 @@ def _check_mapping(space: Space, vma: Vma, addr: int, old: int, new: int) -> Non
     """What a mapping that is to be moved or to grow must fulfil (check_prep_vma())."""
     if vma.flags & c.VM_SEALED:
         raise _error(errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+    if vma.flags & c.VM_HUGETLB and new > old:
+        raise _error(errno.EINVAL, "a mapping of reserved huge pages does not grow")
     if not old and not vma.flags & (c.VM_SHARED | c.VM_MAYSHARE):
         raise _error(errno.EINVAL, "old size 0 duplicates shared mappings only")
     if min(old, new) > vma.end - addr:

@@ -9,6 +9,7 @@ from vmemu.alignment import HUGE_PAGE_SIZE, place_huge
 from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.memory.args import MASK, TASK_SIZE
+from vmemu.memory.hugetlb import page_of
 from vmemu.memory.space import STACK_GUARD, Space
 from vmemu.memory.words import MMAP_BASE
 from vmemu.types import PAGE_SIZE, Map
@@ -57,6 +58,9 @@ def _search(space: Space, hint: int, size: int, flags: int, object_: int, pgoff:
 
     hint &= -PAGE_SIZE
     found = None
+    if flags & Map.HUGETLB:
+        page = page_of(flags)
+        return _fit(space, -(-hint // page) * page, size, flags, page)
     if object_ > 0 and space.kernel.files.on_disk(object_):
         found = place_huge(fit, hint, size, pgoff * PAGE_SIZE)
     elif not object_ and not hint and size % HUGE_PAGE_SIZE == 0:
@@ -64,7 +68,7 @@ def _search(space: Space, hint: int, size: int, flags: int, object_: int, pgoff:
     return fit(hint, size) if found is None else found
 
 
-def _fit(space: Space, hint: int, size: int, flags: int) -> int | None:
+def _fit(space: Space, hint: int, size: int, flags: int, align: int = PAGE_SIZE) -> int | None:
     """At the hint if it is free, else in the highest hole that fits below mmap_base, else upwards
     (arch_get_unmapped_area_topdown()). MAP_32BIT: from 1 to 2 GiB, upwards."""
     core, sid = space.kernel.core, space.sid
@@ -72,11 +76,11 @@ def _fit(space: Space, hint: int, size: int, flags: int) -> int | None:
     if hint and _free_at(space, hint, size, 2 << 30 if low else TASK_SIZE):
         return hint
     if low:
-        return core.hole(sid, 1 << 30, 2 << 30, size, PAGE_SIZE, False)
+        return core.hole(sid, 1 << 30, 2 << 30, size, align, False)
     floor = _4GIB if flags & Map.ABOVE4G else PAGE_SIZE
-    found = core.hole(sid, floor, core.words(sid)[MMAP_BASE], size, PAGE_SIZE, True)
+    found = core.hole(sid, floor, core.words(sid)[MMAP_BASE], size, align, True)
     if found is None:
-        found = core.hole(sid, max(_BOTTOM_UP, floor), TASK_SIZE, size, PAGE_SIZE, False)
+        found = core.hole(sid, max(_BOTTOM_UP, floor), TASK_SIZE, size, align, False)
     return found
 
 

@@ -9,8 +9,9 @@ import errno
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
-from vmemu.errors import syscall_error
+from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.memory.space import Space
+from vmemu.types import PAGE_SIZE
 
 __all__ = ["HUGE_PAGE", "collapse", "disable", "disabled", "eligible"]
 
@@ -43,19 +44,35 @@ def eligible(space: Space, vma: Vma) -> bool:
     return _fits(vma) and not disabled(space)
 
 
+def _takes_huge_pages(space: Space, vma: Vma) -> bool:
+    """Private anonymous memory once something is there, or shared memory that lies as its pages do; files do not."""
+    if not vma.object:
+        return bool(vma.anon)
+    aligned = (vma.start // PAGE_SIZE - vma.pgoff) % (HUGE_PAGE // PAGE_SIZE) == 0
+    backing = space.kernel.core.object_info(vma.object)
+    return aligned and backing is not None and bool(backing.kind & c.OBJ_SHMEM)
+
+
 def collapse(space: Space, vma: Vma, start: int, end: int) -> None:
     """MADV_COLLAPSE on a part of one mapping (madvise_collapse()), one 2 MiB after another up to the first failure.
 
     EINVAL where the mapping takes no huge pages or nothing is there to begin with, ENOMEM without a free 2 MiB.
     """
-    if vma.object:
-        raise NotImplementedError("madvise: MADV_COLLAPSE of a file or of shared memory")
-    if vma.flags & c.VM_NOHUGEPAGE or not vma.anon or not _fits(vma) or disabled(space):
+    if (
+        vma.flags & (c.VM_NOHUGEPAGE | c.VM_HUGETLB)
+        or not _fits(vma)
+        or disabled(space)
+        or not _takes_huge_pages(space, vma)
+    ):
         raise syscall_error("madvise", errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} takes no huge pages")
+    if vma.object:
+        raise NotImplementedError("madvise: MADV_COLLAPSE of shared memory")
     first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
     error = errno.EINVAL if last < first else 0
     for address in range(first, last, HUGE_PAGE):
         if error := space.kernel.core.collapse(space.sid, address):
             break
+    if error == errno.ENOMEM:
+        raise OutOfMemory(error, f"madvise: MADV_COLLAPSE of {start:#x}-{end:#x}: no 2 MiB are free in a row")
     if error:
         raise syscall_error("madvise", error, f"MADV_COLLAPSE of {start:#x}-{end:#x}")

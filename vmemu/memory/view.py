@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import syscall_error
-from vmemu.memory import thp
+from vmemu.memory import hugetlb, thp
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.space import Space
 from vmemu.memory.words import BRK, START_BRK, START_STACK
@@ -36,9 +36,11 @@ _CODES = (
     (c.VM_SEQ_READ, "sr"),
     (c.VM_RAND_READ, "rr"),
     (c.VM_DONTCOPY, "dc"),
+    (c.VM_DONTEXPAND, "de"),
     (c.VM_LOCKONFAULT, "lf"),
     (c.VM_ACCOUNT, "ac"),
     (c.VM_NORESERVE, "nr"),
+    (c.VM_HUGETLB, "ht"),
     (c.VM_SYNC, "sf"),
     (c.VM_WIPEONFORK, "wf"),
     (c.VM_DONTDUMP, "dd"),
@@ -108,6 +110,9 @@ def smaps(space: Space) -> list[MappingUsage]:
                 ksm=used.ksm,
                 anonhugepages=used.anon_huge,
                 thp_eligible=thp.eligible(space, vma),
+                shared_hugetlb=used.shared_hugetlb,
+                private_hugetlb=used.private_hugetlb,
+                page_size=hugetlb.page_bytes(vma.flags),
             )
             for mapping, vma in zip(maps(space), space.vmas(), strict=True)
             for used in (space.kernel.core.usage(space.sid, mapping.start, mapping.end),)

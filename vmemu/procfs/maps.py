@@ -52,8 +52,8 @@ def _usage(u: MappingUsage) -> bytes:
     return _block(
         (
             u.mapping.size,
-            4096,
-            4096,
+            u.page_size,
+            u.page_size,
             u.rss,
             u.pss,
             u.pss_dirty,
@@ -78,8 +78,8 @@ def _tail(u: MappingUsage, locked: int) -> tuple[int, ...]:
         u.anonhugepages,
         0,  # ShmemPmdMapped
         0,  # FilePmdMapped
-        0,  # Shared_Hugetlb
-        0,  # Private_Hugetlb
+        u.shared_hugetlb,
+        u.private_hugetlb,
         0,  # Swap
         0,  # SwapPss
         locked,
@@ -127,6 +127,8 @@ def smaps_rollup(subject: Subject) -> bytes:
         lazyfree=total.lazyfree,
         ksm=total.ksm,
         anonhugepages=total.anon_huge,
+        shared_hugetlb=total.shared_hugetlb,
+        private_hugetlb=total.private_hugetlb,
     )
     by_kind = (total.pss_anon >> 12, total.pss_file >> 12, total.pss_shmem >> 12)
     values = (summed.rss, summed.pss, summed.pss_dirty, *by_kind, *_tail(summed, locked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmemu.kernel import Kernel
+from vmemu.memory import hugetlb
 from vmemu.memory.census import census
 from vmemu.memory.commit import commit_limit
 from vmemu.types import PAGE_SIZE
@@ -20,6 +21,7 @@ def meminfo(kernel: Kernel) -> bytes:
         used = census(kernel)
         committed = int(kernel.core.info().account) * PAGE_SIZE
         limit = commit_limit(kernel) * PAGE_SIZE
+        pools = hugetlb.pools(kernel)
     lines = [
         ("MemTotal", used.total),
         ("MemFree", used.free),
@@ -56,9 +58,10 @@ def meminfo(kernel: Kernel) -> bytes:
         ("Balloon", 0),
     ]
     text = "".join(_kilobytes(key, value) for key, value in lines)
-    pool = (("HugePages_Total", 0), ("HugePages_Free", 0), ("HugePages_Rsvd", 0), ("HugePages_Surp", 0))
-    text += "".join(f"{key + ':':18} {value:5}\n" for key, value in pool)
-    text += _kilobytes("Hugepagesize", _LARGE) + _kilobytes("Hugetlb", 0)
+    huge = pools[0]
+    counts = (("Total", huge.total), ("Free", huge.free), ("Rsvd", huge.reserved), ("Surp", 0))
+    text += "".join(f"{f'HugePages_{key}:':18} {value:5}\n" for key, value in counts)
+    text += _kilobytes("Hugepagesize", _LARGE) + _kilobytes("Hugetlb", sum(p.total * p.page_size for p in pools))
     text += _kilobytes("DirectMap4k", used.total % _LARGE) + _kilobytes("DirectMap2M", used.total // _LARGE * _LARGE)
     return (text + _kilobytes("DirectMap1G", 0)).encode()
 

@@ -127,7 +127,7 @@ def _memory(subject: Subject) -> list[tuple[str, int]]:
         ("VmLib", sums.exec * PAGE_SIZE - text),
         ("VmPTE", subject.page_tables),
         ("VmSwap", subject.swapped * PAGE_SIZE),
-        ("HugetlbPages", 0),
+        ("HugetlbPages", info.hugetlb * PAGE_SIZE),
     ]
 
 
