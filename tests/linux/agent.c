@@ -263,9 +263,10 @@ static int begin_sharer(void *slot)
 	return 0;
 }
 
-static void share(int child)
+/* On a stack that nobody in this memory uses. */
+static void share(int child, uint64_t stack)
 {
-	reply.result = clone(begin_sharer, sharers_stacks[child] + STACK, CLONE_VM | SIGCHLD, (void *)(intptr_t)child);
+	reply.result = clone(begin_sharer, sharers_stacks[stack] + STACK, CLONE_VM | SIGCHLD, (void *)(intptr_t)child);
 	if (reply.result < 0)
 		reply.error = errno;
 }
@@ -301,7 +302,7 @@ static void perform(void)
 			reply.values[i] = residency[i] & 1;
 		break;
 	case SHARE:
-		share((int)request.args[0]);
+		share((int)request.args[0], request.args[1]);
 		break;
 	default:
 		_exit(request.what == EXIT ? 0 : 97);

@@ -29,6 +29,8 @@ from recorded.observer import PFN, Observer, Vma, offset
 from recorded.script import ARENA, ARENA_PAGES, PAGE, SUMS, Op, State
 
 SLOTS = 8
+FIRST_STACK = SLOTS
+"""Of the first agent and those forked from it; sharers have one of SLOTS others."""
 CALL, LOAD, STORE, SWEEP, CHECKSUM, MINCORE, FORK, SHARE, EXIT = range(9)  # agent.c
 SYSCALLS = {
     "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "msync": 26, "madvise": 28, "ftruncate": 77,
@@ -152,7 +154,7 @@ class _Run:
             theirs.close()
         self._root = root
         self.agents: dict[int, _Agent] = {}
-        self._hello(0)
+        self._hello(0, object(), FIRST_STACK)
         inodes = {os.fstat(descriptor).st_ino: tag for tag, descriptor in self._files.items()}
         self._observer = Observer(host.frame, inodes)
 
@@ -176,8 +178,8 @@ class _Run:
         reply = _Reply(*_REPLY.unpack_from(message))
         return reply, struct.unpack_from(f"={reply.count}I", message, _REPLY.size)
 
-    def _hello(self, slot: int) -> None:
-        self.agents[slot] = _Agent(self, slot, self._answer(slot)[0].result, self._stack)
+    def _hello(self, slot: int, memory: object, stack: int) -> None:
+        self.agents[slot] = _Agent(self, slot, self._answer(slot)[0].result, memory, stack, self._stack)
 
     def checksums(self, slot: int, pages: Sequence[int]) -> list[str]:
         if not pages:
@@ -216,12 +218,18 @@ class _Run:
                 reply, values = self._ask(slot, MINCORE, script.address(op), script.length(op))
                 return {"err": errno.errorcode[reply.error]} if reply.error else {"vec": "".join(map(str, values))}
             case "fork" | "share" as birth:
-                reply, _ = self._ask(slot, FORK if birth == "fork" else SHARE, op["child"])
+                parent = self.agents[slot]
+                memory, stack = object(), parent.stack
+                if birth == "share":
+                    memory = parent.memory
+                    used = {agent.stack for agent in self.agents.values() if agent.memory is memory}
+                    stack = min(set(range(SLOTS)) - used)
+                reply, _ = self._ask(slot, FORK if birth == "fork" else SHARE, op["child"], stack)
                 if reply.error:
                     return {"err": errno.errorcode[reply.error]}
                 if birth == "share":
                     self._sockets[op["child"]].send(bytes(8))
-                self._hello(op["child"])
+                self._hello(op["child"], memory, stack)
                 return {}
             case "exit" | "kill" as end:
                 self._end(slot, by_signal=end == "kill")
@@ -300,13 +308,14 @@ class _Run:
 class _Agent:
     """A live agent, and what /proc shows of it (as `observer.View`)."""
 
-    def __init__(self, run: _Run, slot: int, pid: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, run: _Run, slot: int, pid: int, memory: object, stack: int, exits: contextlib.ExitStack) -> None:
+        """*memory*: the same for those that share it. *stack*: which of the stacks there it runs on."""
         self._run, self._slot = run, slot
-        self.pid = pid
+        self.pid, self.memory, self.stack = pid, memory, stack
         self.pidfd = os.pidfd_open(pid)
-        stack.callback(os.close, self.pidfd)
+        exits.callback(os.close, self.pidfd)
         self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
-        stack.callback(os.close, self._pagemap)
+        exits.callback(os.close, self._pagemap)
 
     def mappings(self) -> list[Vma]:
         smaps = Path(f"/proc/{self.pid}/smaps").read_bytes()
