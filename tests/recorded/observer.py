@@ -73,7 +73,11 @@ class Observer:
             self._forget(op["p"], range(op["page"], op["page"] + op.get("n", 0)))
 
     def after(self, op: Op, result: dict[str, Any]) -> None:
-        """To be called after an operation: the same for a growing mremap over something, which populates if locked."""
+        """To be called after an operation: the same for what populates because of mlockall or a locked mapping, an mmap
+        or a growing mremap over something.
+        """
+        if op["op"] == "mmap" and "ret_page" in result:
+            self._forget(op["p"], range(op["page"], op["page"] + script.npages(op)))
         if op["op"] == "mremap" and "ret_page" in result and "FIXED" in op["flags"] and op["n2"] > script.npages(op):
             self._forget(op["p"], range(op["to"], op["to"] + op["n2"]))
 
