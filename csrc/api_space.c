@@ -13,6 +13,7 @@
 /* n children, all or none. */
 static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, uint32_t *ids)
 {
+	uint64_t copied = vm->frames.copied;
 	struct space *child;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -24,6 +25,7 @@ static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, u
 		}
 		while (i--)
 			space_free(vm, vm->spaces[ids[i]]);
+		vm->frames.copied = copied;
 		return rc;
 	}
 	return 0;

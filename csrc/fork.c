@@ -223,6 +223,7 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 
 int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out)
 {
+	uint64_t copied = vm->frames.copied;
 	struct space *child;
 	int rc = space_new(vm, &child);
 
@@ -237,8 +238,10 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 	else
 		rc = copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER);
 	vm->tables.generation++;
-	if (rc)
+	if (rc) {
 		space_free(vm, child);
+		vm->frames.copied = copied;
+	}
 	vm->frames.space = parent->birth;
 	if (rc)
 		return rc;

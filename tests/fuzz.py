@@ -242,7 +242,24 @@ class Api(Round):
     def do_lock(self) -> None:
         r, p, a, n = self.rng, self.process(), self.address(), self.length()
         self.say(f"{p.pid} {a:#x} {n:#x}")
-        r.choice((p.mlock, p.munlock, lambda a, n: p.mlock(a, n, r.choice((0, 1, 2)))))(a, n)
+        how = r.randrange(6)
+        if how < 3:
+            r.choice((p.mlock, p.munlock, lambda a, n: p.mlock(a, n, r.choice((0, 1, 2)))))(a, n)
+        elif how == 3:
+            p.mlockall(r.randrange(9))
+        else:
+            p.munlockall()
+
+    def do_limit(self) -> None:
+        r, p = self.rng, self.process()
+        resource, soft = r.randrange(17), r.choice((0, 4096, 1 << 16, 1 << 20, -1, -1, -1))
+        self.say(f"{p.pid} {resource} {soft}")
+        p.setrlimit(resource, (soft, -1))
+
+    def do_remap(self) -> None:
+        r, p, a, n = self.rng, self.process(), self.address(), self.length()
+        self.say(f"{p.pid} {a:#x} {n:#x}")
+        p.remap_file_pages(a, n, r.choice((0, 0, 0, 1)), r.randrange(9), r.choice((0, 0x10000)))
 
     def do_others(self) -> None:
         r, p, a, n = self.rng, self.process(), self.address(), self.length()

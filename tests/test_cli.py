@@ -161,18 +161,29 @@ def test_compare_json() -> None:
     assert [cost["how"] for cost in report["costs"]] == ["eager", "cow", "on-demand", "vfork"]
 
 
-@pytest.mark.parametrize("arguments", [["exec", "/bin/sh"], ["bomb", "--generations", "2"], ["--help"]])
-def test_broken_pipe_is_quiet(arguments: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["exec", "/bin/sh"],
+        ["exec", "--json", "/bin/sh"],
+        ["bomb", "--generations", "2"],
+        ["compare", "--memory", "16MiB", "/bin/true"],
+        ["--help"],
+        [],
+    ],
+)
+def test_broken_pipe_is_quiet(arguments: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     try:
         done = subprocess.run(
-            [*COMMAND, *arguments], env=buffered, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+            [*COMMAND, *arguments], env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
         )
     finally:
         os.close(writer)
-    assert done.stderr == b""
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_output_that_cannot_be_written() -> None:

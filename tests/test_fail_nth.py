@@ -124,6 +124,8 @@ def _script() -> None:
     add("fork many", lambda w: [kid.exit() for kid in w.p.fork_many(3, w.mode)])
     add("advise a part", lambda w: w.p.madvise(A + 8 * PAGE, 2 * PAGE, Advice.DONTNEED))
     add("touch", lambda w: w.p.touch(A + 8 * PAGE, 2 * PAGE, write=True))
+    add("remap pages", lambda w: w.p.remap_file_pages(D, PAGE, 0, 3, Map.NONBLOCK))
+    add("droppable", lambda w: w.p.mmap(F + 14 * PAGE, PAGE, RW, Map.ANONYMOUS | Map.FIXED | Map.DROPPABLE))
     add("remove", lambda w: w.p.madvise(D + PAGE, PAGE, Advice.REMOVE))
     add("pwrite", lambda w: w.f.pwrite(b"x" * 9000, 3 * PAGE))
     add("unmergeable", lambda w: w.p.madvise(A + 2 * PAGE, 8 * PAGE, Advice.UNMERGEABLE))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,33 @@ def test_entries_of_a_space_that_is_gone(written: bool) -> None:
         grandchild.write(start + 400 * PAGE, b"x")
         assert c.read(start + 400 * PAGE, 1) == b"\0"
         m.verify()
+
+
+def test_a_fork_that_fails_has_copied_nothing() -> None:
+    """Frames that an eager fork copied before memory ran out are not counted."""
+    with Machine(memory="1MiB") as m:
+        p = m.spawn()
+        a = p.mmap(None, 150 * 4096, Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS)
+        p.touch(a, 150 * 4096, write=True)
+        with pytest.raises(OutOfMemory):
+            p.fork(mode=ForkMode.EAGER)
+        assert m.frame_stats().copied == 0
+        m.verify()
+
+
+def test_a_large_read_is_made_once() -> None:
+    """What read() returns is filled in place; reading never takes its size twice."""
+    size = 65 << 20
+    with Machine(memory="80MiB") as m:
+        p = m.spawn()
+        a = p.mmap(None, size, Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS)
+        p.write(a + size - 3, b"end")
+        tracemalloc.start()
+        try:
+            data = p.read(a, size)
+            assert tracemalloc.get_traced_memory()[1] < size * 1.1
+        finally:
+            tracemalloc.stop()
+        assert (len(data), data[:1], data[-3:]) == (size, b"\0", b"end")
+        with pytest.raises(SegmentationFault):
+            p.read(a, 1 << 40)

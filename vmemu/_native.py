@@ -470,9 +470,9 @@ class Core:
     # ---- accesses ----
 
     def read(self, space: int, address: int, buffer: Any, offset: int, length: int, access: int) -> Trap:
-        """Reads into a writable buffer from offset on."""
+        """Reads into a buffer from offset on; a bytes object may be given that nothing else refers to yet."""
         trap = ffi.new("struct vmemu_trap *")
-        data = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
+        data = ffi.from_buffer("uint8_t[]", buffer)
         return _trap(lib.vmemu_space_read(self._m, space, address, data + offset, length, access, trap), trap)
 
     def write(self, space: int, address: int, buffer: Any, offset: int, length: int) -> Trap:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["Parser", "add_json", "add_seed", "number", "size"]
 
@@ -15,6 +16,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A usage error: one line on stderr, exit status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse would not mention that it could not write."""
+        if message:
+            (file or sys.stderr).write(message)
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:

@@ -98,9 +98,10 @@ class Process(Task):
         """brk(2) as the kernel has it: moves the program break and returns where it is; unchanged if that failed."""
         return brk.brk(self._space("brk"), address)
 
-    def mincore(self, address: SupportsIndex, length: SupportsIndex) -> bytes:
-        """mincore(2): one byte a page, 1 if it is in memory."""
-        return mlock.mincore(self._space("mincore"), address, length)
+    def mincore(self, address: SupportsIndex, length: SupportsIndex, vector: SupportsIndex | None = None) -> bytes:
+        """mincore(2): one byte a page, 1 if it is in memory; also stored at the address *vector*, unless None. What a
+        hole cuts off is in the exception's `partial`."""
+        return mlock.mincore(self._space("mincore"), address, length, vector)
 
     def msync(self, address: SupportsIndex, length: SupportsIndex, flags: int) -> None:
         """msync(2)."""

@@ -400,6 +400,56 @@ def droppable() -> Iterator[Case]:
     yield [("mlockall", 2), *base]
 
 
+def limits() -> Iterator[Case]:
+    """Every way to get memory under every limit, as root and as nobody."""
+    heap = 0x41B000
+    ways: list[list[Step]] = [
+        [anon(A + 64 * PG, 8)],
+        [anon(A + 64 * PG, 8, R)],
+        [("mmap", 0, 8 * PG, RW, ANON_SHARED, -1, 0)],
+        [("mmap", 0, 8 * PG, RW, PRIVATE, F, 0)],
+        [("mmap", 0, 8 * PG, RW, ANON | LOCKED, -1, 0)],
+        [("mmap", 0, 8 * PG, RW, ANON | GROWSDOWN, -1, 0)],
+        [("mmap", 0, 8 * PG, RW, ANONYMOUS | DROPPABLE, -1, 0)],
+        [anon(A, 12), anon(A, 4, R), anon(A, 8)],
+        [("mremap", A, 4 * PG, 12 * PG, MAYMOVE, 0), ("mremap", A, 4 * PG, 5 * PG, 0, 0)],
+        [("mremap", A, 4 * PG, 4 * PG, MAYMOVE | DONTUNMAP, A + 64 * PG), ("mlock", A + 64 * PG, PG)],
+        [("mremap", A + 16 * PG, 0, 8 * PG, MAYMOVE, 0)],
+        [("mprotect", A + 5 * PG, 3 * PG, RW), ("mprotect", A + 5 * PG, 3 * PG, R)],
+        [("brk", heap + 8 * PG), ("brk", heap + 2 * PG), ("brk", heap)],
+        [("write", A + 592 * PG), ("write", A + 598 * PG), ("write", A + 440 * PG)],
+        [("mlock", A, 2 * PG), ("mlock", A, 4 * PG), ("mlock", A, 4 * PG), ("munlock", A, PG)],
+        [("mlock2", A, 4 * PG, 1), ("mremap", A, 4 * PG, 8 * PG, MAYMOVE, 0)],
+        [("mlock", A + PG, PG), ("mlock", A, 3 * PG), ("mlock", A + 4 * PG, 8 * PG)],
+        [("mlock", A + 600 * PG, PG), ("write", A + 598 * PG), ("write", A + 560 * PG)],
+        [("mlockall", 1), anon(A + 64 * PG, 8), ("munlockall",)],
+        [("mlockall", 2), anon(A + 64 * PG, 8), ("brk", heap + 8 * PG), ("mmap", 0, 2 * PG, R, ANON_SHARED, -1, 0)],
+        [("mlockall", 7), ("mlockall", 6), ("fork",), ("mlockall", 1), ("mlock", A, PG)],
+        [("mmap", 0, PG, RW, ANON | FIXED, -1, 0), ("mmap", 4096, PG, RW, ANON, -1, 0), ("mmap", 4096, PG, R, F, F, 0)],
+        [("mremap", A, PG, PG, MAYMOVE | MFIXED, 4096), ("mremap", A, PG, PG, MAYMOVE | DONTUNMAP, 8192)],
+        [("remap_file_pages", A + 16 * PG, PG, 0, 1, 0), ("mlock", A + 16 * PG, 3 * PG)],
+    ]
+    mapped = 240 + 4 * (4 + 3 + 3 + 3 + 3 + 3 + 2)  # kB of the probe and of WORLD
+    data = 96 + 4 * (4 + 3)
+    sizes = {
+        LIMIT_AS: [0, mapped << 10, mapped + 16 << 10, mapped + 32 << 10, mapped + 33 << 10, mapped + 1000 << 10],
+        LIMIT_DATA: [0, PG, data << 10, data + 12 << 10, data + 32 << 10, 8 * PG, 8 * PG + 1],
+        LIMIT_STACK: [0, PG, 8 * PG, 10 * PG],
+        LIMIT_MEMLOCK: [0, 1, PG, 2 * PG, 4 * PG, 8 * PG, 12 * PG, mapped << 10, mapped + 64 << 10],
+    }
+    for resource, bounds in sizes.items():
+        for bound, way, user in itertools.product(bounds, ways, [[], [("setuid", 65534)]]):
+            yield [*WORLD, ("setrlimit", resource, bound, bound), *user, *way]
+            if resource == LIMIT_DATA:
+                yield [*WORLD, ("setrlimit", resource, 0, bound), *user, *way]
+    values = [0, 1, PG, 1 << 20, (1 << 20) + 1, 1 << 30, MAX - 1, MAX]
+    for resource, soft, hard in itertools.product(range(17), values, values):
+        if resource not in (0, 7) and (soft, hard) != (0, 0):  # not the probe's own time and files
+            yield [("setuid", 65534), ("setrlimit", resource, soft, hard), ("setrlimit", resource, hard, MAX)]
+    yield [("setrlimit", 7, 64, hard) for hard in ((1 << 20) + 1, MAX, 64)]
+    yield [("setrlimit", resource, 0, 0) for resource in (16, 17, 1 << 31, MAX)]
+
+
 def written(case: Case) -> str:
     """A case for people: hexadecimal, with WORLD by its name."""
     world = list(case[: len(WORLD)]) == WORLD
@@ -413,6 +463,6 @@ FAMILIES: dict[str, Family] = {
     for family in (
         mmap_flags, mmap_places, mmap_alignment, mmap_over, munmap_ranges, mprotect_ranges, mremap_arguments,
         mremap_sealed_and_locked, madvise_arguments, mlock_arguments, mlockall_flags, mincore_and_msync,
-        mseal_arguments, brk_moves, stacks, remap_file_pages, droppable,
+        mseal_arguments, brk_moves, stacks, remap_file_pages, droppable, limits,
     )
 }  # fmt: skip

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from vmemu.lab.console import Console
 from vmemu.lab.processes import ProcessRow, Snapshot
 
 __all__ = [

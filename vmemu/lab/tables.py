@@ -7,11 +7,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vmemu.lab.console import Console
 from vmemu.lab.report import BombReport, CompareReport, ExecReport, ForkCost, Generation, Stopped, fork_word
 from vmemu.types import PAGE_SIZE, FaultCounts
 

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
-from vmemu.errors import SyscallError, syscall_error
+from vmemu.errors import MemoryFault, SyscallError, syscall_error
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u32, u64
 from vmemu.memory.space import Space
@@ -141,17 +141,19 @@ def _apply(space: Space, start: int, end: int, locked: int, call: str) -> None:
         at = stop
 
 
-def mincore(space: Space, address: SupportsIndex, length: SupportsIndex) -> bytes:
-    """One byte a page, 1 if it is in memory: mapped, or in the page cache of what is mapped there."""
+def mincore(space: Space, address: SupportsIndex, length: SupportsIndex, vector: SupportsIndex | None = None) -> bytes:
+    """One byte a page, 1 if it is in memory: mapped, or in the page cache of what is mapped there. *vector* is where in
+    the process's memory they are stored, None for nowhere."""
     call = "mincore"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
+    where = None if vector is None else u64(vector, call, "vector")
     if addr % PAGE_SIZE:
         raise syscall_error(call, errno.EINVAL, f"address {addr:#x} is not page aligned")
     end = addr + page_up(size)
     if end > TASK_SIZE or (size and end == addr):
         raise syscall_error(call, errno.ENOMEM, f"{addr:#x} + {size:#x} is beyond the address space")
-    if end == addr:
-        return b""
+    if where is not None and where + (end - addr) // PAGE_SIZE > TASK_SIZE:
+        raise syscall_error(call, errno.EFAULT, f"vector {where:#x}")
     with space.kernel.lock:
         at = addr
         for vma in space.kernel.core.vmas(space.sid, addr, end):
@@ -159,6 +161,11 @@ def mincore(space: Space, address: SupportsIndex, length: SupportsIndex) -> byte
                 break
             at = min(vma.end, end)
         seen = space.kernel.core.mincore(space.sid, addr, at) if at > addr else b""
+        if where is not None and seen:
+            try:
+                space.write(where, seen)
+            except MemoryFault as fault:
+                raise syscall_error(call, errno.EFAULT, f"vector {where:#x}: {fault}") from None
         if at < end or seen is None:
             error = syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
             error.partial = seen or b""

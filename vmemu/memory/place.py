@@ -17,6 +17,9 @@ from vmemu.types import PAGE_SIZE, Map
 __all__ = ["MMAP_MIN_ADDR", "place"]
 
 MMAP_MIN_ADDR = 65536
+"""Below it no hint is taken and no stack grows (CONFIG_LSM_MMAP_MIN_ADDR)."""
+_PRIVILEGED_BELOW = 4096
+"""vm.mmap_min_addr: what MAP_FIXED needs CAP_SYS_RAWIO for (cap_mmap_addr())."""
 _BOTTOM_UP = (TASK_SIZE // 3 + PAGE_SIZE - 1) & -PAGE_SIZE
 """TASK_UNMAPPED_BASE, where the search goes on upwards when nothing is free below mmap_base."""
 _4GIB = 4 << 30
@@ -44,7 +47,7 @@ def place(space: Space, hint: int, size: int, flags: int, object_: int, pgoff: i
         raise syscall_error(call, errno.ENOMEM, f"{found:#x} + {size:#x} is beyond the address space")
     if found % PAGE_SIZE:
         raise syscall_error(call, errno.EINVAL, f"address {found:#x} is not page aligned")
-    if found < MMAP_MIN_ADDR and not space.capable(Capability.SYS_RAWIO):
+    if found < _PRIVILEGED_BELOW and not space.capable(Capability.SYS_RAWIO):
         raise syscall_error(call, errno.EPERM, f"address {found:#x} is below mmap_min_addr")
     return found
 

@@ -49,7 +49,13 @@ class Space(Holder):
         where = self._address(address, access)
         if length > _LARGE:  # fail where memory ends, not for want of a buffer
             length = min(length, self._mapped(where, length) + 1)
-        return bytes(self._read(where, length, access))
+        if length > _LARGE:  # no second copy: a bytes that nobody has seen yet is filled in place
+            buffer = bytes(length)
+            self._read(where, buffer, access)
+            return buffer
+        small = bytearray(length)
+        self._read(where, small, access)
+        return bytes(small)
 
     def _mapped(self, address: int, length: int) -> int:
         """How many of *length* bytes from *address* on are mapped without a hole."""
@@ -60,13 +66,13 @@ class Space(Holder):
             at = vma.end
         return at - address
 
-    def _read(self, address: int, length: int, access: int) -> bytearray:
-        buffer, done = bytearray(length), 0
+    def _read(self, address: int, buffer: bytes | bytearray, access: int) -> None:
+        length, done = len(buffer), 0
         while True:
             trap = self.kernel.core.read(self.sid, address + done & MASK, buffer, done, length - done, access)
             done += trap.done
             if not trap.reason:
-                return buffer
+                return
             self._handle(trap, access)
 
     def write(self, address: SupportsIndex, data: Any) -> None:

@@ -59,7 +59,7 @@ def _threads_max(kernel: Kernel) -> int:
 
 SETTINGS = {
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
-    "sys/vm/mmap_min_addr": Setting(lambda _: 65536),
+    "sys/vm/mmap_min_addr": Setting(lambda _: 4096),
     "sys/vm/overcommit_kbytes": Setting(lambda kernel: kernel.overcommit_kbytes, _overcommit_kbytes),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
