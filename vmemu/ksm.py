@@ -173,20 +173,20 @@ class Ksm:
     def _pass(self) -> None:
         core = self._kernel.core
         self._unstable.clear()
-        spaces = core.ksm_spaces()
-        alive = {number for number, _ in spaces}
-        for number in [number for number in self._slots if number not in alive]:
-            for item in self._slots.pop(number).values():
-                self._detach(item)
-        for number, sid in spaces:
-            self._pass_space(sid, self._slots.setdefault(number, {}))
+        alive = dict(core.ksm_spaces())
+        for number in sorted(self._slots.keys() | alive):
+            if number in alive:
+                self._pass_space(alive[number], self._slots.setdefault(number, {}))
+            else:
+                for item in self._slots.pop(number).values():
+                    self._detach(item)
         self._passes += 1
         for node in [node for node in self._nodes.values() if not node.items]:
             if not core.frame_flags(node.pfn, 1)[0] & _KPF_KSM:
                 self._drop(node)
 
     def _pass_space(self, sid: int, items: dict[int, _Item]) -> None:
-        core, seen = self._kernel.core, set()
+        core, known, gone = self._kernel.core, sorted(items), 0
         rows = array("Q", bytes(32 * _BATCH))
         for vma in list(core.vmas(sid, 0, TASK_SIZE)):
             at = vma.start
@@ -194,7 +194,10 @@ class Ksm:
                 n = core.ksm_pages(sid, at, vma.end, rows)
                 found = rows[: 4 * n].tolist()
                 for address, content, pfn, merged in zip(*(found[i::4] for i in range(4)), strict=True):
-                    seen.add(address)
+                    while gone < len(known) and known[gone] <= address:
+                        if known[gone] < address:  # nothing is there any more
+                            self._detach(items.pop(known[gone]))
+                        gone += 1
                     item = items.get(address)
                     if item is None:
                         item = items[address] = _Item(sid, address)
@@ -202,7 +205,7 @@ class Ksm:
                     if not self._skip(item, bool(merged)):
                         self._look_at(item, content, pfn, self._nodes.get(pfn) if merged else None)
                 at = found[4 * n - 4] + PAGE_SIZE if n == _BATCH else vma.end
-        for address in items.keys() - seen:
+        for address in known[gone:]:
             self._detach(items.pop(address))
 
     def _skip(self, item: _Item, merged: bool) -> bool:
@@ -254,9 +257,12 @@ class Ksm:
                 self._attach(one, node)
 
     def _merge_with_merged(self, item: _Item, content: int) -> bool:
-        """With the fullest frame of these bytes that has room (stable_tree_search()). True: nothing more to be done."""
+        """With the fullest frame of these bytes that has room (stable_tree_search()). True: nothing more to be done.
+
+        A frame that only pages map of which ksmd does not know is soon to be gone (__is_page_sharing_candidate()).
+        """
         for node in sorted(self._stable.get(content, ()), key=lambda node: -len(node.items)):
-            if len(node.items) >= self.max_page_sharing:
+            if not 0 < len(node.items) < self.max_page_sharing:
                 continue
             result = self._kernel.core.ksm_merge(item.sid, item.address, node.pfn)
             if result == errno.ESTALE:

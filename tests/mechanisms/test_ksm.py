@@ -243,6 +243,25 @@ def test_a_frame_that_is_used_again_is_not_mistaken() -> None:
         assert p.read(A + 8 * PAGE, 4 * PAGE) == b"B" * 2 * PAGE + b"A" * 2 * PAGE
 
 
+def test_a_frame_that_only_strangers_map_is_not_merged_with() -> None:
+    """Here a child that was born before its parent's memory was mergeable."""
+    with machine() as m:
+        p = m.spawn()
+        a = anon(p, 3, A)
+        p.write(a + PAGE, b"A" * PAGE)
+        c = p.fork()
+        p.madvise(a, 3 * PAGE, Advice.MERGEABLE)
+        p.write(a, b"A" * PAGE)
+        assert scanned(m, 2) == (1, 1, 0, 0)
+        assert pfn(p, a) == pfn(c, a + PAGE)
+        p.write(a, b"B" * 2 * PAGE)
+        p.write(a + 2 * PAGE, b"A" * PAGE)
+        assert scanned(m) == (0, 0, 0, 3)
+        assert scanned(m) == (1, 1, 1, 0)
+        assert is_ksm(m, pfn(c, a + PAGE))
+        assert not is_ksm(m, pfn(p, a + 2 * PAGE))
+
+
 def test_zero_pages() -> None:
     """With use_zero_pages they become the zero page and count as such; UNMERGEABLE and writes take them back."""
     with machine() as m:
