@@ -174,12 +174,11 @@ class Ksm:
         core = self._kernel.core
         self._unstable.clear()
         alive = dict(core.ksm_spaces())
-        for number in sorted(self._slots.keys() | alive):
-            if number in alive:
-                self._pass_space(alive[number], self._slots.setdefault(number, {}))
-            else:
-                for item in self._slots.pop(number).values():
-                    self._detach(item)
+        for number in self._slots.keys() - alive.keys():  # the dead come first (__ksm_exit())
+            for item in self._slots.pop(number).values():
+                self._detach(item)
+        for number, sid in alive.items():
+            self._pass_space(sid, self._slots.setdefault(number, {}))
         self._passes += 1
         for node in [node for node in self._nodes.values() if not node.items]:
             if not core.frame_flags(node.pfn, 1)[0] & _KPF_KSM:
