@@ -174,11 +174,15 @@ static int map_around(struct fault *f)
 	return 0;
 }
 
-/* Too late: a read has mapped its neighbours by now, a private write has made the VMA's identity (do_cow_fault()). */
+/* Too late: the upper tables are there by now (__handle_mm_fault()), a read has mapped its neighbours, a private write has made
+ * the VMA's identity (do_cow_fault()). */
 static int do_beyond_eof(struct fault *f)
 {
 	int shared = (f->vma.flags & VMEMU_VM_SHARED) != 0;
+	struct leaf upper;
 
+	if (table_own_huge(&f->vm->tables, &f->space->root, f->va, 2, &upper))
+		return VMEMU_OOM;
 	if (f->access != VMEMU_WRITE ? map_around(f) : !shared && fault_prepare_anon(f))
 		return VMEMU_OOM;
 	return VMEMU_BUS_ADRERR;

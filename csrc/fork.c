@@ -173,7 +173,12 @@ static int copy_all(struct vm *vm, struct space *parent, struct space *child, in
 			continue;
 		cv = child_vma(vm, v);
 		rc = vmas_append(&vm->env, &child->vmas, &cv);
-		if (!rc && needs_copy(v) && !(v->flags & VMEMU_VM_WIPEONFORK))
+		if (rc)
+			return rc;
+		if (!needs_copy(v) || v->flags & VMEMU_VM_WIPEONFORK)
+			continue;
+		rc = table_mirror(&vm->tables, parent->root, &child->root, v->start, v->end);
+		if (!rc)
 			rc = table_visit(&vm->tables, parent->root, v->start, v->end, copy_entries, &range);
 		if (rc)
 			return rc;

@@ -138,6 +138,9 @@ void table_put(struct tables *t, pfn_t table);
 typedef int table_visit_fn(void *ctx, pfn_t table, pte_t *entries, unsigned int first, unsigned int last, uint64_t va);
 int table_visit(const struct tables *t, pfn_t root, uint64_t start, uint64_t end, table_visit_fn *fn, void *ctx);
 
+/* Gives root *to the tables above the leaves that root `from` has for [start, end), empty ones too. -ENOMEM: some. */
+int table_mirror(struct tables *t, pfn_t from, pfn_t *to, uint64_t start, uint64_t end);
+
 /* Resident pages by kind and tables in reach of a root, added up; shared tables once for each path. */
 struct table_sum {
 	uint64_t resident[NRESIDENT];

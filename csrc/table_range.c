@@ -150,3 +150,28 @@ int table_visit(const struct tables *t, pfn_t root, uint64_t start, uint64_t end
 {
 	return root == NO_PFN ? 0 : visit(t, root, LEVELS, 0, start, end, fn, ctx);
 }
+
+static int mirror(struct tables *t, pfn_t table, int level, uint64_t base, uint64_t start, uint64_t end, pfn_t *to)
+{
+	const pte_t *e = table_entries(t, table);
+	unsigned int i, last;
+	struct leaf leaf;
+	int rc = 0;
+
+	index_range(base, level, start, end, &i, &last);
+	for (; i < last && !rc; i++) {
+		uint64_t va = base + i * ENTRY_BYTES(level);
+
+		if (!e[i] || pte_huge(e[i]))
+			continue;
+		rc = table_own_huge(t, to, max_u64(va, start), level - 1, &leaf);
+		if (!rc && level > 3)
+			rc = mirror(t, pte_pfn(e[i]), level - 1, va, start, end, to);
+	}
+	return rc;
+}
+
+int table_mirror(struct tables *t, pfn_t from, pfn_t *to, uint64_t start, uint64_t end)
+{
+	return from == NO_PFN ? 0 : mirror(t, from, LEVELS, 0, start, end, to);
+}

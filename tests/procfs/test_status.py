@@ -238,3 +238,22 @@ def test_high_water_mark_within_one_call() -> None:
         assert status(m, p)["VmHWM"] == 8 * PAGE
         c = p.fork()
         assert status(m, c)["VmHWM"] == 0
+
+
+def test_tables_of_a_fault_beyond_the_file() -> None:
+    """SIGBUS comes after the upper tables were made (__handle_mm_fault()); fork copies them where it copies entries."""
+    with machine() as m:
+        p = m.spawn()
+        file = m.create_file("f", bytes(PAGE), writenotify=True)
+        a = p.mmap(A, 4 * PAGE, RW, Map.PRIVATE | Map.FIXED, file)
+        p.access([a + 2 * PAGE])
+        assert p.page_tables == 2 * PAGE
+        c = p.fork()  # nothing to copy: no anonymous page was about to be
+        assert c.page_tables == 0
+        p.access([a + 2 * PAGE], write=True)
+        c = p.fork(ForkMode.COW)
+        assert (c.page_tables, status(m, c)["VmPTE"]) == (2 * PAGE, 2 * PAGE)
+        p.munmap(a, 4 * PAGE)
+        assert p.page_tables == 0
+        p.access([A], write=True)  # no mapping: no table
+        assert p.page_tables == 0
