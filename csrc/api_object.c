@@ -217,7 +217,7 @@ int vmemu_object_resize(vmemu_machine *m, uint32_t object, uint64_t size)
 	if (size < old) { /* truncate_pagecache(): mappings, copies included, then the cache */
 		space_unmap_object(&m->vm, object, object_pages(obj), UINT64_MAX, 1);
 		object_drop(&m->vm.objects, obj, object_pages(obj), UINT64_MAX);
-		clear_tail(&m->vm, obj, 1); /* truncate_inode_partial_folio() */
+		clear_tail(&m->vm, obj, (obj->kind & VMEMU_OBJ_FILE) == 0); /* shmem_undo_range() marks it dirty */
 	}
 	return leave(m, 0);
 }

@@ -203,14 +203,17 @@ class File:
         if size > _SIZE_MAX:
             raise syscall_error("ftruncate", errno.EFBIG, f"size {size}")
         with self._table.lock:
-            if size > self.size:
+            before = self.size
+            if size > before:
                 self._clear_tail("ftruncate")
             self._table.core.object_resize(self._inode.object, size)
+            if size < before:
+                self._clear_tail("ftruncate")
             self._inode.cut(size)
 
     def _clear_tail(self, call: str) -> None:
-        """What a file on a disk does before it grows: the rest of its last block is zeroed, which is a write unless
-        that is a hole (ext4_block_truncate_page())."""
+        """What a file on a disk does before it grows and after it shrank: the rest of its last block is zeroed, which
+        is a write unless that is a hole (ext4_block_truncate_page())."""
         inode, last = self._inode, self.size // PAGE_SIZE
         if not inode.on_disk or not self.size % PAGE_SIZE:
             return
