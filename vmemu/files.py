@@ -25,6 +25,8 @@ __all__ = ["File", "FileTable", "Inode"]
 
 READ_AROUND = 32
 """Pages read around a missing one: 128 KiB, Linux's default ra_pages (do_sync_mmap_readahead())."""
+READ_AROUND_IN_MEMORY = 2048
+"""The same for a file in memory that behaves as on a disk: of a disk that reads far ahead (read_ahead_kb 8192)."""
 MEMORY_DEVICE = (0, 26)
 """Device number shown for files in memory, as a tmpfs has one."""
 HUGE_DEVICE = (0, 17)
@@ -443,9 +445,10 @@ class FileTable:
             return inode is None or self.read_in(inode, index, index if major else None, call)
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
-        """Brings page *index* into the cache and up to READ_AROUND - 1 others; *major* is marked as just read."""
-        first = max(0, index - READ_AROUND // 2)
-        return self.fill(inode, first, READ_AROUND, major, call, index)
+        """Brings page *index* into the cache and others around it; *major* is marked as just read."""
+        around = READ_AROUND if inode.fd >= 0 else READ_AROUND_IN_MEMORY
+        first = max(0, index - around // 2)
+        return self.fill(inode, first, around, major, call, index)
 
     def fill(self, inode: Inode, first: int, n: int, major: int | None, call: str, needed: int | None = None) -> bool:
         """Reads *n* pages from *first* on into the cache. False if they, or page *needed*, can't be read."""

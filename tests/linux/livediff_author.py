@@ -18,6 +18,8 @@ STRADDLE = 496
 """Where the pages of half of the programs start: across the end of a page table."""
 STACK = range(860, 1000)
 """Pages around MAP_GROWSDOWN mappings, more than the guard gap of 256 pages away from the others."""
+GROWING = "E grows"
+"""Among the files, if E may grow, because its holes are read ahead as far as it goes."""
 OFFSETS = (0, 0, 1, 999, 1000, 2048, 4095)
 FORK_ADVICE = ("WIPEONFORK", "KEEPONFORK", "DONTFORK", "DOFORK")
 HINTS = ("NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTDUMP", "DODUMP")
@@ -34,6 +36,8 @@ class Author:
         self.file = "E" if self.chance(self.profile.disk) and "E" in files else "F"
         self.base = STRADDLE if self.chance(0.5) else 0
         self.width = self.profile.width
+        self.grows = GROWING in files
+        self.size = FILE_PAGES  # of E, if that must not grow
         self.value = 0
         self.mapped: dict[int, set[int]] = {0: set()}
         self.slot = 0
@@ -111,6 +115,9 @@ class Author:
 
     def truncate(self) -> Op:
         pages, tail = self.random.randrange(FILE_PAGES + 4), self.random.choice([0, 0, 100, 4095])
+        if self.file == "E" and not self.grows:
+            pages = self.size = self.random.randrange(max(1, self.size - 6), self.size + 1)
+            tail = 0
         return self.op("ftruncate", file=self.file, size=pages * PAGE + tail)
 
     # ---- mappings

@@ -24,6 +24,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from linux.livediff_author import GROWING
 from recorded import script
 from recorded.observer import PFN, Observer, Vma, offset
 from recorded.script import ARENA, ARENA_PAGES, PAGE, SUMS, Op, State
@@ -100,6 +101,13 @@ def filesystem(directory: Path) -> str:
     return "unknown"
 
 
+def readahead(directory: Path) -> int:
+    """Pages that are read ahead from the device that *directory* is on, 0 if it does not say."""
+    device = directory.stat().st_dev
+    where = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return int(where.read_text()) * 1024 // PAGE if where.exists() else 0
+
+
 class Host:
     """Runs programs on this kernel, one at a time."""
 
@@ -107,7 +115,9 @@ class Host:
         """*agent*: see `build_agent`. *scratch*: where file E is made, if that is on a filesystem with write faults."""
         self.agent = agent
         self.scratch = scratch
-        self.files = ("F", "E") if filesystem(scratch) in _WRITENOTIFY else ("F",)
+        self.files: tuple[str, ...] = ("F",)
+        if filesystem(scratch) in _WRITENOTIFY:
+            self.files = ("F", "E", GROWING) if readahead(scratch) >= 4 * script.FILE_PAGES else ("F", "E")
         self.cpu = max(os.sched_getaffinity(0))
         self._kpagecount = os.open("/proc/kpagecount", os.O_RDONLY)
         self._kpageflags = os.open("/proc/kpageflags", os.O_RDONLY)
@@ -134,7 +144,7 @@ class _Run:
     def __init__(self, host: Host, stack: contextlib.ExitStack, *, thp: bool) -> None:
         """Everything opened is closed, and every agent ended, when *stack* unwinds."""
         self._stack = stack
-        self._files = {tag: _fresh_file(None if tag == "F" else host.scratch) for tag in host.files}
+        self._files = {tag: _fresh_file(None if tag == "F" else host.scratch) for tag in host.files if tag in "FE"}
         for descriptor in self._files.values():
             stack.callback(os.close, descriptor)
         ends = []
