@@ -435,19 +435,22 @@ class FileTable:
 
     # ---- pages ----
 
-    def page_in(self, object_: int, index: int, call: str, major: bool = True) -> bool:
+    def page_in(self, object_: int, index: int, call: str, major: bool = True, hint: int = 0) -> bool:
         """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS).
 
-        *major*: the fault that finds it then is a major one.
+        *major*: the fault that finds it then is a major one. *hint*: VM_RAND_READ of the mapping, to read no other, or
+        VM_SEQ_READ, to read those that follow.
         """
         with self.lock:
             inode = self._by_object.get(object_)  # none if another thread unmapped it meanwhile
-            return inode is None or self.read_in(inode, index, index if major else None, call)
+            return inode is None or self.read_in(inode, index, index if major else None, call, hint)
 
-    def read_in(self, inode: Inode, index: int, major: int | None, call: str) -> bool:
-        """Brings page *index* into the cache and others around it; *major* is marked as just read."""
+    def read_in(self, inode: Inode, index: int, major: int | None, call: str, hint: int = 0) -> bool:
+        """Brings page *index* into the cache and, as *hint* says, others around it; *major* is marked as just read."""
+        if hint & c.VM_RAND_READ:
+            return self.fill(inode, index, 1, major, call, index)
         around = READ_AROUND if inode.fd >= 0 else READ_AROUND_IN_MEMORY
-        first = max(0, index - around // 2)
+        first = index if hint & c.VM_SEQ_READ else max(0, index - around // 2)
         return self.fill(inode, first, around, major, call, index)
 
     def fill(self, inode: Inode, first: int, n: int, major: int | None, call: str, needed: int | None = None) -> bool:

@@ -171,8 +171,10 @@ class Space(Holder):
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
         if trap.reason == c.TRAP_PAGE:
+            vma = self.kernel.core.find(self.sid, trap.address)
+            hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
             try:
-                read = self.kernel.files.page_in(trap.object, trap.page, "page fault", major)
+                read = self.kernel.files.page_in(trap.object, trap.page, "page fault", major, hint)
                 return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
