@@ -244,6 +244,8 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 		rc = copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER);
 	vm->tables.generation++;
 	if (rc) {
+		/* its mappings may say still that pages of a pool are reserved for them */
+		vmas_destroy(&vm->env, &child->vmas);
 		space_free(vm, child);
 		vm->frames.copied = copied;
 	}
