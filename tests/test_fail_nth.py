@@ -189,7 +189,9 @@ def contents(m: Machine) -> dict[int, Any]:
             continue
         pages = {}
         for v in p.maps():
-            for at in range(v.start, v.end, PAGE):
+            core, sid = m._kernel.core, m._kernel.processes.space[pid]
+            there = core.mincore(sid, v.start, v.end) or b""  # asks for no memory, unlike pagemap
+            for at in (v.start + i * PAGE for i, byte in enumerate(there) if byte):
                 found = p.translate(at)
                 if found is not None:
                     data = bytes(ffi.buffer(ram + found.physical, PAGE))
