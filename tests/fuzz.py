@@ -578,7 +578,7 @@ class Border(Round):
         if n > 0:
             one, two = out[self.rng.randrange(n)], out[self.rng.randrange(n)]
             rc = lib.vmemu_space_ksm_make(m, s, one.address)
-            self.ok(rc, errno.ENOMEM, errno.EBUSY, say=f"make {s} {one.address:#x}")
+            self.ok(rc, errno.ENOMEM, errno.EBUSY, errno.ENOENT, say=f"make {s} {one.address:#x}")
             pfn = one.pfn if self.rng.random() < 0.8 else self.rng.choice((0, 1, 2**32 - 1, 2**64 - 1))
             rc = lib.vmemu_space_ksm_merge(m, self.space(), two.address, pfn)
             self.ok(

@@ -32,6 +32,7 @@ from vmemu import (
 )
 
 PAGE = 4096
+ZEROS = bytes(PAGE)
 A, B, C, D, E, F, S = (0x4000_0000 + i * 0x40_0000 - 8 * PAGE for i in range(7))
 """Ranges of 16 pages over the border of two leaf tables each."""
 H, HUGE = 0x8000_0000, 2 << 20
@@ -195,7 +196,7 @@ def contents(m: Machine) -> dict[int, Any]:
                 found = p.translate(at)
                 if found is not None:
                     data = bytes(ffi.buffer(ram + found.physical, PAGE))
-                    if any(data):
+                    if data != ZEROS:
                         pages[at] = data
         out[pid] = ([(v.start, v.end, v.perms, v.offset, v.inode > 0, v.flags) for v in p.maps()], pages)
     return out
