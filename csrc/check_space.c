@@ -32,7 +32,7 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
 		CHECK(!(e[i] & PTE_W) || v->flags & VMEMU_VM_WRITE,
 		      "space %u: %#llx is writable in a read-only mapping", vc->space->id, at);
-		CHECK(!(e[i] & PTE_W) || e[i] & PTE_SOFT || v->flags & VMEMU_VM_SOFTDIRTY,
+		CHECK(!(e[i] & PTE_W) || e[i] & PTE_SOFT || v->flags & (VMEMU_VM_SOFTDIRTY | VMEMU_VM_HUGETLB),
 		      "space %u: %#llx is writable, so that nobody will see it become soft-dirty", vc->space->id, at);
 		CHECK(!(e[i] & PTE_P) == !(v->flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)),
 		      "space %u: %#llx: present bit against PROT_NONE", vc->space->id, at);

@@ -27,7 +27,11 @@ static int take(struct fault *f, int reserved, pfn_t *head)
 
 static int own_entry(struct fault *f, struct leaf *leaf)
 {
-	return table_own_huge(&f->vm->tables, &f->space->root, f->va, is_giant(f) ? 3 : 2, leaf);
+	int rc = table_own_huge(&f->vm->tables, &f->space->root, f->va, is_giant(f) ? 3 : 2, leaf);
+
+	if (!rc)
+		table_drop_empty(&f->vm->tables, leaf); /* left behind by a move that had no memory to free it */
+	return rc;
 }
 
 static void install(struct fault *f, const struct leaf *leaf, pfn_t head, int writable)
@@ -145,7 +149,7 @@ static int reuse(struct fault *f, const struct leaf *leaf, int kind)
 {
 	if (kind == VMEMU_COW_REUSE)
 		frame_of(&f->vm->frames, pte_pfn(*leaf->pte))->flags |= FRAME_EXCLUSIVE;
-	*leaf->pte |= PTE_W | PTE_D | PTE_A;
+	*leaf->pte = pte_written(*leaf->pte);
 	f->vm->tables.generation++;
 	return kind;
 }

@@ -85,6 +85,8 @@ static int own_page(struct vm *vm, struct space *s, uint64_t va, struct leaf *le
 		rc = table_own(&vm->tables, &s->root, va, leaf);
 	if (rc || !(fr->flags & FRAME_LARGE))
 		return rc;
+	if (folio_of(&vm->frames, pfn)->entire) /* the table was shared: the other side has the huge entry still */
+		return -EBUSY;
 	folio_dissolve(&vm->frames, folio_head(pfn));
 	return 0;
 }

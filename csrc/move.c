@@ -129,6 +129,8 @@ int space_move(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uin
 	v = vmas_find(&s->vmas, start, &pos);
 	if (!v || v->start > start || v->end < end || start >= end)
 		return -EINVAL;
+	if (v->flags & VMEMU_VM_HUGETLB && (keep || length != end - start)) /* would promise more pages */
+		return -EINVAL;
 	if (space_is_mapped(s, to, to + length))
 		return -EEXIST;
 	new = vma_part(v, start, end);

@@ -95,6 +95,8 @@ void table_set(struct tables *t, const struct leaf *leaf, pte_t e);
 /* The same, handing the old frame's reference back to the caller instead of dropping it. */
 void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e);
 
+/* Drops the table behind an entry above level 1, if there is one, with all that is below it. */
+void table_drop_empty(struct tables *t, const struct leaf *leaf);
 /* Puts a huge entry where there is 0 or a huge one, as table_set does; one in place of 0 brings a spare table. -ENOMEM without a
  * frame for that, nothing changed. */
 int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e);

@@ -86,6 +86,15 @@ int table_own_huge(struct tables *t, pfn_t *root, uint64_t va, int level, struct
 	return 0;
 }
 
+void table_drop_empty(struct tables *t, const struct leaf *leaf)
+{
+	if (!*leaf->pte || pte_huge(*leaf->pte))
+		return;
+	table_put(t, pte_pfn(*leaf->pte));
+	*leaf->pte = 0;
+	table_info(t, leaf->table)->used--;
+}
+
 int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e)
 {
 	pte_t old = *leaf->pte;
