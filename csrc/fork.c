@@ -139,7 +139,7 @@ static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 		if (rc)
 			return rc;
 		at = (struct leaf){ leaf.table, i, leaf.pte - leaf.index + i };
-		table_set(tables, &at, settle(r->c, r->vma, copy));
+		table_fill(tables, &at, settle(r->c, r->vma, copy));
 	}
 	return 0;
 }

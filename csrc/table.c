@@ -60,7 +60,10 @@ void table_release(struct tables *t, pte_t e)
 	fr = frame_of(t->frames, pte_pfn(e));
 	if (e & PTE_D && fr->flags & FRAME_OBJECT)
 		fr->flags |= FRAME_DIRTY;
-	frame_put(t->frames, pte_pfn(e));
+	if (fr->refs > 1 && !(fr->flags & (FRAME_LARGE | FRAME_ZERO))) /* most entries of a process that exits */
+		fr->refs--;
+	else
+		frame_put(t->frames, pte_pfn(e));
 }
 
 void table_put(struct tables *t, pfn_t table)
@@ -264,6 +267,13 @@ void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e)
 	*leaf->pte = e;
 	table_account(t, leaf->table, e, 1);
 	t->generation++;
+}
+
+void table_fill(struct tables *t, const struct leaf *leaf, pte_t e)
+{
+	VM_ASSERT(!*leaf->pte);
+	*leaf->pte = e;
+	table_account(t, leaf->table, e, 1);
 }
 
 void table_set(struct tables *t, const struct leaf *leaf, pte_t e)

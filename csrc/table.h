@@ -92,6 +92,8 @@ int table_own_range(struct tables *t, pfn_t *root, uint64_t start, uint64_t end,
 /* Puts an entry into an owned leaf table; references move with the entry's frame: the caller brings one for the new frame,
  * the one of the old is dropped. */
 void table_set(struct tables *t, const struct leaf *leaf, pte_t e);
+/* The same where there is 0, in a table that nobody has looked at yet. */
+void table_fill(struct tables *t, const struct leaf *leaf, pte_t e);
 /* The same, handing the old frame's reference back to the caller instead of dropping it. */
 void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e);
 
