@@ -1,6 +1,7 @@
 /* Spaces: changes of VMAs and tables together. See space.h. */
 #include "space.h"
 
+#include "fault.h"
 #include "pool.h"
 
 /* Room for the VMAs that one change makes of those it touches: what is left on both sides, two neighbours, the new one. */
@@ -318,17 +319,39 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 	return rc;
 }
 
+/* Pages that the owner of a reservation drops and others keep cannot be promised again: where too few are free for that, its
+ * mappings there own no reservation any more. Requires their blocks owned. */
+static void break_promises(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
+{
+	struct reserve r = { vm, 0 };
+	struct vma_pos pos;
+	const vma_t *v;
+
+	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos)) {
+		int giant = (v->flags & VMEMU_VM_GIANT) != 0;
+
+		if (!(v->flags & VMEMU_VM_POOL_OWNER) || fault_pool_reserved(vm, giant) <= vm->frames.pools[giant].free)
+			continue;
+		(void)table_visit(&vm->tables, s->root, v->start, v->end, account_pages, &r);
+		vmas_set_flags(&vm->env, &s->vmas, v->start, v->flags & ~VMEMU_VM_POOL_OWNER);
+	}
+}
+
 int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
-	int rc;
+	int pool = s->vmas.sums.pool[0] || s->vmas.sums.pool[1], rc;
 
 	space_mark_peak(vm, s);
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
-	if (!rc)
-		reserve_again(vm, s, start, end, 0);
-	if (!rc)
-		table_clear(&vm->tables, s->root, start, end);
-	return rc;
+	if (!rc && pool)
+		rc = vmas_own(&vm->env, &s->vmas, start, end);
+	if (rc)
+		return rc;
+	reserve_again(vm, s, start, end, 0);
+	table_clear(&vm->tables, s->root, start, end);
+	if (pool)
+		break_promises(vm, s, start, end);
+	return 0;
 }
 
 int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int down)

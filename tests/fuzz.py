@@ -160,7 +160,7 @@ class Api(Round):
 
     def process(self) -> Process:
         alive = [p for p in self.machine.processes.values() if p.threads]
-        return self.rng.choice(alive[1:] or alive)
+        return self.rng.choice(alive[1:] or alive or [self.machine.init])
 
     def task(self) -> Process:
         return self.rng.choice(self.process().threads)

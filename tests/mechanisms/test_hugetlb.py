@@ -210,6 +210,21 @@ def test_what_the_owner_leaves_stays_with_the_child() -> None:
         assert c.touch(a, 1, write=True) == counts(cow_reuse=1)
 
 
+def test_a_dropped_page_that_a_child_keeps_cannot_be_promised_again() -> None:
+    with with_pool(1) as m:
+        p = m.spawn()
+        a = p.mmap(None, HUGE, RW, PRIVATE)
+        p.write(a, b"kept")
+        c = p.fork()
+        p.madvise(a, HUGE, Advice.DONTNEED)
+        assert pool(m) == (1, 0, 0)
+        with pytest.raises(BusError):
+            p.write(a, b"more")
+        assert c.read(a, 4) == b"kept"
+        c.exit()
+        p.write(a, b"more")
+
+
 def test_shared_pages_belong_to_their_object() -> None:
     with with_pool() as m:
         p = m.spawn()
