@@ -1,45 +1,8 @@
 /* Spaces: changes of VMAs and tables together. See space.h. */
 #include "space.h"
 
-#include "fault.h"
-#include "pool.h"
-
 /* Room for the VMAs that one change makes of those it touches: what is left on both sides, two neighbours, the new one. */
 #define MAX_PIECES 6
-
-/* ---- pools of huge pages ---- */
-
-struct reserve {
-	struct vm *vm;
-	int consumed;
-};
-static int account_pages(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
-{
-	const struct reserve *r = ctx;
-
-	(void)table;
-	(void)last;
-	(void)va;
-	if (pte_huge(e[first]))
-		pool_account(&r->vm->frames, pte_pfn(e[first]), r->consumed);
-	return 0;
-}
-
-/* Pages of a pool in [start, end) stop counting for what the mappings there reserved, since they will be dropped, or count
- * again, since they were not. */
-static void reserve_again(struct vm *vm, struct space *s, uint64_t start, uint64_t end, int consumed)
-{
-	struct reserve r = { vm, consumed };
-	struct vma_pos pos;
-	const vma_t *v;
-
-	if (!s->vmas.sums.pool[0] && !s->vmas.sums.pool[1])
-		return;
-	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos))
-		if (v->flags & VMEMU_VM_POOL_OWNER)
-			(void)table_visit(&vm->tables, s->root, max_u64(start, v->start), min_u64(end, v->end),
-					  account_pages, &r);
-}
 
 /* ---- life ---- */
 
@@ -79,7 +42,7 @@ int space_new(struct vm *vm, struct space **out)
 void space_free(struct vm *vm, struct space *s)
 {
 	vm->frames.space = s->birth;
-	reserve_again(vm, s, 0, TASK_SIZE, 0);
+	space_reserve_again(vm, s, 0, TASK_SIZE, 0);
 	if (s->root != NO_PFN)
 		table_put(&vm->tables, s->root);
 	vmas_destroy(&vm->env, &s->vmas);
@@ -202,12 +165,12 @@ int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
 	if (rc)
 		return rc;
-	reserve_again(vm, s, start, end, 0);
+	space_reserve_again(vm, s, start, end, 0);
 	rc = space_replace(vm, s, start, end, NULL);
 	if (!rc)
 		table_zap(&vm->tables, &s->root, floor, ceiling);
 	else
-		reserve_again(vm, s, start, end, 1);
+		space_reserve_again(vm, s, start, end, 1);
 	return rc;
 }
 
@@ -226,10 +189,10 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v)
 	}
 	new.anon = 0;
 	new.flags |= VMEMU_VM_SOFTDIRTY; /* what it grew from too */
-	reserve_again(vm, s, v->start, v->end, 0);
+	space_reserve_again(vm, s, v->start, v->end, 0);
 	rc = space_replace(vm, s, v->start, v->end, &new);
 	if (rc)
-		reserve_again(vm, s, v->start, v->end, 1);
+		space_reserve_again(vm, s, v->start, v->end, 1);
 	if (!rc && old)
 		table_zap(&vm->tables, &s->root, floor, ceiling);
 	return rc;
@@ -319,24 +282,6 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 	return rc;
 }
 
-/* Pages that the owner of a reservation drops and others keep cannot be promised again: where too few are free for that, its
- * mappings there own no reservation any more. Requires their blocks owned. */
-static void break_promises(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
-{
-	struct reserve r = { vm, 0 };
-	struct vma_pos pos;
-	const vma_t *v;
-
-	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos)) {
-		int giant = (v->flags & VMEMU_VM_GIANT) != 0;
-
-		if (!(v->flags & VMEMU_VM_POOL_OWNER) || fault_pool_reserved(vm, giant) <= vm->frames.pools[giant].free)
-			continue;
-		(void)table_visit(&vm->tables, s->root, v->start, v->end, account_pages, &r);
-		vmas_set_flags(&vm->env, &s->vmas, v->start, v->flags & ~VMEMU_VM_POOL_OWNER);
-	}
-}
-
 int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	int pool = s->vmas.sums.pool[0] || s->vmas.sums.pool[1], rc;
@@ -347,10 +292,10 @@ int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 		rc = vmas_own(&vm->env, &s->vmas, start, end);
 	if (rc)
 		return rc;
-	reserve_again(vm, s, start, end, 0);
+	space_reserve_again(vm, s, start, end, 0);
 	table_clear(&vm->tables, s->root, start, end);
 	if (pool)
-		break_promises(vm, s, start, end);
+		space_break_promises(vm, s, start, end);
 	return 0;
 }
 
@@ -404,78 +349,4 @@ int space_split(struct vm *vm, struct space *s, uint64_t at)
 	if (!vma_aligned(&parts[1]))
 		return -EINVAL;
 	return vmas_splice(&vm->env, &s->vmas, pos, 1, parts, 2);
-}
-
-/* ---- objects ---- */
-
-struct object_zap {
-	struct vm *vm;
-	int copies;
-	uint64_t mapped; /* entries that still map one of the object's frames */
-};
-
-/* In place, in shared tables too: the page is gone for everybody who maps it there. */
-static int zap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
-{
-	struct object_zap *z = ctx;
-
-	(void)va;
-	for (unsigned int i = first; i < last; i++) {
-		struct leaf leaf = { table, i, &e[i] };
-		int cached;
-
-		if (!pte_mapped(e[i]) || pte_huge(e[i]))
-			continue;
-		cached = (frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT) != 0;
-		if (!cached && !z->copies)
-			continue;
-		z->mapped -= (uint64_t)cached;
-		table_set(&z->vm->tables, &leaf, 0);
-	}
-	return 0;
-}
-
-/* Entries that map the object's frames [first, last): all their references but the object's own. */
-static uint64_t mapped_entries(const struct vm *vm, const struct object *obj, uint64_t first, uint64_t last)
-{
-	uint64_t n = 0;
-
-	for (uint64_t i = object_next(obj, first); i < last; i = object_next(obj, i + 1))
-		n += frame_of(&vm->frames, object_lookup(obj, i))->refs - 1;
-	return n;
-}
-
-/* Nobody else has this block of mappings: seeing it here is seeing it for good. */
-static int seen_once(const struct space *s, struct vma_pos pos)
-{
-	return s->vmas.index->refs == 1 && s->vmas.index->slot[pos.block].block->refs == 1;
-}
-
-void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t last, int copies)
-{
-	const struct object *obj = object_get(&vm->objects, object);
-	struct object_zap z = { vm, copies, mapped_entries(vm, obj, first, last) };
-	uint32_t left = vm->env.users.of[object].count;
-
-	for (uint32_t id = 1; left && (copies || z.mapped) && id < vm->capacity; id++) {
-		struct space *s = vm->spaces[id];
-		struct vma_pos pos;
-		const vma_t *v = s ? vmas_find(&s->vmas, 0, &pos) : NULL;
-
-		for (; left && (copies || z.mapped) && v; v = vmas_next(&s->vmas, &pos)) {
-			uint64_t from, to;
-
-			if (v->object != object)
-				continue;
-			left -= (uint32_t)seen_once(s, pos);
-			from = max_u64(first, v->pgoff);
-			to = min_u64(last, v->pgoff + vma_pages(v));
-			if (from >= to)
-				continue;
-			from = v->start + ((from - v->pgoff) << PAGE_SHIFT);
-			to = v->start + ((to - v->pgoff) << PAGE_SHIFT);
-			space_mark_peak(vm, s);
-			(void)table_visit(&vm->tables, s->root, from, to, zap_entries, &z);
-		}
-	}
 }

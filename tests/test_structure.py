@@ -44,7 +44,7 @@ C = """
     api api_huge api_ksm api_mark api_object api_space
     access check check_space fork huge look
     ksm lru mark move
-    space
+    space space_object space_pool
     fault fault_huge fault_pool classify
     mm
     object table table_huge table_range
@@ -67,6 +67,8 @@ C_PARTS = {
     "fault_huge": "fault",
     "fault_pool": "fault",
     "move": "space",
+    "space_object": "space",
+    "space_pool": "space",
     "table_huge": "table",
     "table_range": "table",
     "vma_hole": "vma",
