@@ -220,7 +220,7 @@ static int bad_pool_vma(const vmemu_machine *m, const struct vmemu_vma *v)
 		m->vm.frames.pools[giant].free < fault_pool_reserved(&m->vm, giant) + pages);
 }
 
-int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma)
+int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma, int apart)
 {
 	struct space *s = enter_space(m, space);
 
@@ -231,7 +231,7 @@ int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vm
 		return leave(m, -EINVAL);
 	if (bad_pool_vma(m, vma))
 		return leave(m, -EINVAL);
-	return leave(m, space_map(&m->vm, s, vma));
+	return leave(m, space_map(&m->vm, s, vma, apart));
 }
 
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)

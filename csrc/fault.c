@@ -165,11 +165,11 @@ static int map_around(struct fault *f)
 		pfn = object_lookup(f->object, index);
 		if (*at.pte || pfn == NO_PFN || frame_of(&f->vm->frames, pfn)->flags & FRAME_RECLAIM)
 			continue;
-		e = pte_leaf(pfn, f->vma.flags);
+		e = pte_leaf(pfn, f->vma.flags) | PTE_A; /* accessed too: x86 is not arch_wants_old_prefaulted_pte() */
 		if (mapped_writable(f))
 			e |= PTE_W;
 		frame_get(&f->vm->frames, pfn);
-		table_set(&f->vm->tables, &at, va == (f->va & ~PAGE_MASK) ? e | PTE_A : e);
+		table_set(&f->vm->tables, &at, e);
 	}
 	return 0;
 }

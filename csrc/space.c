@@ -69,9 +69,9 @@ void space_mark_peak(struct vm *vm, struct space *s)
 /* ---- changes of VMAs ---- */
 
 /* What stands in for the VMAs that [start, end) touches once `middle` (NULL: nothing) takes its place. Neighbours that touch
- * the range are included, so that they can merge. Returns the number of pieces, where they go and how many go away. */
-static uint32_t replan(const struct vmas *vmas, uint64_t start, uint64_t end, const vma_t *middle, vma_t *pieces,
-		       struct vma_pos *at, uint32_t *ndel)
+ * the range are included, so that they can merge (apart: they don't). Returns the number of pieces, where they go and how many go away. */
+static uint32_t replan(const struct vmas *vmas, uint64_t start, uint64_t end, const vma_t *middle, int apart,
+		       vma_t *pieces, struct vma_pos *at, uint32_t *ndel)
 {
 	const vma_t *v = vmas_find(vmas, start, at), *before;
 	struct vma_pos pos = *at, prev = *at;
@@ -105,14 +105,14 @@ static uint32_t replan(const struct vmas *vmas, uint64_t start, uint64_t end, co
 	if (has_left)
 		pieces[n++] = left;
 	if (middle)
-		n = vma_append_merged(pieces, n, middle);
+		n = apart ? (pieces[n] = *middle, n + 1) : vma_append_merged(pieces, n, middle);
 	if (has_right)
-		n = middle ? vma_append_merged(pieces, n, &right) : (pieces[n] = right, n + 1);
+		n = middle && !apart ? vma_append_merged(pieces, n, &right) : (pieces[n] = right, n + 1);
 	*ndel = deleted;
 	return n;
 }
 
-int space_replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, const vma_t *middle)
+static int splice(struct vm *vm, struct space *s, uint64_t start, uint64_t end, const vma_t *middle, int apart)
 {
 	vma_t pieces[MAX_PIECES];
 	struct vma_pos at;
@@ -121,11 +121,16 @@ int space_replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, 
 
 	if (rc)
 		return rc;
-	n = replan(&s->vmas, start, end, middle, pieces, &at, &ndel);
+	n = replan(&s->vmas, start, end, middle, apart, pieces, &at, &ndel);
 	for (uint32_t i = 0; i < n; i++)
 		if (!vma_aligned(&pieces[i]))
 			return -EINVAL;
 	return vmas_splice(&vm->env, &s->vmas, at, ndel, pieces, n);
+}
+
+int space_replace(struct vm *vm, struct space *s, uint64_t start, uint64_t end, const vma_t *middle)
+{
+	return splice(vm, s, start, end, middle, 0);
 }
 
 /* The range around [start, end) in which nothing else is mapped: tables wholly inside it are of no more use
@@ -174,7 +179,7 @@ int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	return rc;
 }
 
-int space_map(struct vm *vm, struct space *s, const vma_t *v)
+int space_map(struct vm *vm, struct space *s, const vma_t *v, int apart)
 {
 	vma_t new = *v;
 	uint64_t floor, ceiling;
@@ -190,7 +195,7 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v)
 	new.anon = 0;
 	new.flags |= VMEMU_VM_SOFTDIRTY; /* what it grew from too */
 	space_reserve_again(vm, s, v->start, v->end, 0);
-	rc = space_replace(vm, s, v->start, v->end, &new);
+	rc = splice(vm, s, v->start, v->end, &new, apart);
 	if (rc)
 		space_reserve_again(vm, s, v->start, v->end, 1);
 	if (!rc && old)

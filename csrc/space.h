@@ -16,8 +16,8 @@ void space_free(struct vm *vm, struct space *s);
 /* To be called before pages or mappings go: remembers how much there was (update_hiwater_rss(), update_hiwater_vm()). */
 void space_mark_peak(struct vm *vm, struct space *s);
 
-/* Maps v, replacing what is there; v->anon is ignored. */
-int space_map(struct vm *vm, struct space *s, const vma_t *v);
+/* Maps v, replacing what is there; v->anon is ignored. apart: as it is, its neighbours as they are. */
+int space_map(struct vm *vm, struct space *s, const vma_t *v, int apart);
 int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 /* New flags for [start, end). -EINVAL unless it lies in one mapping. */
 int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, uint64_t flags);

@@ -303,8 +303,9 @@ int vmemu_space_vmas(vmemu_machine *m, uint32_t space, uint64_t address, struct 
 /* A hole of `length` in [low, high), its start a multiple of `align`: the highest (top != 0) or lowest. -ENOMEM: none. */
 int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t high, uint64_t length, uint64_t align,
 		     int top, uint64_t *out);
-/* Maps [vma->start, vma->end), replacing what is there. vma->anon is ignored. Without an object it is private (-EINVAL). */
-int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma);
+/* Maps [vma->start, vma->end), replacing what is there. vma->anon is ignored. Without an object it is private (-EINVAL).
+ * apart: it does not become one with its neighbours. */
+int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma, int apart);
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. Not SHARED and MAYSHARE: -EINVAL. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);

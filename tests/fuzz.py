@@ -631,7 +631,9 @@ class Border(Round):
         )
         vma = ffi.new("struct vmemu_vma *", (start, end, pgoff, flags, r.getrandbits(64), object_, r.choice((0, 0, 1))))
         self.say(f"{start:#x}-{end:#x} {flags:#x} {object_} {pgoff:#x}")
-        self.ok(lib.vmemu_space_map(self.m, self.space(), vma), errno.EBADF, errno.EINVAL, errno.ENOMEM)
+        self.ok(
+            lib.vmemu_space_map(self.m, self.space(), vma, r.random() < 0.05), errno.EBADF, errno.EINVAL, errno.ENOMEM
+        )
 
     def do_unmap(self) -> None:
         s, (start, end) = self.space(), self.range()

@@ -74,6 +74,12 @@ def test_usage_errors_are_one_line(arguments: list[str], message: str) -> None:
     assert re.fullmatch(r"vmemu( \w+)?: error: .*\n", done.stderr)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc, where nobody may make a directory")
+def test_a_tree_that_cannot_be_written_is_no_fault_of_the_program() -> None:
+    done = vmemu("bomb", "--memory", "8MiB", "--max-processes", "2", "--procfs", "/proc/tree", status=2)
+    assert re.fullmatch(r"vmemu bomb: error: --procfs: export: .*\n", done.stderr)
+
+
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated"])
 def test_not_a_program(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "program"

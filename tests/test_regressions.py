@@ -103,7 +103,7 @@ def test_zero_page_option_without_a_zero_page() -> None:
 from vmemu._core import ffi, lib
 m = lib.vmemu_machine_new(64, 7, 16); s = ffi.new("uint32_t *"); lib.vmemu_space_new(m, s)
 v = ffi.new("struct vmemu_vma *", (0x100000, 0x101000, 256, 0x73, 0, 0, 0))
-assert lib.vmemu_space_map(m, s[0], v) == 0
+assert lib.vmemu_space_map(m, s[0], v, 0) == 0
 b = ffi.new("uint8_t[8]"); t = ffi.new("struct vmemu_trap *")
 lib.vmemu_space_read(m, s[0], 0x100000, b, 8, 0, t)
 """
@@ -141,7 +141,7 @@ def test_unknown_access_kind_at_the_border(access: int) -> None:
 from vmemu._core import ffi, lib
 m = lib.vmemu_machine_new(64, 6, 16); s = ffi.new("uint32_t *"); lib.vmemu_space_new(m, s)
 v = ffi.new("struct vmemu_vma *", (0x100000, 0x101000, 256, 0x71, 0, 0, 0))
-assert lib.vmemu_space_map(m, s[0], v) == 0
+assert lib.vmemu_space_map(m, s[0], v, 0) == 0
 t = ffi.new("struct vmemu_trap *"); n = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
 assert lib.vmemu_space_touch(m, s[0], 0x100000, 4096, {access}, n, t) == -22
 """

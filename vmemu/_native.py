@@ -341,10 +341,21 @@ class Core:
         rc = lib.vmemu_space_hole(self._m, space, low, high, length, align, top, out)
         return None if rc else int(out[0])
 
-    def map(self, space: int, start: int, end: int, flags: int, object_: int, pgoff: int, tag: int, call: str) -> None:
-        """Maps [start, end), replacing what is there."""
+    def map(
+        self,
+        space: int,
+        start: int,
+        end: int,
+        flags: int,
+        object_: int,
+        pgoff: int,
+        tag: int,
+        call: str,
+        apart: bool = False,
+    ) -> None:
+        """Maps [start, end), replacing what is there; *apart*: not as one mapping with its neighbours."""
         vma = ffi.new("struct vmemu_vma *", (start, end, pgoff, flags, 0, object_, tag))
-        rc = lib.vmemu_space_map(self._m, space, vma)
+        rc = lib.vmemu_space_map(self._m, space, vma, apart)
         if rc:
             _fail(rc, call)
 

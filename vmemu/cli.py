@@ -228,7 +228,8 @@ def _usage(parser: Parser, program: str) -> Iterator[None]:
         why = (error.strerror or str(error)).removeprefix("execve: ")
         if error.errno == errno.ENOMEM:
             why = f"does not fit into the machine's memory: {why}"
-        parser.exit(2, f"{parser.prog}: error: {program or repr(program)}: {why}\n")
+        about = "--procfs" if why.startswith("export: ") else program or repr(program)
+        parser.exit(2, f"{parser.prog}: error: {about}: {why}\n")
     except ValueError as error:
         parser.error(str(error))
 

@@ -69,3 +69,21 @@ def test_each_process_has_its_own(mode: ForkMode) -> None:
         c.write(start, b"c" * 4 * PAGE)
         assert p.read(start, 1) == b"p"
         assert c.brk() == start + 4 * PAGE
+
+
+def test_it_extends_no_mapping_below_its_start() -> None:
+    """Private memory that ends where the heap starts, as the bss of a program loaded without randomisation does, stays
+    a mapping of its own; the heap itself grows (vma_prev_limit() in brk(2))."""
+    with machine() as m:
+        p = m.spawn()
+        start = p.brk()
+        anon(p, 2, start - 2 * PAGE)
+        for end in (start + PAGE, start + 3 * PAGE, start, start + PAGE):
+            assert p.brk(end) == end
+            heap = [(start, end, "[heap]")] if end > start else []
+            assert [(v.start, v.end, v.name) for v in p.maps()] == [(start - 2 * PAGE, start, ""), *heap]
+        p.munmap(start, PAGE)
+        anon(p, 1, start)  # by mmap they become one
+        assert [(v.start, v.end) for v in p.maps()] == [(start - 2 * PAGE, start + PAGE)]
+        p.brk(start + 2 * PAGE)  # and what holds the start of the heap is looked at
+        assert [(v.start, v.end) for v in p.maps()] == [(start - 2 * PAGE, start + 2 * PAGE)]

@@ -187,3 +187,19 @@ def test_flags_of_the_first_mappings() -> None:
             "rd wr mr mw me ac wf",
             "rd wr mr mw me ac sl",
         ]
+
+
+@pytest.mark.parametrize("flags", [Map.PRIVATE, Map.SHARED])
+def test_pages_mapped_by_fault_around_count_as_referenced(flags: Map) -> None:
+    """One read maps 16 pages, all of them with the accessed bit, as on x86 (arch_wants_old_prefaulted_pte() is false);
+    after clear_refs only what is read again has it."""
+    with machine() as m:
+        p = m.spawn()
+        a = p.mmap(0x10000000, 16 * PAGE, R, flags, m.create_file("f", bytes(16 * PAGE)))
+        p.read(a + 5 * PAGE, 1)
+        text = m.procfs.read(f"{p.pid}/smaps").decode()
+        assert re.findall(r"(Rss|Referenced): +(\d+)", text) == [("Rss", "64"), ("Referenced", "64")]
+        m.procfs.write(f"{p.pid}/clear_refs", b"1")
+        p.read(a + 5 * PAGE, 1)
+        text = m.procfs.read(f"{p.pid}/smaps").decode()
+        assert re.findall(r"(Rss|Referenced): +(\d+)", text) == [("Rss", "64"), ("Referenced", "4")]

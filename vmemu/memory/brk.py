@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 from vmemu._native import constants as c
@@ -29,7 +30,7 @@ def brk(space: Space, address: SupportsIndex) -> int:
         if new <= old:
             done = _shrink(space, page_up(new), page_up(old))
         else:
-            done = _grow(space, page_up(old), page_up(new), words[DEF_FLAGS])
+            done = _grow(space, page_up(old), page_up(new), words)
         if not done:
             return old
         words[BRK] = new
@@ -52,11 +53,11 @@ def _shrink(space: Space, new: int, old: int) -> bool:
     return True
 
 
-def _grow(space: Space, old: int, new: int, locked: int) -> bool:
+def _grow(space: Space, old: int, new: int, words: Sequence[int]) -> bool:
     """What do_brk_flags() checks."""
     if new == old:
         return True
-    size = new - old
+    size, locked = new - old, words[DEF_FLAGS]
     if not old < new <= TASK_SIZE or not space.may_lock_more(locked, size):
         return False
     following = space.kernel.core.find(space.sid, old)
@@ -67,5 +68,6 @@ def _grow(space: Space, old: int, new: int, locked: int) -> bool:
     npages = size // PAGE_SIZE
     if not space.may_expand(_DATA, npages) or not space.room_for_split(0) or not space.enough_memory(npages):
         return False
-    map_private(space, old, new, Prot.READ | Prot.WRITE, "brk", locked)
+    # brk(2) looks no lower than the start of the heap for a mapping to extend: bss that ends there stays one of its own
+    map_private(space, old, new, Prot.READ | Prot.WRITE, "brk", locked, apart=old == words[START_BRK])
     return True

@@ -302,7 +302,7 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
         space.kernel.core.unmap(space.sid, addr, end, call)
 
 
-def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0) -> None:
-    """Private anonymous memory at a place already decided on; charged if it is writable."""
+def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:
+    """Private anonymous memory at a place already decided on; charged if it is writable. *apart*: see Core.map()."""
     flags = vm_prot(prot) | _MAY | extra | (c.VM_ACCOUNT if prot & Prot.WRITE else 0)
-    space.kernel.core.map(space.sid, start, end, flags, 0, start // PAGE_SIZE, 0, call)
+    space.kernel.core.map(space.sid, start, end, flags, 0, start // PAGE_SIZE, 0, call, apart)
