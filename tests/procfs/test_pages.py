@@ -72,6 +72,32 @@ def test_pagemap_ends_with_the_address_space() -> None:
         assert caught.value.errno == errno.EFBIG
 
 
+def test_locked_pages_are_unevictable_for_as_long_as_a_locked_mapping_has_them() -> None:
+    """KPF_UNEVICTABLE (18) and KPF_MLOCKED (33) of anonymous, shared and file pages; a child's copy is not locked."""
+    locked = 1 << 18 | 1 << 33
+    with machine() as m:
+        p = m.spawn()
+        a = filled(p, 2)
+        f = p.mmap(None, PAGE, RW, Map.SHARED, m.create_file("f", b"f" * PAGE))
+
+        def flags(frame: int) -> int:
+            (one,) = struct.unpack("<Q", m.procfs.read("kpageflags", 8 * frame, 8))
+            return one & locked
+
+        p.mlock(a, PAGE)
+        p.mlock(f, PAGE)
+        assert [flags(pfn(p, at)) for at in (a, a + PAGE, f)] == [locked, 0, locked]
+        c = p.fork()
+        assert flags(pfn(c, a)) == locked
+        c.write(a, b"c")
+        assert [flags(pfn(q, a)) for q in (p, c)] == [locked, 0]
+        assert m.vmstat()["nr_mlock"] == 2
+        frame = pfn(p, f)
+        p.munlock(a, PAGE)
+        p.munmap(f, PAGE)
+        assert [flags(pfn(p, a)), flags(frame), m.vmstat()["nr_mlock"]] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("file", ["2/pagemap", "kpagecount", "kpageflags"])
 @pytest.mark.parametrize(("offset", "length"), [(4, 8), (0, 4), (0, 12), (3, None), (-8, 8), (8, -8)])
 def test_reads_are_of_whole_entries(file: str, offset: int, length: int | None) -> None:

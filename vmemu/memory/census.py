@@ -10,7 +10,7 @@ from vmemu.kernel import Kernel
 from vmemu.memory.args import TASK_SIZE
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["Census", "census"]
+__all__ = ["Census", "census", "locked_frames"]
 
 _KPF_DIRTY, _KPF_MMAP, _KPF_ANON, _KPF_SWAPBACKED = 1 << 4, 1 << 11, 1 << 12, 1 << 14
 """Of kpageflags (include/uapi/linux/kernel-page-flags.h)."""
@@ -58,7 +58,7 @@ def census(kernel: Kernel) -> Census:
     """Counts; one pass over the frames and over the locked mappings."""
     with kernel.lock:
         info = kernel.core.info()
-        locked_anon, locked_file = _locked(kernel)
+        locked_anon, locked_file = (len(pfns) for pfns in locked_frames(kernel))
         return Census(
             total=info.nframes * PAGE_SIZE,
             free=info.free * PAGE_SIZE,
@@ -74,8 +74,8 @@ def census(kernel: Kernel) -> Census:
         )
 
 
-def _locked(kernel: Kernel) -> tuple[int, int]:
-    """Frames in locked mappings (PG_mlocked), each once: (swap-backed, page cache)."""
+def locked_frames(kernel: Kernel) -> tuple[set[int], set[int]]:
+    """Frames in locked mappings (PG_mlocked): (swap-backed, page cache)."""
     table, core = kernel.processes, kernel.core
     found: tuple[set[int], set[int]] = (set(), set())
     for sid in {table.space[pid] for pid in table} - {0}:
@@ -91,4 +91,4 @@ def _locked(kernel: Kernel) -> tuple[int, int]:
             for entry in entries:
                 if entry & _PRESENT and entry & _PFN != kernel.zero_pfn:
                     found[bool(cached and entry & _FILE)].add(entry & _PFN)
-    return len(found[0]), len(found[1])
+    return found

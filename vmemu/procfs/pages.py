@@ -11,12 +11,15 @@ from array import array
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import TASK_SIZE
+from vmemu.memory.census import locked_frames
 from vmemu.procfs.subject import Subject
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["kpagecount", "kpageflags", "pagemap"]
 
 _ENTRY = 8
+_KPF_LOCKED = 1 << 18 | 1 << 33
+"""KPF_UNEVICTABLE and KPF_MLOCKED."""
 _MOST = 64 << 20
 """Bytes of pagemap that are read at most when no length is given."""
 
@@ -49,7 +52,14 @@ def kpagecount(kernel: Kernel, offset: int, length: int | None) -> bytes:
 def kpageflags(kernel: Kernel, offset: int, length: int | None) -> bytes:
     """Flags of each frame (kpageflags_read())."""
     first, n = _pages("kpageflags", offset, length, kernel.npages)
-    return kernel.core.frame_flags(first, n).tobytes() if n else b""
+    if not n:
+        return b""
+    with kernel.lock:
+        flags = kernel.core.frame_flags(first, n)
+        for pfn in set().union(*locked_frames(kernel)):
+            if first <= pfn < first + n:
+                flags[pfn - first] |= _KPF_LOCKED
+    return flags.tobytes()
 
 
 def _pages(file: str, offset: int, length: int | None, total: int) -> tuple[int, int]:
