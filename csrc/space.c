@@ -304,6 +304,21 @@ int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	return 0;
 }
 
+/* A mapping that grows up to one without an identity takes that in, also if its own came through fork: the kernel asks that of
+ * mappings that it moves, not of the new range (vma_merge_extend(), is_mergeable_anon_vma()). */
+static void absorb_next(const struct vmas *vmas, vma_t *grown)
+{
+	struct vma_pos pos;
+	const vma_t *next = vmas_find(vmas, grown->end, &pos);
+	vma_t plain = *grown;
+
+	plain.anon = 0;
+	if (!next || next->anon || !vma_mergeable(&plain, next))
+		return;
+	grown->end = next->end;
+	grown->flags |= next->flags & VMA_STICKY;
+}
+
 int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int down)
 {
 	struct vma_pos pos;
@@ -329,6 +344,7 @@ int space_extend(struct vm *vm, struct space *s, uint64_t edge, uint64_t to, int
 	grown = *v;
 	if (!down) {
 		grown.end = to;
+		absorb_next(&s->vmas, &grown);
 		return space_replace(vm, s, grown.start, grown.end, &grown);
 	}
 	grown.pgoff -= (edge - to) >> PAGE_SHIFT;
