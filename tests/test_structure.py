@@ -22,7 +22,7 @@ PYTHON = """
     execve ksm
     loader memory
     kernel
-    files pids pool limits credentials dispositions
+    files pids interned limits credentials dispositions
     _native
     errors options
     types alignment

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["HUGE_PAGE_SIZE", "place_huge"]
+__all__ = ["HUGE_PAGE", "place_huge"]
 
-HUGE_PAGE_SIZE = 2 << 20
+HUGE_PAGE = 2 << 20
 """Bytes of a page-table entry of level 2."""
 
 
@@ -16,13 +16,13 @@ def place_huge(fit: Callable[[int, int], int | None], hint: int, length: int, of
     *fit(hint, length)* is the usual rule. The file is mapped from *offset* on; for anonymous memory that is 0. With
     less than one whole huge page in it there is nothing to align (thp_get_unmapped_area()).
     """
-    first, end = _signed((offset + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE), _signed(offset + length)
-    if end <= first or 0 <= _signed(end - first) < HUGE_PAGE_SIZE:
+    first, end = _signed((offset + HUGE_PAGE - 1) & -HUGE_PAGE), _signed(offset + length)
+    if end <= first or 0 <= _signed(end - first) < HUGE_PAGE:
         return None
-    found = fit(hint, length + HUGE_PAGE_SIZE)
+    found = fit(hint, length + HUGE_PAGE)
     if found is None or found == hint:
         return found
-    return found + ((offset - found) % HUGE_PAGE_SIZE or HUGE_PAGE_SIZE)
+    return found + ((offset - found) % HUGE_PAGE or HUGE_PAGE)
 
 
 def _signed(number: int) -> int:

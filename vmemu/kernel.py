@@ -14,9 +14,9 @@ from vmemu._native import Closed, Core
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
+from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
-from vmemu.pool import Pool
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace"]
@@ -65,12 +65,12 @@ class Kernel:
         self.lock = threading.RLock()
         self.files = FileTable(core, self.lock)
         self.processes = table = ProcessTable()
-        self.images = Pool[Image | None](None, table.image, table.state)
-        self.names = Pool(b"", table.name, table.state)
+        self.images = Interned[Image | None](None, table.image, table.state)
+        self.names = Interned(b"", table.name, table.state)
         """Names of tasks (comm), at most 15 bytes."""
-        self.credentials = Pool(Credentials(), table.credentials, table.state)
-        self.signals = Pool(Dispositions(), table.signals, table.state)
-        self.limits = Pool(Limits.at_boot(npages), table.limits, table.state)
+        self.credentials = Interned(Credentials(), table.credentials, table.state)
+        self.signals = Interned(Dispositions(), table.signals, table.state)
+        self.limits = Interned(Limits.at_boot(npages), table.limits, table.state)
         self.signalled: list[int] = []
         """Processes that may have signals to receive."""
         self.users: dict[int, int] = {}

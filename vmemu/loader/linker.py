@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmemu.alignment import HUGE_PAGE_SIZE
+from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
 from vmemu.loader.bprm import Program
@@ -266,7 +266,7 @@ def _reserve(sketch: Sketch, path: str, image: elf.ElfImage, length: int) -> int
     if align <= PAGE_SIZE:
         return sketch.map(0, length, prot, path, offset, "library")
     room = page_up(max(length, align) + align)  # reserved as anonymous memory, which huge pages suit at times
-    start = sketch.place(room, file_offset=0 if room % HUGE_PAGE_SIZE == 0 else None)
+    start = sketch.place(room, file_offset=0 if room % HUGE_PAGE == 0 else None)
     return sketch.map((start + align - 1) & -align, length, prot, path, offset, "library", fixed=True)
 
 

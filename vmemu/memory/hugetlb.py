@@ -9,6 +9,7 @@ import errno
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
+from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import MASK
@@ -27,7 +28,7 @@ __all__ = [
     "whole_pages",
 ]
 
-HUGE_PAGE, GIANT_PAGE = 2 << 20, 1 << 30
+GIANT_PAGE = 1 << 30
 _SHIFT, _MASK = 26, 63
 """Where mmap's flags have log2 of the page size (MAP_HUGE_SHIFT)."""
 _SIZES = {0: HUGE_PAGE, 21: HUGE_PAGE, 30: GIANT_PAGE}

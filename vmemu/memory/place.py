@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from vmemu._native import constants as c
-from vmemu.alignment import HUGE_PAGE_SIZE, place_huge
+from vmemu.alignment import HUGE_PAGE, place_huge
 from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.memory.args import MASK, TASK_SIZE
@@ -66,7 +66,7 @@ def _search(space: Space, hint: int, size: int, flags: int, object_: int, pgoff:
         return _fit(space, -(-hint // page) * page, size, flags, page)
     if object_ > 0 and space.kernel.files.on_disk(object_):
         found = place_huge(fit, hint, size, pgoff * PAGE_SIZE)
-    elif not object_ and not hint and size % HUGE_PAGE_SIZE == 0:
+    elif not object_ and not hint and size % HUGE_PAGE == 0:
         found = place_huge(fit, 0, size, 0)
     return fit(hint, size) if found is None else found
 

@@ -9,14 +9,12 @@ import errno
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
+from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["HUGE_PAGE", "collapse", "disable", "disabled", "eligible"]
-
-HUGE_PAGE = 2 << 20
-"""Bytes of a huge page of level 2."""
+__all__ = ["collapse", "disable", "disabled", "eligible"]
 
 
 def disable(space: Space, off: bool) -> None:

@@ -6,12 +6,12 @@ from array import array
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Pool"]
+__all__ = ["Interned"]
 
 T = TypeVar("T", bound=Hashable)
 
 
-class Pool(Generic[T]):
+class Interned(Generic[T]):
     """Record <-> index; 0 is the record of the first process. What nobody has any more is dropped now and then."""
 
     def __init__(self, first: T, column: array[int], state: bytearray) -> None:
