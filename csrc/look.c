@@ -129,8 +129,11 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 		return (out & ~(UINT64_C(1) << KPF_UPTODATE | UINT64_C(1) << KPF_LRU)) | UINT64_C(1) << KPF_ZERO_PAGE;
 	if (look_mapcount(vm, pfn))
 		out |= UINT64_C(1) << KPF_MMAP;
+	if (f & FRAME_HUGETLB && f & FRAME_LARGE) /* the head says for all; no pool page is PG_swapbacked */
+		f |= frame_of(&vm->frames, folio_first(&vm->frames, pfn))->flags & FRAME_ANON;
 	if (f & FRAME_ANON)
-		out |= UINT64_C(1) << KPF_ANON | (f & FRAME_LAZYFREE ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
+		out |= UINT64_C(1) << KPF_ANON |
+		       (f & (FRAME_LAZYFREE | FRAME_HUGETLB) ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
 	if (f & FRAME_SHMEM)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
 	if (f & FRAME_KSM)
@@ -178,7 +181,7 @@ static uint64_t pagemap_entry(const struct vm *vm, pte_t e, pfn_t pfn)
 	if (flags & FRAME_OBJECT || (flags & (FRAME_HUGETLB | FRAME_ANON)) == FRAME_HUGETLB ||
 	    (flags & FRAME_ZERO && pte_huge(e))) /* pagemap_pmd_range() asks for PageAnon */
 		bits |= PM_FILE;
-	if (look_mapcount(vm, pfn) == 1)
+	if (look_mapcount(vm, pte_pfn(e)) == 1) /* of a huge entry the first page (pagemap_pmd_range()) */
 		bits |= PM_EXCLUSIVE;
 	if (e & PTE_SOFT && vm->options & VMEMU_OPT_SOFT_DIRTY)
 		bits |= PM_SOFT_DIRTY;

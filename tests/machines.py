@@ -120,29 +120,34 @@ def recount(m: Machine) -> Counter[int]:
     flags = np.frombuffer(m.procfs.read("kpageflags"), np.uint64)
     zero = set(np.flatnonzero(flags & _ZERO_PAGE).tolist())
     pooled = set(np.flatnonzero(flags & _HUGE).tolist())  # neither resident nor anybody's
-    mapped: dict[int, list[tuple[int, bool]]] = {}
+    thp = set(np.flatnonzero(flags & _THP).tolist())
+    mapped: dict[int, list[tuple[int, int, bool]]] = {}
     users = spaces(m)
     for pid, p in users.items():
         mine = mapped.setdefault(pid, [])
         for mapping in p.maps():
             entries = p.pagemap(mapping.start, mapping.size // PAGE)
-            for entry in entries[entries != 0].tolist():
+            for i in np.flatnonzero(entries).tolist():
+                entry = int(entries[i])
                 if entry & ~_SOFT_DIRTY in (0, GUARD):
                     continue
                 assert entry & _PRESENT
                 if entry & _PFN in pooled:
                     seen[entry & _PFN] += 1
                 elif entry & _PFN not in zero:
-                    mine.append((entry & _PFN, bool(entry & _EXCLUSIVE)))
-                    seen[entry & _PFN] += 1
+                    frame = says = entry & _PFN
+                    if frame in thp and (found := p.translate(mapping.start + i * PAGE)) and found.level == 2:
+                        says -= frame % 512  # of a huge entry the first page
+                    mine.append((frame, says, bool(entry & _EXCLUSIVE)))
+                    seen[frame] += 1
     table = np.frombuffer(m.procfs.read("kpagecount"), np.uint64)
     assert {int(i): int(table[i]) for i in np.flatnonzero(table)} == dict(seen)
     for pid, mine in mapped.items():
         p = users[pid]
         assert p.rss == PAGE * len(mine)
-        assert p.pss == sum((PAGE << 12) // seen[frame] for frame, _ in mine) >> 12
-        assert p.uss == PAGE * sum(seen[frame] == 1 for frame, _ in mine)
-        assert all(exclusive == (seen[frame] == 1) for frame, exclusive in mine)
+        assert p.pss == sum((PAGE << 12) // seen[frame] for frame, _, _ in mine) >> 12
+        assert p.uss == PAGE * sum(seen[frame] == 1 for frame, _, _ in mine)
+        assert all(exclusive == (seen[says] == 1) for _, says, exclusive in mine)
     stats, info = m.frame_stats(), m.meminfo()
     assert (stats.mapped, stats.shared) == (len(seen), sum(n > 1 for n in seen.values()))
     idle = np.count_nonzero((flags & (_THP | _MMAP | _ZERO_PAGE)) == _THP)  # unmapped frames of huge pages

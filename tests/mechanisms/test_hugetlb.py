@@ -326,3 +326,17 @@ def test_contents_at_random(mode: ForkMode) -> None:
         for p in kept:
             p.exit()
         assert pool(m) == (9, 9, 0)
+
+
+def test_kpageflags() -> None:
+    """A private page is anonymous in head and tails, and not backed by swap; a shared one is neither."""
+    with with_pool() as m:
+        p = m.spawn()
+        for flags, expected in ((PRIVATE, [0x2_9800, 0x3_1800]), (SHARED, [0x2_8800, 0x3_0800])):
+            a = p.mmap(None, HUGE, RW, flags)
+            p.write(a, b"x")
+            found = p.translate(a)
+            assert found
+            seen = memoryview(m.procfs.read("kpageflags", 8 * found.pfn, 16)).cast("Q")
+            assert [flag & 0x3_D800 for flag in seen] == expected
+        assert b"Mapped:                0 kB" in m.procfs.read("meminfo")  # that is of page caches

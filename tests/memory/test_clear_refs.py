@@ -211,3 +211,12 @@ def test_accessed_bits(mode: ForkMode) -> None:
         assert (referenced(c), referenced(p)) == ([0, 0], [2, 1])
         assert c.touch(a, 2 * PAGE, write=False) == counts(none=2)
         assert pfns(p, a, 1) != [0]
+
+
+def test_dirty_pages_of_odd_addresses() -> None:
+    """An address is of 64 bits; above all mappings nothing is dirty."""
+    with machine() as m:
+        p = m.spawn()
+        p.mmap(None, PAGE, RW, ANON)
+        for address in (-1, 1 << 47, (1 << 64) - 1, -(1 << 70)):
+            assert p.dirty_pages(address, PAGE).size == 0

@@ -12,7 +12,7 @@ from vmemu.types import PAGE_SIZE
 
 __all__ = ["Census", "census", "locked_frames"]
 
-_KPF_DIRTY, _KPF_MMAP, _KPF_ANON, _KPF_SWAPBACKED = 1 << 4, 1 << 11, 1 << 12, 1 << 14
+_KPF_DIRTY, _KPF_MMAP, _KPF_ANON, _KPF_SWAPBACKED, _KPF_HUGE = 1 << 4, 1 << 11, 1 << 12, 1 << 14, 1 << 17
 """Of kpageflags (include/uapi/linux/kernel-page-flags.h)."""
 _PRESENT, _FILE, _PFN = 1 << 63, 1 << 61, (1 << 55) - 1
 """Of pagemap."""
@@ -67,7 +67,7 @@ def census(kernel: Kernel) -> Census:
             file=info.file * PAGE_SIZE,
             shmem=info.shmem * PAGE_SIZE,
             page_tables=info.tables * PAGE_SIZE,
-            mapped=kernel.core.count_frames(_KPF_MMAP, _KPF_ANON) * PAGE_SIZE,
+            mapped=kernel.core.count_frames(_KPF_MMAP, _KPF_ANON | _KPF_HUGE) * PAGE_SIZE,
             dirty=kernel.core.count_frames(_KPF_DIRTY, _KPF_ANON | _KPF_SWAPBACKED) * PAGE_SIZE,
             mlocked_anon=locked_anon * PAGE_SIZE,
             mlocked_file=locked_file * PAGE_SIZE,

@@ -48,7 +48,7 @@ def dirty_pages(space: Space, address: SupportsIndex | None, length: SupportsInd
     import numpy as np
 
     kernel = space.kernel
-    where = 0 if address is None else integer(address, "dirty_pages", "address")
+    where = 0 if address is None else integer(address, "dirty_pages", "address") % (1 << 64)
     start, end = where & -PAGE_SIZE, TASK_SIZE
     if length is not None:
         end = min(end, where + integer(length, "dirty_pages", "length"))
