@@ -163,6 +163,8 @@ void table_split(struct tables *t, const struct leaf *leaf)
 	} else {
 		info->resident[RESIDENT_ANON] = TABLE_ENTRIES;
 		folio_split_entry(t->frames, pte_pfn(huge));
+		for (unsigned int i = 0; huge & PTE_D && i < TABLE_ENTRIES; i++) /* folio_set_dirty() */
+			frame_of(t->frames, pte_pfn(huge) + i)->flags |= FRAME_DIRTY;
 	}
 	*leaf->pte = pte_table(table);
 	table_info(t, leaf->table)->used++;
