@@ -226,7 +226,7 @@ static int check_pools(const struct check *c, const struct pool *found)
 {
 	for (int giant = 0; giant < 2; giant++) {
 		const struct pool *p = &c->vm->frames.pools[giant];
-		uint64_t reserved = c->vm->env.pool[giant] + p->shared - p->consumed;
+		int64_t reserved = (int64_t)(c->vm->env.pool[giant] + p->shared - p->consumed);
 
 		CHECK(p->total == found[giant].total && p->free == found[giant].free &&
 			      p->consumed == found[giant].consumed,
@@ -234,7 +234,7 @@ static int check_pools(const struct check *c, const struct pool *found)
 		      (unsigned long long)p->total, (unsigned long long)p->free, (unsigned long long)p->consumed,
 		      (unsigned long long)found[giant].total, (unsigned long long)found[giant].free,
 		      (unsigned long long)found[giant].consumed);
-		CHECK(reserved <= p->free, "pool %d: %llu pages reserved, %llu free", giant,
+		CHECK(reserved <= (int64_t)p->free, "pool %d: %llu pages reserved, %llu free", giant,
 		      (unsigned long long)reserved, (unsigned long long)p->free);
 	}
 	return 0;

@@ -10,8 +10,9 @@ static int is_giant(const struct fault *f)
 uint64_t fault_pool_reserved(const struct vm *vm, int giant)
 {
 	const struct pool *p = &vm->frames.pools[giant];
+	uint64_t promised = vm->env.pool[giant] + p->shared;
 
-	return vm->env.pool[giant] + p->shared - p->consumed;
+	return promised > p->consumed ? promised - p->consumed : 0;
 }
 
 /* A page for this mapping: one that was reserved for it, or else one that nobody was promised. */

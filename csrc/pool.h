@@ -5,7 +5,9 @@
  * What mappings were promised and have not touched yet is reserved: free pages beyond that are for those without a promise.
  * Private promises are the sums of the mappings that own one (vma.h) less `consumed`, shared ones are `shared`.
  * Invariants: every frame of a pool has FRAME_LARGE and FRAME_HUGETLB; a page's refs count huge entries plus its object's hold;
- * a page with `reserved` counts in `consumed`.
+ * a page with `reserved` counts in `consumed`, also one that the owner
+ * dropped (MADV_DONTNEED) and a child keeps: the owner's next page is then at the expense of what others were promised, as on
+ * Linux (__unmap_hugepage_range()).
  * Callers: folio (give), fault, object, space, api.
  */
 #ifndef VMEMU_POOL_H

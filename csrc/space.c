@@ -289,19 +289,13 @@ int space_reflag(struct vm *vm, struct space *s, uint64_t start, uint64_t end, u
 
 int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
-	int pool = s->vmas.sums.pool[0] || s->vmas.sums.pool[1], rc;
+	int rc;
 
 	space_mark_peak(vm, s);
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
-	if (!rc && pool)
-		rc = vmas_own(&vm->env, &s->vmas, start, end);
-	if (rc)
-		return rc;
-	space_reserve_again(vm, s, start, end, 0);
-	table_clear(&vm->tables, s->root, start, end);
-	if (pool)
-		space_break_promises(vm, s, start, end);
-	return 0;
+	if (!rc)
+		table_clear(&vm->tables, s->root, start, end);
+	return rc;
 }
 
 /* A mapping that grows up to one without an identity takes that in, also if its own came through fork: the kernel asks that of

@@ -40,11 +40,8 @@ int space_is_mapped(const struct space *s, uint64_t start, uint64_t end);
 /* The range around [start, end) in which nothing else is mapped. */
 void space_room_around(const struct space *s, uint64_t start, uint64_t end, uint64_t *floor, uint64_t *ceiling);
 
-/* In space_pool.c. Pages of a pool in [start, end) stop counting for what the mappings there reserved, since they will be dropped, or count
- * again, since they were not. */
+/* In space_pool.c. Pages of a pool in [start, end) stop counting for what the mappings there reserved, since these will go, or
+ * count again, since they did not. */
 void space_reserve_again(struct vm *vm, struct space *s, uint64_t start, uint64_t end, int consumed);
-/* Pages that the owner of a reservation drops and others keep cannot be promised again: where too few are free for that, its
- * mappings there own no reservation any more. Requires their blocks owned. */
-void space_break_promises(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 
 #endif

@@ -1,7 +1,6 @@
 /* Spaces: what mappings of pool pages have reserved. See space.h. Source: Linux mm/hugetlb.c. */
 #include "space.h"
 
-#include "fault.h"
 #include "pool.h"
 
 struct reserve {
@@ -33,20 +32,4 @@ void space_reserve_again(struct vm *vm, struct space *s, uint64_t start, uint64_
 		if (v->flags & VMEMU_VM_POOL_OWNER)
 			(void)table_visit(&vm->tables, s->root, max_u64(start, v->start), min_u64(end, v->end),
 					  account_pages, &r);
-}
-
-void space_break_promises(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
-{
-	struct reserve r = { vm, 0 };
-	struct vma_pos pos;
-	const vma_t *v;
-
-	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos)) {
-		int giant = (v->flags & VMEMU_VM_GIANT) != 0;
-
-		if (!(v->flags & VMEMU_VM_POOL_OWNER) || fault_pool_reserved(vm, giant) <= vm->frames.pools[giant].free)
-			continue;
-		(void)table_visit(&vm->tables, s->root, v->start, v->end, account_pages, &r);
-		vmas_set_flags(&vm->env, &s->vmas, v->start, v->flags & ~(uint64_t)VMEMU_VM_POOL_OWNER);
-	}
 }

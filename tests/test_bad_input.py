@@ -624,6 +624,11 @@ def killed(path: Path, expected: set[int]) -> None:
                 assert p.wait() == (child.pid, signal.SIGSEGV)
             assert snapshot(m) == before
             assert p.read(a, 1) == b"\1"
+        with pytest.raises(SyscallError) as caught_init:  # Linux would panic
+            m.init.execve(str(path), ["x"], {})
+        assert caught_init.value.errno in expected and not isinstance(caught_init.value, ProcessKilled)
+        assert m.init.state == "running"
+        clear(caught_init.value)
         gc.collect()
         assert len(os.listdir("/proc/self/fd")) == descriptors
 

@@ -14,7 +14,7 @@ from vmemu.lifecycle.death import die, settle, stay_alone
 from vmemu.lifecycle.memory import leave_space, use
 from vmemu.limits import Resource
 from vmemu.loader import PastReturn
-from vmemu.pids import Flag
+from vmemu.pids import INIT, Flag
 
 __all__ = ["execve"]
 
@@ -38,6 +38,8 @@ def execve(
         try:
             made = build(kernel, tid, program, argv, environment, link)
         except PastReturn as error:
+            if pid == INIT:  # Linux would panic; nobody could adopt orphans
+                raise syscall_error("execve", error.errno or errno.ENOEXEC, f"init: {error.strerror}") from None
             die(kernel, pid, signal.SIGSEGV)
             settle(kernel)
             raise KilledInExec(pid, signal.SIGSEGV, error.errno or 0, error.strerror or "") from None
