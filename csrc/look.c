@@ -111,6 +111,8 @@ enum kpf {
 	KPF_THP = 22,
 	KPF_ZERO_PAGE = 24,
 	KPF_PGTABLE = 26,
+	KPF_RESERVED = 32,
+	KPF_ANON_EXCLUSIVE = 34, /* PG_anon_exclusive, which is PG_owner_2 */
 };
 
 uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
@@ -125,6 +127,8 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 	if (f & FRAME_LARGE)
 		out |= UINT64_C(1) << (f & FRAME_HUGETLB ? KPF_HUGE : KPF_THP) |
 		       UINT64_C(1) << (pfn == folio_first(&vm->frames, pfn) ? KPF_COMPOUND_HEAD : KPF_COMPOUND_TAIL);
+	if (f & FRAME_ZERO && !(f & FRAME_LARGE)) /* part of the kernel's image */
+		return UINT64_C(1) << KPF_ZERO_PAGE | UINT64_C(1) << KPF_RESERVED;
 	if (f & FRAME_ZERO)
 		return (out & ~(UINT64_C(1) << KPF_UPTODATE | UINT64_C(1) << KPF_LRU)) | UINT64_C(1) << KPF_ZERO_PAGE;
 	if (look_mapcount(vm, pfn))
@@ -134,6 +138,9 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 	if (f & FRAME_ANON)
 		out |= UINT64_C(1) << KPF_ANON |
 		       (f & (FRAME_LAZYFREE | FRAME_HUGETLB) ? 0 : UINT64_C(1) << KPF_SWAPBACKED);
+	if (frame_of(&vm->frames, f & FRAME_LARGE ? folio_first(&vm->frames, pfn) : pfn)->flags & FRAME_EXCLUSIVE &&
+	    look_mapcount(vm, pfn) == 1) /* a folio shows the flags of its first frame */
+		out |= UINT64_C(1) << KPF_ANON_EXCLUSIVE;
 	if (f & FRAME_SHMEM)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
 	if (f & FRAME_KSM)

@@ -43,6 +43,24 @@ def test_kpagecount_and_kpageflags_cover_every_frame() -> None:
         assert len(bit(10)) == m.meminfo().free // PAGE
 
 
+def test_kpageflags_shows_who_may_be_written_without_asking() -> None:
+    """Bits 34 (PageAnonExclusive) and, of the zero page, 24 and 32, as Linux 6.18 shows them."""
+    with machine() as m:
+        p = m.spawn()
+        a = filled(p, 2)
+
+        def bits(frame: int) -> set[int]:
+            flags = int.from_bytes(m.procfs.read("kpageflags", frame * 8, 8), "little")
+            return {bit for bit in range(64) if flags >> bit & 1}
+
+        assert 34 in bits(pfn(p, a))
+        c = p.fork()
+        assert 34 not in bits(pfn(p, a))
+        c.write(a, b"copied")
+        assert 34 in bits(pfn(c, a)) and 34 not in bits(pfn(p, a))
+        assert m.zero_pfn is not None and bits(m.zero_pfn) == {24, 32}
+
+
 def test_pagemap_is_read_by_offset() -> None:
     """Eight bytes a page at 8 times the page number, as Process.pagemap() has them."""
     with machine() as m:

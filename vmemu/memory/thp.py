@@ -19,7 +19,7 @@ __all__ = ["collapse", "disable", "disabled", "eligible"]
 
 def disable(space: Space, off: bool) -> None:
     """prctl(PR_SET_THP_DISABLE)."""
-    space.kernel.core.no_thp(space.sid, int(off), "prctl")
+    space.kernel.core.no_thp(space.sid, int(bool(off)), "prctl")
 
 
 def disabled(space: Space) -> bool:
