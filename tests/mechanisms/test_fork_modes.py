@@ -30,6 +30,8 @@ def test_same_results_and_contents(seed: int) -> None:
     except NotImplementedError as missing:
         pytest.skip(f"vmemu has not: {missing}")
     for mode in (ForkMode.ON_DEMAND, ForkMode.EAGER):
+        if mode is ForkMode.EAGER and script.tells_eager_apart(recording):
+            continue
         if mismatch := replay(recording, [RESULTS], mode):
             again = f"again: --fork-programs 1 --linux-seed {seed}"
             pytest.fail(f'under ForkMode.{mode.name} ("kernel" is COW): {mismatch}\n{again}', pytrace=False)

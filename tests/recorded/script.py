@@ -204,3 +204,9 @@ def load(path: str | Path) -> list[dict[str, Any]]:
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="ascii") as lines:
         return [recording for recording in map(json.loads, lines) if "ops" in recording]
+
+
+def tells_eager_apart(program: dict[str, Any]) -> bool:
+    """Memory advised MADV_FREE may be gone at any time; MADV_PAGEOUT takes what nobody shares, and an eager fork shares
+    nothing. So what such a program finds there depends on the fork mode, and may."""
+    return {"FREE", "PAGEOUT"} <= {op.get("advice") for op in program["ops"]}
