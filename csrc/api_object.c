@@ -19,7 +19,7 @@ static struct object *enter_object(vmemu_machine *m, uint32_t id)
 static int bad_pool_object(const vmemu_machine *m, uint32_t kind, uint64_t size)
 {
 	int giant = (kind & VMEMU_OBJ_GIANT) != 0;
-	uint64_t page = UINT64_C(1) << (giant ? 30 : 21);
+	uint64_t page = (uint64_t)HUGE_PAGES(giant) << PAGE_SHIFT;
 
 	if (!(kind & VMEMU_OBJ_HUGETLB))
 		return kind & (VMEMU_OBJ_GIANT | VMEMU_OBJ_RESERVE);

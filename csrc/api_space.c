@@ -207,7 +207,7 @@ static int bad_pool_vma(const vmemu_machine *m, const struct vmemu_vma *v)
 {
 	const struct object *obj = v->object ? object_get(&m->vm.objects, v->object) : NULL;
 	int giant = (v->flags & VMEMU_VM_GIANT) != 0;
-	uint64_t pages = vma_pages(v) >> (giant ? 18 : 9);
+	uint64_t pages = vma_pages(v) / HUGE_PAGES(giant);
 
 	if (!(v->flags & VMEMU_VM_HUGETLB) || !obj || !(obj->kind & VMEMU_OBJ_HUGETLB))
 		return v->flags & POOL_FLAGS || (obj && obj->kind & VMEMU_OBJ_HUGETLB);

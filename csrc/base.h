@@ -20,6 +20,8 @@
 #define PAGE_MASK (PAGE_BYTES - 1)
 #define BLOCK_FRAMES 512u /* frames in an aligned 2 MiB block */
 #define TABLE_BLOCKS 512u /* blocks in 1 GiB */
+/* Pages of 4 KiB in a huge page of a pool. */
+#define HUGE_PAGES(giant) ((giant) ? BLOCK_FRAMES * TABLE_BLOCKS : BLOCK_FRAMES)
 
 /* End of the user half; the last page below 2^47 cannot be mapped (TASK_SIZE_MAX). */
 #define TASK_SIZE UINT64_C(0x7ffffffff000)

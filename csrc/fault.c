@@ -181,7 +181,7 @@ static int do_beyond_eof(struct fault *f)
 	int shared = (f->vma.flags & VMEMU_VM_SHARED) != 0;
 	struct leaf upper;
 
-	if (table_own_huge(&f->vm->tables, &f->space->root, f->va, 2, &upper))
+	if (table_own_level(&f->vm->tables, &f->space->root, f->va, 2, &upper))
 		return VMEMU_OOM;
 	if (f->access != VMEMU_WRITE ? map_around(f) : !shared && fault_prepare_anon(f))
 		return VMEMU_OOM;

@@ -29,7 +29,7 @@ int fault_fill_huge(struct fault *f)
 
 	if (fault_prepare_anon(f))
 		return VMEMU_OOM;
-	if (!table_own_huge(&f->vm->tables, &f->space->root, f->va, 2, &leaf) && !install_huge(f, &leaf))
+	if (!table_own_level(&f->vm->tables, &f->space->root, f->va, 2, &leaf) && !install_huge(f, &leaf))
 		return VMEMU_ZERO_FILL;
 	f->vm->events[VMEMU_EV_THP_FAULT_FALLBACK]++;
 	return fault_fill(f);
@@ -60,7 +60,7 @@ int fault_map_huge_zero(struct fault *f)
 
 	if (fault_prepare_anon(f))
 		return VMEMU_OOM;
-	if (!table_own_huge(&f->vm->tables, &f->space->root, f->va, 2, &leaf) && !huge_zero(frames, &head)) {
+	if (!table_own_level(&f->vm->tables, &f->space->root, f->va, 2, &leaf) && !huge_zero(frames, &head)) {
 		folio_get(frames, head);
 		if (!table_set_huge(&f->vm->tables, &leaf, fault_entry(f, head, 0) | PTE_PS))
 			return VMEMU_ZERO_MAP;

@@ -28,7 +28,7 @@ static int take(struct fault *f, int reserved, pfn_t *head)
 
 static int own_entry(struct fault *f, struct leaf *leaf)
 {
-	int rc = table_own_huge(&f->vm->tables, &f->space->root, f->va, is_giant(f) ? 3 : 2, leaf);
+	int rc = table_own_level(&f->vm->tables, &f->space->root, f->va, is_giant(f) ? 3 : 2, leaf);
 
 	if (!rc)
 		table_drop_empty(&f->vm->tables, leaf); /* left behind by a move that had no memory to free it */
@@ -56,7 +56,7 @@ static void install_private(struct fault *f, const struct leaf *leaf, pfn_t head
 
 static int fill_shared(struct fault *f, const struct leaf *leaf)
 {
-	uint64_t index = f->index & ~(uint64_t)((is_giant(f) ? TABLE_ENTRIES * TABLE_ENTRIES : TABLE_ENTRIES) - 1);
+	uint64_t index = f->index & ~(uint64_t)(HUGE_PAGES(is_giant(f)) - 1);
 	pfn_t head = object_lookup(f->object, index);
 	int kind = VMEMU_FILE_MINOR;
 
@@ -108,8 +108,7 @@ static int take_away(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsig
 	(void)last;
 	(void)va;
 	if (pte_huge(e[first]) && pte_pfn(e[first]) == r->head) {
-		table_take_huge(&r->vm->tables, &leaf);
-		folio_put(&r->vm->frames, r->head);
+		table_drop_huge(&r->vm->tables, &leaf);
 		r->taken++;
 	}
 	return 0;
@@ -122,7 +121,6 @@ static int rob_others(struct fault *f, pfn_t head)
 
 	for (uint32_t id = 1; id < vm->capacity; id++) {
 		struct space *s = vm->spaces[id];
-		struct robbery r = { vm, head, 0 };
 		struct vma_pos pos;
 		const vma_t *v;
 		uint64_t at = 0;
@@ -130,13 +128,14 @@ static int rob_others(struct fault *f, pfn_t head)
 		if (!s || s == f->space)
 			continue;
 		for (; (v = vmas_find(&s->vmas, at, &pos)) != NULL; at = v->end) {
+			struct robbery r = { vm, head, 0 };
+
 			if (v->object != f->vma.object || v->flags & VMEMU_VM_POOL_OWNER)
 				continue;
 			if (vmas_own(&vm->env, &s->vmas, v->start, v->end) ||
 			    table_own_range(&vm->tables, &s->root, v->start, v->end, 1))
 				return -ENOMEM;
 			v = vmas_find(&s->vmas, at, &pos);
-			r.taken = 0;
 			(void)table_visit(&vm->tables, s->root, v->start, v->end, take_away, &r);
 			if (r.taken)
 				vmas_set_flags(&vm->env, &s->vmas, v->start, v->flags | VMEMU_VM_POOL_UNMAPPED);

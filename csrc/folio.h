@@ -38,7 +38,7 @@ static inline pfn_t folio_first(const struct frames *f, pfn_t pfn)
 
 static inline uint32_t folio_frames(const struct folio *fo)
 {
-	return fo->giant ? BLOCK_FRAMES * TABLE_BLOCKS : BLOCK_FRAMES;
+	return HUGE_PAGES(fo->giant);
 }
 
 /* A folio of zeros (zeroed != 0) or of unknown bytes, mapped by one huge entry on behalf of f->space. -ENOMEM: there is no

@@ -75,7 +75,7 @@ static int copy_huge_in_parts(struct copy_range *r, const pte_t *e, uint64_t va)
 			rc = copy_entry(r->c, r->vma, &part, &copy);
 		if (rc)
 			return rc;
-		table_set(tables, &leaf, settle(r->c, r->vma, copy));
+		table_fill(tables, &leaf, settle(r->c, r->vma, copy));
 	}
 	return 0;
 }
@@ -91,7 +91,7 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 	pte_t copy;
 	int pool =
 		fr->flags & FRAME_HUGETLB; /* what is promised to the parent is not copied for the child beforehand */
-	int rc = table_own_huge(tables, &r->c->child->root, va, *e & PTE_GIANT ? 3 : 2, &leaf);
+	int rc = table_own_level(tables, &r->c->child->root, va, pte_level(*e), &leaf);
 
 	if (rc)
 		return rc;

@@ -48,7 +48,7 @@ int huge_collapse(struct vm *vm, struct space *s, uint64_t va)
 	vm->events[VMEMU_EV_THP_COLLAPSE_ALLOC]++;
 	copy_pages(vm, table_entries(&vm->tables, leaf.table), head);
 	huge = pte_leaf(head, v->flags) | PTE_PS | PTE_A | PTE_D | PTE_SOFT | (v->flags & VMEMU_VM_WRITE ? PTE_W : 0);
-	if (table_own_huge(&vm->tables, &s->root, va, 2, &parent))
+	if (table_own_level(&vm->tables, &s->root, va, 2, &parent))
 		VM_ASSERT(!"the path is owned");
 	table_collapse(&vm->tables, &parent, huge);
 	return 0;

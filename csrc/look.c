@@ -305,7 +305,7 @@ int look_translate(const struct vm *vm, const struct space *s, uint64_t va, stru
 	fr = frame_of(&vm->frames, pte_pfn(*e));
 	memset(out, 0, sizeof(*out));
 	out->pfn = leaf_pfn(*e, va);
-	out->level = !pte_huge(*e) ? 1 : *e & PTE_GIANT ? 3 : 2;
+	out->level = (uint32_t)pte_level(*e);
 	if (*e & PTE_P)
 		out->prot = 1u | (*e & PTE_W && writable ? 2u : 0u) | (*e & PTE_NX ? 0u : 4u);
 	out->accessed = (*e & PTE_A) != 0;

@@ -286,12 +286,10 @@ static void pageout_anon(const struct pageout *p, const struct leaf *leaf, const
 
 	if (lazy && (p->vma->flags & VMEMU_VM_DROPPABLE || (!(e & PTE_D) && !(fr->flags & FRAME_DIRTY)))) {
 		vm->events[VMEMU_EV_PGLAZYFREED] += pte_frames(e);
-		if (!pte_huge(e)) {
+		if (pte_huge(e))
+			table_drop_huge(&vm->tables, leaf);
+		else
 			table_set(&vm->tables, leaf, 0);
-			return;
-		}
-		table_take_huge(&vm->tables, leaf);
-		table_release(&vm->tables, e);
 		return;
 	}
 	if (lazy)
@@ -334,7 +332,7 @@ int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	vma_t v = *vmas_find(&s->vmas, start, &pos);
 	struct pageout ctx = { vm, s, &v };
 
-	space_mark_peak(vm, s);
+	space_mark_peak(vm, s, 0, TASK_SIZE); /* a folio that is split gives pages back beyond the range */
 	lru_drain(vm);
 	return each(vm, s, start, end, pageout_entries, &ctx);
 }

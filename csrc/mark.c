@@ -60,7 +60,7 @@ int mark_guard(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 		rc = vmas_prepare_anon(&vm->env, &s->vmas, start);
 	if (rc)
 		return rc;
-	space_mark_peak(vm, s);
+	space_mark_peak(vm, s, start, end);
 	v = vmas_find(&s->vmas, start, &pos);
 	vmas_set_flags(&vm->env, &s->vmas, start, v->flags | VMEMU_VM_MAYBE_GUARD);
 	return table_visit(&vm->tables, s->root, start, end, put_guards, vm);

@@ -18,8 +18,8 @@ static int split_misfits(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 	if (!pte_huge(e[first]))
 		return 0;
 	if (!(mv->delta & (leaf_bytes(e[first]) - 1))) {
-		int rc = table_own_huge(&mv->vm->tables, &mv->to_space->root, va + mv->delta,
-					e[first] & PTE_GIANT ? 3 : 2, &to);
+		int rc =
+			table_own_level(&mv->vm->tables, &mv->to_space->root, va + mv->delta, pte_level(e[first]), &to);
 
 		if (rc || !*to.pte)
 			return rc;
@@ -59,8 +59,8 @@ static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 		if (!entry)
 			continue;
 		if (pte_huge(entry)) {
-			if (table_own_huge(&mv->vm->tables, &mv->to_space->root, va + mv->delta,
-					   entry & PTE_GIANT ? 3 : 2, &to))
+			if (table_own_level(&mv->vm->tables, &mv->to_space->root, va + mv->delta, pte_level(entry),
+					    &to))
 				VM_ASSERT(!"the table was made before");
 			table_move_huge(&mv->vm->tables, &from, &to);
 			*to.pte |= PTE_SOFT;

@@ -35,7 +35,7 @@ static int in_reach(const struct object *obj, uint64_t index)
 /* Huge pages that an object of a pool reserves for its size. */
 static uint64_t reserve_of(const struct object *obj)
 {
-	return obj->kind & VMEMU_OBJ_RESERVE ? object_pages(obj) >> (obj->kind & VMEMU_OBJ_GIANT ? 18 : 9) : 0;
+	return obj->kind & VMEMU_OBJ_RESERVE ? object_pages(obj) / HUGE_PAGES(obj->kind & VMEMU_OBJ_GIANT) : 0;
 }
 
 static struct pool *pool_of(const struct objects *o, const struct object *obj)

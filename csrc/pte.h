@@ -89,7 +89,15 @@ static inline uint32_t pte_frames(pte_t e)
 {
 	if (!pte_huge(e))
 		return 1;
-	return e & PTE_GIANT ? TABLE_ENTRIES * TABLE_ENTRIES : TABLE_ENTRIES;
+	return HUGE_PAGES(e & PTE_GIANT);
+}
+
+/* Level of the table that a leaf entry is in. */
+static inline int pte_level(pte_t e)
+{
+	if (!pte_huge(e))
+		return 1;
+	return e & PTE_GIANT ? 3 : 2;
 }
 
 /* The entry that maps page `i` of what a huge entry maps. */

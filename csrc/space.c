@@ -52,13 +52,14 @@ void space_free(struct vm *vm, struct space *s)
 	host_free(&vm->host, s, sizeof(*s));
 }
 
-void space_mark_peak(struct vm *vm, struct space *s)
+void space_mark_peak(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	struct table_sum sum = { { 0 }, 0, 0 };
 	uint64_t rss = 0;
 
 	s->peak_total = max_u64(s->peak_total, s->vmas.sums.total);
-	if (s->vmas.sums.total <= s->peak_rss) /* no more can be resident */
+	/* no more can be resident, or no less will be: summing up looks at every table of the space */
+	if (s->vmas.sums.total <= s->peak_rss || !table_occupied(&vm->tables, s->root, start, end))
 		return;
 	table_sum(&vm->tables, s->root, &sum);
 	for (int kind = 0; kind < NRESIDENT; kind++)
@@ -165,7 +166,7 @@ int space_unmap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 
 	if (!space_is_mapped(s, start, end))
 		return 0;
-	space_mark_peak(vm, s);
+	space_mark_peak(vm, s, start, end);
 	space_room_around(s, start, end, &floor, &ceiling);
 	rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
 	if (rc)
@@ -186,7 +187,7 @@ int space_map(struct vm *vm, struct space *s, const vma_t *v, int apart)
 	int rc, old = space_is_mapped(s, v->start, v->end);
 
 	if (old) {
-		space_mark_peak(vm, s);
+		space_mark_peak(vm, s, v->start, v->end);
 		space_room_around(s, v->start, v->end, &floor, &ceiling);
 		rc = table_own_range(&vm->tables, &s->root, floor, ceiling, 0);
 		if (rc)
@@ -291,7 +292,7 @@ int space_zap(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	int rc;
 
-	space_mark_peak(vm, s);
+	space_mark_peak(vm, s, start, end);
 	rc = table_own_range(&vm->tables, &s->root, start, end, 1);
 	if (!rc)
 		table_clear(&vm->tables, s->root, start, end);

@@ -13,8 +13,9 @@
 int space_new(struct vm *vm, struct space **out);
 void space_free(struct vm *vm, struct space *s);
 
-/* To be called before pages or mappings go: remembers how much there was (update_hiwater_rss(), update_hiwater_vm()). */
-void space_mark_peak(struct vm *vm, struct space *s);
+/* To be called before pages or mappings of [start, end) go: remembers how much there was (update_hiwater_rss(),
+ * update_hiwater_vm()). */
+void space_mark_peak(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 
 /* Maps v, replacing what is there; v->anon is ignored. apart: as it is, its neighbours as they are. */
 int space_map(struct vm *vm, struct space *s, const vma_t *v, int apart);

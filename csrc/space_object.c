@@ -67,7 +67,7 @@ void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t
 				continue;
 			from = v->start + ((from - v->pgoff) << PAGE_SHIFT);
 			to = v->start + ((to - v->pgoff) << PAGE_SHIFT);
-			space_mark_peak(vm, s);
+			space_mark_peak(vm, s, from, to);
 			(void)table_visit(&vm->tables, s->root, from, to, zap_entries, &z);
 		}
 	}

@@ -200,25 +200,25 @@ pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable
 	return &table_entries(t, table)[pte_index(va, 1)];
 }
 
-int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf)
+int table_own_level(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf)
 {
 	int rc = table_own_root(t, root);
 	pfn_t table = *root, child;
 
 	if (rc)
 		return rc;
-	for (int level = LEVELS; level > 1; level--) {
-		pte_t *e = &table_entries(t, table)[pte_index(va, level)];
+	for (int at = LEVELS; at > level; at--) {
+		pte_t *e = &table_entries(t, table)[pte_index(va, at)];
 
 		if (!*e) {
-			rc = table_new(t, level - 1, &child);
+			rc = table_new(t, at - 1, &child);
 			if (rc)
 				return rc;
 			*e = pte_table(child);
 			table_info(t, table)->used++;
 			t->generation++;
 		} else if (pte_huge(*e)) {
-			*leaf = (struct leaf){ table, pte_index(va, level), e };
+			*leaf = (struct leaf){ table, pte_index(va, at), e };
 			return 0;
 		} else if ((rc = table_own_child(t, e)) != 0) {
 			return rc;
@@ -226,9 +226,14 @@ int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf)
 		table = pte_pfn(*e);
 	}
 	leaf->table = table;
-	leaf->index = pte_index(va, 1);
+	leaf->index = pte_index(va, level);
 	leaf->pte = &table_entries(t, table)[leaf->index];
 	return 0;
+}
+
+int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf)
+{
+	return table_own_level(t, root, va, 1, leaf);
 }
 
 /* ---- entries ---- */

@@ -84,7 +84,7 @@ pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable
  * be seen. */
 int table_own(struct tables *t, pfn_t *root, uint64_t va, struct leaf *leaf);
 /* The same down to the table of `level`: the entry there, which may be 0, huge, or lead to a table. */
-int table_own_huge(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf);
+int table_own_level(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf);
 /* Makes every table that maps something in [start, end) own, leaving alone those wholly inside unless `whole` != 0; huge
  * entries that reach across start or end are split. */
 int table_own_range(struct tables *t, pfn_t *root, uint64_t start, uint64_t end, int whole);
@@ -102,8 +102,8 @@ void table_drop_empty(struct tables *t, const struct leaf *leaf);
 /* Puts a huge entry where there is 0 or a huge one, as table_set does; one in place of 0 brings a spare table. -ENOMEM without a
  * frame for that, nothing changed. */
 int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e);
-/* Takes a huge entry away, its spare table too; its reference goes to the caller. */
-void table_take_huge(struct tables *t, const struct leaf *leaf);
+/* Takes a huge entry away, its spare table too, and drops its reference. */
+void table_drop_huge(struct tables *t, const struct leaf *leaf);
 /* Moves a huge entry, its spare table too, to where there is 0. */
 void table_move_huge(struct tables *t, const struct leaf *from, const struct leaf *to);
 /* Makes 512 entries of a huge one, in its spare table (__split_huge_pmd()). Requires an owned table. */
@@ -126,6 +126,8 @@ unsigned int table_spares(const struct tables *t, pfn_t table);
 int table_add_spares(struct tables *t, pfn_t table, unsigned int n);
 void table_drop_spare(struct tables *t, pfn_t table);
 
+/* Some entry, or a table that may have one, lies inside [start, end). */
+int table_occupied(const struct tables *t, pfn_t root, uint64_t start, uint64_t end);
 /* Empties [start, end). Requires table_own_range(..., whole = 0) just before. Tables wholly inside are dropped. */
 void table_zap(struct tables *t, pfn_t *root, uint64_t start, uint64_t end);
 /* The same, keeping guards and the tables but those of level 1 that are empty then and wholly inside (MADV_DONTNEED). Requires

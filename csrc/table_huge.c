@@ -58,34 +58,6 @@ static int needs_spare(const struct tables *t, pte_t e)
 	return !(frame_of(t->frames, pte_pfn(e))->flags & FRAME_HUGETLB);
 }
 
-int table_own_huge(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf)
-{
-	int rc = table_own_root(t, root);
-	pfn_t table = *root, child;
-
-	if (rc)
-		return rc;
-	for (int at = LEVELS; at > level; at--) {
-		pte_t *e = &table_entries(t, table)[pte_index(va, at)];
-
-		if (!*e) {
-			rc = table_new(t, at - 1, &child);
-			if (rc)
-				return rc;
-			*e = pte_table(child);
-			table_info(t, table)->used++;
-			t->generation++;
-		} else if ((rc = table_own_child(t, e)) != 0) {
-			return rc;
-		}
-		table = pte_pfn(*e);
-	}
-	leaf->table = table;
-	leaf->index = pte_index(va, level);
-	leaf->pte = &table_entries(t, table)[leaf->index];
-	return 0;
-}
-
 void table_drop_empty(struct tables *t, const struct leaf *leaf)
 {
 	if (!*leaf->pte || pte_huge(*leaf->pte))
@@ -115,14 +87,15 @@ int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e)
 	return 0;
 }
 
-void table_take_huge(struct tables *t, const struct leaf *leaf)
+void table_drop_huge(struct tables *t, const struct leaf *leaf)
 {
-	int spare = needs_spare(t, *leaf->pte);
+	pte_t old = *leaf->pte;
 
 	table_exchange(t, leaf, 0);
 	t->huge--;
-	if (spare)
+	if (needs_spare(t, old))
 		table_drop_spare(t, leaf->table);
+	table_release(t, old);
 }
 
 void table_move_huge(struct tables *t, const struct leaf *from, const struct leaf *to)

@@ -56,13 +56,18 @@ static int own_below(struct tables *t, pfn_t table, int level, uint64_t base, ui
 	return 0;
 }
 
+int table_occupied(const struct tables *t, pfn_t root, uint64_t start, uint64_t end)
+{
+	return root != NO_PFN && start < end && occupied(t, root, LEVELS, 0, start, end);
+}
+
 int table_own_range(struct tables *t, pfn_t *root, uint64_t start, uint64_t end, int whole)
 {
 	int rc = 0;
 
 	if (*root == NO_PFN || start >= end)
 		return 0;
-	if (t->shared && occupied(t, *root, LEVELS, 0, start, end)) {
+	if (t->shared && table_occupied(t, *root, start, end)) {
 		rc = table_own_root(t, root);
 		if (!rc)
 			rc = own_below(t, *root, LEVELS, 0, start, end, whole);
@@ -90,11 +95,9 @@ static void zap(struct tables *t, pfn_t table, int level, uint64_t base, uint64_
 			table_set(t, &leaf, 0);
 		} else if (pte_huge(e[i])) {
 			struct leaf leaf = { table, i, &e[i] };
-			pte_t old = e[i];
 
 			VM_ASSERT(!table_is_shared(t, table) && covers(va, level, start, end));
-			table_take_huge(t, &leaf);
-			table_release(t, old);
+			table_drop_huge(t, &leaf);
 		} else if (drop && covers(va, level, start, end)) {
 			VM_ASSERT(!table_is_shared(t, table));
 			table_put(t, pte_pfn(e[i]));
@@ -164,7 +167,7 @@ static int mirror(struct tables *t, pfn_t table, int level, uint64_t base, uint6
 
 		if (!e[i] || pte_huge(e[i]))
 			continue;
-		rc = table_own_huge(t, to, max_u64(va, start), level - 1, &leaf);
+		rc = table_own_level(t, to, max_u64(va, start), level - 1, &leaf);
 		if (!rc && level > 3)
 			rc = mirror(t, pte_pfn(e[i]), level - 1, va, start, end, to);
 	}

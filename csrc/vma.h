@@ -127,7 +127,7 @@ static inline uint64_t vma_pages(const vma_t *v)
 /* Pages of a mapping with HUGETLB are huge: it begins and ends with one. */
 static inline int vma_aligned(const vma_t *v)
 {
-	uint64_t mask = (UINT64_C(1) << (v->flags & VMEMU_VM_GIANT ? 30 : 21)) - 1;
+	uint64_t mask = ((uint64_t)HUGE_PAGES(v->flags & VMEMU_VM_GIANT) << PAGE_SHIFT) - 1;
 
 	return !(v->flags & VMEMU_VM_HUGETLB) || !((v->start | v->end | v->pgoff << PAGE_SHIFT) & mask);
 }

@@ -19,7 +19,7 @@ void sums_add(sums_t *s, const vma_t *v, uint64_t by)
 	if (f & (VMEMU_VM_DONTCOPY | VMEMU_VM_WIPEONFORK | VMEMU_VM_LOCKED | VMEMU_VM_POOL_OWNER))
 		s->special += by;
 	if (f & VMEMU_VM_POOL_OWNER)
-		s->pool[f & VMEMU_VM_GIANT ? 1 : 0] += by * (vma_pages(v) >> (f & VMEMU_VM_GIANT ? 18 : 9));
+		s->pool[f & VMEMU_VM_GIANT ? 1 : 0] += by * (vma_pages(v) / HUGE_PAGES(f & VMEMU_VM_GIANT));
 	s->nvmas += by;
 }
 
