@@ -20,14 +20,7 @@ MEMORY = (
 ).split()
 ROLLUP = "Rss Pss_Anon Pss_Shmem Referenced Anonymous Private_Dirty AnonHugePages Swap Locked".split()
 
-pytestmark = pytest.mark.linux
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _usable() -> None:
-    why = execstop.usable()
-    if why is not None:
-        pytest.skip(why)
+pytestmark = [pytest.mark.linux, pytest.mark.usefixtures("stoppable")]
 
 
 def kernels_own(maps: bytes, names: str) -> int:

@@ -16,14 +16,7 @@ from linux import execstop
 
 from vmemu import ForkMode, Machine, Prot
 
-pytestmark = pytest.mark.linux
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _usable() -> None:
-    why = execstop.usable()
-    if why is not None:
-        pytest.skip(why)
+pytestmark = [pytest.mark.linux, pytest.mark.usefixtures("stoppable")]
 
 
 def same(machine: Machine, program: str) -> None:

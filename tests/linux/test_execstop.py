@@ -69,10 +69,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _usable() -> None:
-    why = execstop.usable()
-    if why is not None:
-        pytest.skip(why)
+def _usable(stoppable: None) -> None:
     major, minor = (int(part) for part in platform.release().split(".")[:2])
     if (major, minor) < (6, 15):
         pytest.skip(f"Linux {major}.{minor} places the brk and counts the auxiliary vector otherwise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -299,8 +300,6 @@ def test_bad_pools(pages: Any, error: type[Exception]) -> None:
 @every_mode
 def test_contents_at_random(mode: ForkMode) -> None:
     """Processes that fork, write and go find what they wrote, or are told that it is gone."""
-    import random
-
     rng = random.Random(7)
     with with_pool(9, fork_mode=mode) as m:
         first = m.spawn()

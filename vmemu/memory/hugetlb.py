@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 
-from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import syscall_error
@@ -23,7 +22,6 @@ __all__ = [
     "install",
     "page_bytes",
     "page_of",
-    "pool",
     "pools",
     "whole_pages",
 ]
@@ -55,9 +53,8 @@ def whole_pages(size: int, flags: int) -> int:
     return size + page - 1 & -page & MASK
 
 
-def check_aligned(vma: Vma, *addresses: int, call: str) -> None:
-    """EINVAL unless the addresses are those of whole pages of the mapping (hugetlb_vm_op_split())."""
-    page = page_bytes(vma.flags)
+def check_aligned(page: int, *addresses: int, call: str) -> None:
+    """EINVAL unless the addresses are those of pages of *page* bytes (hugetlb_vm_op_split())."""
     for address in addresses:
         if address % page:
             raise syscall_error(call, errno.EINVAL, f"{address:#x} is not aligned to a huge page of {page} bytes")
@@ -92,11 +89,7 @@ def install(space: Space, start: int, size: int, flags: int, vm_flags: int, pgof
         core.object_release(inode.object)
 
 
-def pool(kernel: Kernel, size: int) -> HugePool:
-    """The pool of pages of *size* bytes."""
-    return HugePool(size, *kernel.core.pool_info(size == GIANT_PAGE))
-
-
 def pools(kernel: Kernel) -> tuple[HugePool, HugePool]:
-    """Both pools."""
-    return pool(kernel, HUGE_PAGE), pool(kernel, GIANT_PAGE)
+    """The pools of 2 MiB and of 1 GiB."""
+    core = kernel.core
+    return HugePool(HUGE_PAGE, *core.pool_info(False)), HugePool(GIANT_PAGE, *core.pool_info(True))

@@ -91,8 +91,9 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     elif what in (Advice.DONTNEED, Advice.DONTNEED_LOCKED):
         if vma.flags & c.VM_LOCKED and what == Advice.DONTNEED:
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is locked")
-        hugetlb.check_aligned(vma, start, call=CALL)
-        end -= end % hugetlb.page_bytes(vma.flags)
+        page = hugetlb.page_bytes(vma.flags)
+        hugetlb.check_aligned(page, start, call=CALL)
+        end -= end % page
         if start < end:
             core.zap(space.sid, start, end, CALL)
     elif what in (Advice.FREE, Advice.COLD, Advice.PAGEOUT):
@@ -107,10 +108,8 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         core.unguard(space.sid, start, end, CALL)
     elif what == Advice.COLLAPSE:
         thp.collapse(space, vma, start, end)
-    elif what == Advice.WILLNEED:
+    else:  # MADV_WILLNEED is left
         _will_need(space, vma, start, end)
-    else:
-        raise NotImplementedError(f"madvise: MADV_{what.name}")
 
 
 def _check_discard(vma: Vma) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple, SupportsIndex
 
+from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
@@ -119,8 +120,8 @@ def _map(space: Space, wish: _Wish) -> int:
         raise syscall_error(CALL, errno.ENOMEM, f"more than {kernel.max_map_count} mappings")
     vm_flags = vm_prot(wish.prot) | _MAY | _other_flags(flags) | kernel.core.words(space.sid)[DEF_FLAGS]
     object_ = wish.file.object if wish.file is not None else -1 if flags & Map.SHARED else 0
-    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE) and wish.address % hugetlb.page_of(flags):
-        raise syscall_error(CALL, errno.EINVAL, f"address {wish.address:#x} is not aligned to a huge page")
+    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE):
+        hugetlb.check_aligned(hugetlb.page_of(flags), wish.address, call=CALL)
     start = place(space, wish.address, size, flags, object_, wish.pgoff, CALL)
     end = start + size
     if flags & Map.FIXED_NOREPLACE:
@@ -205,18 +206,26 @@ def _anonymous_flags(wish: _Wish, vm_flags: int) -> int:
     return c.VM_SHARED | c.VM_MAYSHARE if kind == Map.SHARED else 0
 
 
+def _to_unmap(space: Space, start: int, end: int, call: str) -> list[Vma]:
+    """The mappings that a range takes part of, if they may go (vms_gather_munmap_vmas()). EPERM if one is sealed, when
+    the first has been split already; ENOMEM at max_map_count."""
+    vmas = space.vmas(start, end)
+    if vmas and vmas[0].start < start and end < vmas[0].end and not space.room_for_split():
+        raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
+    for number, vma in enumerate(vmas):
+        if vma.flags & c.VM_SEALED:
+            if number:
+                space.kernel.core.split(space.sid, start, call)
+            raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+    return vmas
+
+
 def _charge(space: Space, wish: _Wish, start: int, vm_flags: int) -> int:
     """What mmap_region() checks before it unmaps anything; what is replaced is given credit for. VM_ACCOUNT if the
     mapping is charged."""
     end, npages = start + wish.size, wish.size // PAGE_SIZE
     replaced = charged = 0
-    for number, vma in enumerate(space.vmas(start, end)):  # vms_gather_munmap_vmas()
-        if not number and vma.start < start and end < vma.end and not space.room_for_split():
-            raise syscall_error(CALL, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-        if vma.flags & c.VM_SEALED:
-            if number:
-                space.kernel.core.split(space.sid, start, CALL)
-            raise syscall_error(CALL, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+    for vma in _to_unmap(space, start, end, CALL):
         pages = (min(vma.end, end) - max(vma.start, start)) // PAGE_SIZE
         replaced += pages
         charged += pages if vma.flags & c.VM_ACCOUNT else 0
@@ -292,13 +301,7 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     if end == addr:
         raise syscall_error(call, errno.EINVAL, "length 0")
     with space.kernel.lock:
-        for number, vma in enumerate(space.vmas(addr, end)):
-            if not number and vma.start < addr and end < vma.end and not space.room_for_split():
-                raise syscall_error(call, errno.ENOMEM, f"more than {space.kernel.max_map_count} mappings")
-            if vma.flags & c.VM_SEALED:
-                if number:
-                    space.kernel.core.split(space.sid, addr, call)
-                raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
+        _to_unmap(space, addr, end, call)
         space.kernel.core.unmap(space.sid, addr, end, call)
 
 

@@ -53,7 +53,7 @@ def mremap(
         if vma.flags & c.VM_HUGETLB:
             page = hugetlb.page_bytes(vma.flags)
             old, new = -(-old // page) * page, -(-new // page) * page
-            hugetlb.check_aligned(vma, addr, *([to] if elsewhere else []), call=CALL)
+            hugetlb.check_aligned(page, addr, *([to] if elsewhere else []), call=CALL)
             if flags & MREMAP_DONTUNMAP:
                 raise _error(errno.EINVAL, "MREMAP_DONTUNMAP of reserved huge pages")
         if elsewhere:

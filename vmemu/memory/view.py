@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["maps", "page_tables", "pagemap", "pss_by_kind", "rss_by_kind", "smaps", "translate", "usage", "uss"]
+__all__ = [
+    "mapping_usage",
+    "maps",
+    "page_tables",
+    "pagemap",
+    "pss_by_kind",
+    "rss_by_kind",
+    "smaps",
+    "translate",
+    "usage",
+    "uss",
+]
 
 _CODES = (
     (c.VM_READ, "rd"),
@@ -91,31 +102,42 @@ def _codes(flags: int) -> tuple[str, ...]:
     return tuple(code for bit, code in _CODES if flags & bit)
 
 
+def mapping_usage(
+    mapping: Mapping, used: Any, *, thp_eligible: bool = False, page_size: int = PAGE_SIZE
+) -> MappingUsage:
+    """The record of a mapping, or of what stands for several, from its struct vmemu_usage."""
+    return MappingUsage(
+        mapping=mapping,
+        rss=used.rss,
+        pss=used.pss >> 12,
+        pss_dirty=used.pss_dirty >> 12,
+        shared_clean=used.shared_clean,
+        shared_dirty=used.shared_dirty,
+        private_clean=used.private_clean,
+        private_dirty=used.private_dirty,
+        referenced=used.referenced,
+        anonymous=used.anonymous,
+        lazyfree=used.lazyfree,
+        ksm=used.ksm,
+        anonhugepages=used.anon_huge,
+        thp_eligible=thp_eligible,
+        shared_hugetlb=used.shared_hugetlb,
+        private_hugetlb=used.private_hugetlb,
+        page_size=page_size,
+    )
+
+
 def smaps(space: Space) -> list[MappingUsage]:
     """Mappings with what of them is resident, in bytes."""
     with space.kernel.lock:
         return [
-            MappingUsage(
-                mapping=mapping,
-                rss=used.rss,
-                pss=used.pss >> 12,
-                pss_dirty=used.pss_dirty >> 12,
-                shared_clean=used.shared_clean,
-                shared_dirty=used.shared_dirty,
-                private_clean=used.private_clean,
-                private_dirty=used.private_dirty,
-                referenced=used.referenced,
-                anonymous=used.anonymous,
-                lazyfree=used.lazyfree,
-                ksm=used.ksm,
-                anonhugepages=used.anon_huge,
+            mapping_usage(
+                mapping,
+                space.kernel.core.usage(space.sid, mapping.start, mapping.end),
                 thp_eligible=thp.eligible(space, vma),
-                shared_hugetlb=used.shared_hugetlb,
-                private_hugetlb=used.private_hugetlb,
                 page_size=hugetlb.page_bytes(vma.flags),
             )
             for mapping, vma in zip(maps(space), space.vmas(), strict=True)
-            for used in (space.kernel.core.usage(space.sid, mapping.start, mapping.end),)
         ]
 
 

@@ -113,23 +113,8 @@ def smaps_rollup(subject: Subject) -> bytes:
         locked = sum(u.pss for u in usages if "lo" in u.mapping.flags)
     start = usages[0].mapping.start if usages else 0
     end = usages[-1].mapping.end if usages else 0
-    summed = MappingUsage(
-        mapping=Mapping(start, end, prot=Prot.NONE, shared=False, offset=0, device=(0, 0), inode=0, name="[rollup]"),
-        rss=total.rss,
-        pss=total.pss >> 12,
-        pss_dirty=total.pss_dirty >> 12,
-        shared_clean=total.shared_clean,
-        shared_dirty=total.shared_dirty,
-        private_clean=total.private_clean,
-        private_dirty=total.private_dirty,
-        referenced=total.referenced,
-        anonymous=total.anonymous,
-        lazyfree=total.lazyfree,
-        ksm=total.ksm,
-        anonhugepages=total.anon_huge,
-        shared_hugetlb=total.shared_hugetlb,
-        private_hugetlb=total.private_hugetlb,
-    )
+    rollup = Mapping(start, end, prot=Prot.NONE, shared=False, offset=0, device=(0, 0), inode=0, name="[rollup]")
+    summed = view.mapping_usage(rollup, total)
     by_kind = (total.pss_anon >> 12, total.pss_file >> 12, total.pss_shmem >> 12)
     values = (summed.rss, summed.pss, summed.pss_dirty, *by_kind, *_tail(summed, locked))
     return _line(summed.mapping) + _lines(_ROLLUP_HEAD + _TAIL, values).encode()
