@@ -6,38 +6,24 @@
 /* Pages after which a call returns to its caller, who may have a signal to look at; well under 50 ms. */
 #define SLICE_PAGES 16384u
 
-/* One access at va. Returns the frame's entry in *pte and the kind (>= 0; fatal ones included, then *pte is not set), or,
- * negated, a trap reason. */
-static int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte,
-		      struct vmemu_trap *trap)
+int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte, struct vmemu_trap *trap)
 {
-	int kind = VMEMU_NONE, first = 1;
+	int kind;
 
+	*pte = access_hit(vm, s, va, access);
+	if (*pte)
+		return VMEMU_NONE;
 	if (va >= TASK_SIZE) {
 		s->faults[VMEMU_SEGV_MAPERR]++;
 		vm->faults[VMEMU_SEGV_MAPERR]++;
 		return VMEMU_SEGV_MAPERR;
 	}
-	for (;;) {
-		int writable = 0, again;
-		pte_t *e = table_walk(&vm->tables, s->root, va, &writable);
-
-		if (e && *e & PTE_P && (!(access & VMEMU_WRITE) || (writable && *e & PTE_W)) &&
-		    (access != VMEMU_FETCH || !(*e & PTE_NX))) {
-			if (access != VMEMU_GUP_WRITE)
-				*e |= access == VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
-			else if (!(*e & PTE_D)) /* follow_page_pte() with FOLL_TOUCH */
-				frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY;
-			*pte = e;
-			return kind;
-		}
-		again = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
-		if (again < 0 || again >= VMEMU_SEGV_MAPERR)
-			return again;
-		VM_ASSERT(first); /* one fault makes the access possible */
-		first = 0;
-		kind = again;
-	}
+	kind = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
+	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
+		return kind;
+	*pte = access_hit(vm, s, va, access);
+	VM_ASSERT(*pte); /* one fault makes the access possible */
+	return kind;
 }
 
 /* Ends a call at `va` with what access_one said. */

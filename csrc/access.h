@@ -2,12 +2,32 @@
  *
  * One way for all: find the entry; if it does not allow the access resolve the fault and look again; then set A (and D) and
  * move the bytes. There is no second path that writes.
- * Callers: api.
+ * Callers: api, trace.
  */
 #ifndef VMEMU_ACCESS_H
 #define VMEMU_ACCESS_H
 
 #include "mm.h"
+
+/* The entry for va, A and D set, if the tables allow the access as they are; NULL: they do not, a fault. */
+static inline pte_t *access_hit(const struct vm *vm, const struct space *s, uint64_t va, int access)
+{
+	int writable = 0;
+	pte_t *e = va < TASK_SIZE ? table_walk(&vm->tables, s->root, va, &writable) : NULL;
+
+	if (!e || !(*e & PTE_P) || (access & VMEMU_WRITE && !(writable && *e & PTE_W)) ||
+	    (access == VMEMU_FETCH && *e & PTE_NX))
+		return NULL;
+	if (access != VMEMU_GUP_WRITE)
+		*e |= access == VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
+	else if (!(*e & PTE_D)) /* follow_page_pte() with FOLL_TOUCH */
+		frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY;
+	return e;
+}
+
+/* One access at va. Returns the frame's entry in *pte and the kind (>= 0; fatal ones included, then *pte is not set), or,
+ * negated, a trap reason. */
+int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte, struct vmemu_trap *trap);
 
 /* Results as in vmemu_cdef.h: 0 or a trap reason with *trap filled in. */
 int access_read(struct vm *vm, struct space *s, uint64_t va, void *buffer, uint64_t length, int access,
