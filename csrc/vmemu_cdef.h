@@ -13,6 +13,8 @@
 
 #define VMEMU_NKINDS 14
 #define VMEMU_NWORDS 14
+/* Of a short access: it stopped where a decision is needed. */
+#define VMEMU_STOPPED 255
 
 /* What one access led to; the values are FaultKind's of vmemu/types.py. */
 enum vmemu_kind {
@@ -345,6 +347,11 @@ int vmemu_space_read(vmemu_machine *m, uint32_t space, uint64_t address, void *b
 		     struct vmemu_trap *trap);
 int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer, uint64_t length,
 		      struct vmemu_trap *trap);
+/* Read and write in a form that is cheap to call. Returns 0 when all is done, else the bytes that are, times 256, plus the
+ * enum vmemu_kind of a TRAP_FAULT, or VMEMU_STOPPED: make the rest with the calls above, which stop there again. */
+int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length);
+int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer,
+				uint32_t length);
 /* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */
 int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access, uint64_t *counts,
 		      struct vmemu_trap *trap);

@@ -42,7 +42,7 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_huge api_ksm api_mark api_object api_space
+    api api_huge api_ksm api_mark api_object api_short api_space
     access check check_space fork huge look
     ksm lru mark move
     space space_object space_pool
@@ -62,6 +62,7 @@ C_PARTS = {
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
+    "api_short": "api",
     "api_space": "api",
     "check_space": "check",
     "classify": "fault",

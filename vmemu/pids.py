@@ -43,6 +43,52 @@ class Flag:
 class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
 
+    __slots__ = (
+        "_count",
+        "_fresh",
+        "_inherited",
+        "_last",
+        "_last_child",
+        "_used",
+        "_wrapped",
+        "blocked",
+        "born",
+        "borrower",
+        "children_major",
+        "children_minor",
+        "credentials",
+        "death_signal",
+        "exit_signal",
+        "first_child",
+        "flags",
+        "group",
+        "image",
+        "leader",
+        "lender",
+        "limits",
+        "major",
+        "minor",
+        "name",
+        "next",
+        "oom_adj",
+        "oom_adj_min",
+        "parent",
+        "pending",
+        "pending_task",
+        "prev",
+        "report",
+        "same_handlers",
+        "session",
+        "signals",
+        "space",
+        "started_ns",
+        "state",
+        "status",
+        "stopped",
+        "threads",
+        "uses",
+    )
+
     def __init__(self) -> None:
         self.state = bytearray([FREE])
 

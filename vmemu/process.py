@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from vmemu._native import constants, read_short, to_short_trap, write_short
 from vmemu.kernel import Image, Kernel
 from vmemu.lifecycle import birth
 from vmemu.lifecycle import program as exec_
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from vmemu.files import File
 
 __all__ = ["Children", "Process", "ProcessMap", "Thread"]
+
+_READ = constants.READ
+_SHORT = 65536
+"""Bytes up to which a read looks for no other way."""
 
 
 class Process(Task):
@@ -141,6 +146,26 @@ class Process(Task):
     def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
         """*length* bytes from *address*, faulting as needed; with *fetch* as instruction fetches, which need
         PROT_EXEC."""
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        # the usual case: nothing that `use` looks into is so, nothing is to be converted
+        if (
+            sid
+            and type(address) is type(length) is int
+            and 0 <= length <= _SHORT
+            and not (fetch or table.borrower or table.stopped or kernel.shared)
+        ):
+            data = bytes(length)  # filled in place: nobody else has it
+            try:
+                outcome = read_short(kernel.core.handle, sid, address, data, length)
+            except OverflowError:
+                pass  # no address
+            else:
+                if outcome:
+                    trap = to_short_trap(outcome, address)
+                    Space(kernel, sid, self.pid).read_into(data, address, _READ, trap)
+                return data
         return self._space("read").read(address, length, fetch)
 
     def write(self, address: SupportsIndex, data: Any) -> None:
@@ -148,6 +173,24 @@ class Process(Task):
 
         What was written before a fault that can't be resolved stays, as with a CPU.
         """
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        if (  # as in `read`
+            sid
+            and type(address) is int
+            and type(data) is bytes
+            and not (table.borrower or table.stopped or kernel.shared)
+        ):
+            try:
+                outcome = write_short(kernel.core.handle, sid, address, data, len(data))
+            except OverflowError:
+                pass  # no address, or not short
+            else:
+                if outcome:
+                    trap = to_short_trap(outcome, address)
+                    Space(kernel, sid, self.pid).write_from(data, address, trap)
+                return
         self._space("write").write(address, data)
 
     def touch(self, address: SupportsIndex, length: int, write: bool = False) -> FaultCounts:
