@@ -13,6 +13,7 @@
 
 #define VMEMU_NKINDS 14
 #define VMEMU_NWORDS 14
+#define VMEMU_NWORDS_INHERITED 12 /* those that a fork's child has too; the others are 0 there */
 /* Of a short access: it stopped where a decision is needed. */
 #define VMEMU_STOPPED 255
 
@@ -288,11 +289,16 @@ int vmemu_space_free(vmemu_machine *m, uint32_t space);
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
+/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
+int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most);
+/* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
+ * faults[VMEMU_NKINDS]. */
+int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_faults(vmemu_machine *m, uint32_t space, const uint64_t *in);
-/* The caller's words of a space: kept, and copied by fork; VMEMU_NWORDS of them. */
+/* The caller's words of a space: kept, and the first of them copied by fork; VMEMU_NWORDS of them. */
 int vmemu_space_words(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_words(vmemu_machine *m, uint32_t space, const uint64_t *in);
 

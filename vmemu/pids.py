@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vmemu.errors import syscall_error
 
-__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
+__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
 
 FREE, RUNNING, ZOMBIE, HELD, THREAD = 0, 1, 2, 3, 4
 """Of a row. HELD is no task: the number is still that of a process group or session, so it is not given again. THREAD
@@ -21,6 +21,7 @@ runs and is not the first of its process; the first may be a ZOMBIE while others
 INIT = 1
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
+SIGCHLD = int(signal.SIGCHLD)
 RESERVED_PIDS = 300
 """Where the search begins again after a wrap-around."""
 
@@ -212,6 +213,11 @@ class ProcessTable:
             raise syscall_error(call, errno.EAGAIN, f"no {n} free pids in a row below {PID_MAX}")
         return range(first, first + n)
 
+    def reserve_one(self, call: str) -> int:
+        """The same for one."""
+        pid = self._last + 1
+        return self.reserve(1, call)[0] if self._wrapped or pid >= PID_MAX else pid
+
     def _search(self, start: int, n: int) -> int:
         """First of n free pids in a row from *start* on, -1 if there are none."""
         found = self.state.find(bytes(n), start)
@@ -219,42 +225,55 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+    def add(self, pids: Sequence[int], parent: int, like: int, now_ns: int) -> None:
         """New running processes, youngest children of *parent* in order, with what a fork of *like* inherits."""
         n, first, last = len(pids), pids[0], pids[-1]
-        end = last + 1
-        if end > len(self.state):
-            self._grow(end)
-        if first < self._used:  # rows that were somebody's
-            for column in (*self._fresh, *self._inherited):
-                column[first:end] = array(column.typecode, bytes(n * column.itemsize))
-        self._used = max(self._used, end)
-        flags = self.flags[like] & Flag.INHERITED
+        if last >= len(self.state):
+            self._grow(last + 1)
         if n == 1:
-            self.state[first] = RUNNING
-            self.parent[first] = parent
-            self.started_ns[first] = now_ns
-            self.exit_signal[first] = signal.SIGCHLD
-            self.flags[first] = flags
-            for column in self._inherited:
-                column[first] = column[like]
+            self._fill_row(first, parent, like, now_ns)
         else:
-            self.state[first:end] = bytes([RUNNING]) * n
-            self.parent[first:end] = array("I", [parent]) * n
-            self.started_ns[first:end] = array("Q", [now_ns]) * n
-            self.exit_signal[first:end] = bytes([signal.SIGCHLD]) * n
-            self.flags[first:end] = bytes([flags]) * n
-            for column in self._inherited:
-                if column[like]:
-                    column[first:end] = array(column.typecode, [column[like]]) * n
-            self.next[first:last] = array("I", range(first + 1, end))
-            self.prev[first + 1 : end] = array("I", range(first, last))
+            self._fill_rows(first, last + 1, parent, like, now_ns)
         self._append(parent, first, last)
-        self._use(self.group[first], n)
-        self._use(self.session[first], n)
+        self._use_both(self.group[first], self.session[first], n)
         self._last = last
         self.born += n
         self._count += n
+
+    def _fill_row(self, pid: int, parent: int, like: int, now_ns: int) -> None:
+        if pid < self._used:  # it was somebody's
+            for column in self._fresh:
+                column[pid] = 0
+            for column in self._inherited:
+                column[pid] = column[like]
+        else:
+            self._used = pid + 1
+            for column in self._inherited:
+                value = column[like]
+                if value:
+                    column[pid] = value
+        self.state[pid] = RUNNING
+        self.parent[pid] = parent
+        self.started_ns[pid] = now_ns
+        self.exit_signal[pid] = SIGCHLD
+        self.flags[pid] = self.flags[like] & Flag.INHERITED
+
+    def _fill_rows(self, first: int, end: int, parent: int, like: int, now_ns: int) -> None:
+        n = end - first
+        if first < self._used:
+            for column in (*self._fresh, *self._inherited):
+                column[first:end] = array(column.typecode, bytes(n * column.itemsize))
+        self._used = max(self._used, end)
+        self.state[first:end] = bytes([RUNNING]) * n
+        self.parent[first:end] = array("I", [parent]) * n
+        self.started_ns[first:end] = array("Q", [now_ns]) * n
+        self.exit_signal[first:end] = bytes([SIGCHLD]) * n
+        self.flags[first:end] = bytes([self.flags[like] & Flag.INHERITED]) * n
+        for column in self._inherited:
+            if column[like]:
+                column[first:end] = array(column.typecode, [column[like]]) * n
+        self.next[first : end - 1] = array("I", range(first + 1, end))
+        self.prev[first + 1 : end] = array("I", range(first, end - 1))
 
     def add_thread(self, tid: int, first: int, creator: int, now_ns: int) -> None:
         """One more task of process *first*, with what *creator*, a task of it, has."""
@@ -285,7 +304,7 @@ class ProcessTable:
 
     def process(self, tid: int) -> int:
         """The pid of a task's process."""
-        return self.leader.get(tid, tid)
+        return self.leader.get(tid, tid) if self.leader else tid
 
     def tasks(self, pid: int) -> list[int]:
         """The running tasks of a process, the first one first."""
@@ -353,17 +372,21 @@ class ProcessTable:
         self.unlink(pid)
         self._count -= 1
         self.state[pid] = HELD if pid in self.uses else FREE
-        self._use(self.group[pid], -1)
-        self._use(self.session[pid], -1)
+        self._use_both(self.group[pid], self.session[pid], -1)
         self.group[pid] = self.session[pid] = 0
 
     def move(self, pid: int, group: int, session: int) -> None:
         """Puts a process into a group and session."""
-        self._use(group, 1)
-        self._use(session, 1)
-        self._use(self.group[pid], -1)
-        self._use(self.session[pid], -1)
+        self._use_both(group, session, 1)
+        self._use_both(self.group[pid], self.session[pid], -1)
         self.group[pid], self.session[pid] = group, session
+
+    def _use_both(self, group: int, session: int, by: int) -> None:
+        if group == session:
+            self._use(group, 2 * by)
+        else:
+            self._use(group, by)
+            self._use(session, by)
 
     def _use(self, number: int, by: int) -> None:
         uses = self.uses.get(number, 0) + by

@@ -215,7 +215,7 @@ class Process(Task):
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, 1, self._mode(mode))[0])
+        return Process(self._kernel, birth.fork(self._kernel, self.tid, self._mode(mode)))
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -223,10 +223,12 @@ class Process(Task):
         if count < 0:
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
-        pids = birth.fork(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
+        pids = birth.fork_many(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
         return Children(self._kernel, pids)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
+        if type(mode) is ForkMode:
+            return mode
         return self._kernel.fork_mode if mode is None else ForkMode(mode)
 
     def vfork(self) -> Process:

@@ -14,15 +14,16 @@ from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import leave_space, look, share_space, use
+from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
+from vmemu.memory.args import MASK
 from vmemu.memory.space import Space
-from vmemu.memory.words import DEF_FLAGS, EMPTY, LOCKED_EXTRA
+from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
-__all__ = ["boot", "clone", "fork", "spawn", "vfork"]
+__all__ = ["boot", "clone", "fork", "fork_many", "spawn", "vfork"]
 
 _SLICE_SECONDS = 0.04
 """What one call into the core may take at most, roughly."""
@@ -77,7 +78,7 @@ def _empty(kernel: Kernel, parent: int) -> int:
     return pids[0]
 
 
-def _enrol(kernel: Kernel, pids: range, creator: int, parent: int = -1) -> None:
+def _enrol(kernel: Kernel, pids: Sequence[int], creator: int, parent: int = -1) -> None:
     """Rows for new processes, which inherit from *creator*, a task, and are children of its process or of *parent*."""
     table = kernel.processes
     like = table.process(creator)
@@ -100,30 +101,46 @@ def _count(kernel: Kernel, creator: int, n: int) -> None:
 def _check_nproc(kernel: Kernel, creator: int, n: int) -> None:
     """Whether its user may have *n* tasks more (copy_process()). Raises EAGAIN."""
     who = kernel.credentials.of(creator)
+    if not who.uid or who.capable(Capability.SYS_RESOURCE) or who.capable(Capability.SYS_ADMIN):
+        return
     limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
-    exempt = not who.uid or who.capable(Capability.SYS_RESOURCE) or who.capable(Capability.SYS_ADMIN)
-    if not exempt and kernel.users[who.uid] + n > limit:
+    if kernel.users[who.uid] + n > limit:
         raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
 
 
-def fork(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
-    """*n* > 0 children, all or none. EAGAIN without pids or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory
-    without frames."""
+def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
+    """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     with kernel.lock:
-        use(kernel, creator, "fork")
-        return _fork(kernel, creator, n, mode)
+        return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
 
 
-def _fork(kernel: Kernel, creator: int, n: int, mode: ForkMode, parent: int = -1) -> range:
+def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:
     table = kernel.processes
-    space = look(kernel, creator, "fork")
-    _check_nproc(kernel, creator, n)
-    pids = table.reserve(n, "fork")
-    _check_commit(space, n)
-    spaces = _fork_spaces(space, mode, n)
-    _enrol(kernel, pids, creator, parent)
-    table.space[pids[0] : pids[-1] + 1] = spaces
-    return pids
+    _check_nproc(kernel, creator, 1)
+    pid = table.reserve_one("fork")
+    # as `_check_commit` decides, which is asked unless it is plain
+    most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
+    child = kernel.core.space_fork_one(sid, mode, most)
+    if not child:
+        _check_commit(look(kernel, creator, "fork"), 1)
+        child = kernel.core.space_fork_one(sid, mode, MASK)
+    _enrol(kernel, (pid,), creator, parent)
+    table.space[pid] = child
+    return pid
+
+
+def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
+    """*n* > 0 children, all or none; else as fork()."""
+    with kernel.lock:
+        space = use(kernel, creator, "fork")
+        table = kernel.processes
+        _check_nproc(kernel, creator, n)
+        pids = table.reserve(n, "fork")
+        _check_commit(space, n)
+        spaces = _fork_spaces(space, mode, n)
+        _enrol(kernel, pids, creator)
+        table.space[pids[0] : pids[-1] + 1] = spaces
+        return pids
 
 
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
@@ -139,11 +156,6 @@ def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
         for sid in spaces:
             core.space_free(sid)
         raise
-    words = core.words(space.sid)
-    if words[DEF_FLAGS] or words[LOCKED_EXTRA]:  # locks are not inherited
-        words[DEF_FLAGS] = words[LOCKED_EXTRA] = 0
-        for sid in spaces:
-            core.set_words(sid, words)
     return spaces
 
 
@@ -192,7 +204,8 @@ def clone(kernel: Kernel, creator: int, flags: int, mode: ForkMode) -> int:
             new = pids[0]
             share_space(kernel, creator, new)
         else:
-            new = _fork(kernel, creator, 1, mode, table.parent[first] if flags & _PARENT else -1)[0]
+            sid = look(kernel, creator, "fork").sid
+            new = _fork(kernel, creator, sid, mode, table.parent[first] if flags & _PARENT else -1)
         if not flags & _THREAD:
             table.exit_signal[new] = table.exit_signal[first] if flags & _PARENT else flags & CSIGNAL
             if flags & _SIGHAND:
