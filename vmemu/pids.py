@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from vmemu.errors import syscall_error
 
@@ -39,6 +39,9 @@ class Flag:
     """Adopts the orphans among its descendants (PR_SET_CHILD_SUBREAPER)."""
 
     INHERITED = UNDUMPABLE | NPROC_EXCEEDED
+
+
+_INHERITED = Flag.INHERITED
 
 
 class ProcessTable:
@@ -225,38 +228,52 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add(self, pids: Sequence[int], parent: int, like: int, now_ns: int) -> None:
-        """New running processes, youngest children of *parent* in order, with what a fork of *like* inherits."""
-        n, first, last = len(pids), pids[0], pids[-1]
-        if last >= len(self.state):
-            self._grow(last + 1)
-        if n == 1:
-            self._fill_row(first, parent, like, now_ns)
-        else:
-            self._fill_rows(first, last + 1, parent, like, now_ns)
-        self._append(parent, first, last)
-        self._use_both(self.group[first], self.session[first], n)
-        self._last = last
-        self.born += n
-        self._count += n
-
-    def _fill_row(self, pid: int, parent: int, like: int, now_ns: int) -> None:
-        if pid < self._used:  # it was somebody's
-            for column in self._fresh:
+    def add_one(self, pid: int, parent: int, like: int, now_ns: int) -> None:
+        """A new running process, the youngest child of *parent*, with what a fork of *like* inherits."""
+        state, uses = self.state, self.uses
+        if pid >= len(state):
+            self._grow(pid + 1)
+        if pid < self._used:  # the row was somebody's
+            for column in (*self._fresh, *self._inherited):
                 column[pid] = 0
-            for column in self._inherited:
-                column[pid] = column[like]
         else:
             self._used = pid + 1
-            for column in self._inherited:
-                value = column[like]
-                if value:
-                    column[pid] = value
-        self.state[pid] = RUNNING
+        for column in self._inherited:
+            value = column[like]
+            if value:
+                column[pid] = value
+        state[pid] = RUNNING
         self.parent[pid] = parent
         self.started_ns[pid] = now_ns
         self.exit_signal[pid] = SIGCHLD
-        self.flags[pid] = self.flags[like] & Flag.INHERITED
+        flags = self.flags[like]
+        self.flags[pid] = flags & _INHERITED if flags else 0
+        tail = self._last_child[parent]
+        if tail:
+            self.prev[pid] = tail
+            self.next[tail] = pid
+        else:
+            self.first_child[parent] = pid
+        self._last_child[parent] = pid
+        group, session = self.group[pid], self.session[pid]
+        uses[group] = uses.get(group, 0) + 1
+        uses[session] = uses.get(session, 0) + 1
+        self._last = pid
+        self.born += 1
+        self._count += 1
+
+    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+        """The same for some with pids in a row, the eldest first."""
+        n, first, last = len(pids), pids[0], pids[-1]
+        if last >= len(self.state):
+            self._grow(last + 1)
+        self._fill_rows(first, last + 1, parent, like, now_ns)
+        self._append(parent, first, last)
+        self._use(self.group[first], n)
+        self._use(self.session[first], n)
+        self._last = last
+        self.born += n
+        self._count += n
 
     def _fill_rows(self, first: int, end: int, parent: int, like: int, now_ns: int) -> None:
         n = end - first
@@ -268,7 +285,7 @@ class ProcessTable:
         self.parent[first:end] = array("I", [parent]) * n
         self.started_ns[first:end] = array("Q", [now_ns]) * n
         self.exit_signal[first:end] = bytes([SIGCHLD]) * n
-        self.flags[first:end] = bytes([self.flags[like] & Flag.INHERITED]) * n
+        self.flags[first:end] = bytes([self.flags[like] & _INHERITED]) * n
         for column in self._inherited:
             if column[like]:
                 column[first:end] = array(column.typecode, [column[like]]) * n
@@ -345,18 +362,6 @@ class ProcessTable:
         """The last of them, 0 if there are none."""
         return self._last_child[pid]
 
-    def unlink(self, pid: int) -> None:
-        """Takes a process out of its parent's list."""
-        parent, before, after = self.parent[pid], self.prev[pid], self.next[pid]
-        if before:
-            self.next[before] = after
-        else:
-            self.first_child[parent] = after
-        if after:
-            self.prev[after] = before
-        else:
-            self._last_child[parent] = before
-
     def adopt(self, pid: int, by: int) -> None:
         """Gives all children of *pid* to *by*, behind its own."""
         first, last = self.first_child[pid], self._last_child[pid]
@@ -369,24 +374,33 @@ class ProcessTable:
 
     def remove(self, pid: int) -> None:
         """Frees the row of a process without children. Its number stays taken while a group or session has it."""
-        self.unlink(pid)
+        before, after = self.prev[pid], self.next[pid]
+        if before:
+            self.next[before] = after
+        else:
+            self.first_child[self.parent[pid]] = after
+        if after:
+            self.prev[after] = before
+        else:
+            self._last_child[self.parent[pid]] = before
         self._count -= 1
-        self.state[pid] = HELD if pid in self.uses else FREE
-        self._use_both(self.group[pid], self.session[pid], -1)
+        uses, group, session = self.uses, self.group[pid], self.session[pid]
+        self.state[pid] = HELD if pid in uses else FREE
+        if uses[group] > 2 and uses[session] > 2:  # others have them too
+            uses[group] -= 1
+            uses[session] -= 1
+        else:
+            self._use(group, -1)
+            self._use(session, -1)
         self.group[pid] = self.session[pid] = 0
 
     def move(self, pid: int, group: int, session: int) -> None:
         """Puts a process into a group and session."""
-        self._use_both(group, session, 1)
-        self._use_both(self.group[pid], self.session[pid], -1)
+        self._use(group, 1)
+        self._use(session, 1)
+        self._use(self.group[pid], -1)
+        self._use(self.session[pid], -1)
         self.group[pid], self.session[pid] = group, session
-
-    def _use_both(self, group: int, session: int, by: int) -> None:
-        if group == session:
-            self._use(group, 2 * by)
-        else:
-            self._use(group, by)
-            self._use(session, by)
 
     def _use(self, number: int, by: int) -> None:
         uses = self.uses.get(number, 0) + by

@@ -215,7 +215,8 @@ class Process(Task):
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, self._mode(mode)))
+        how = mode if type(mode) is ForkMode else self._mode(mode)
+        return Process(self._kernel, birth.fork(self._kernel, self.tid, how))
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -227,8 +228,6 @@ class Process(Task):
         return Children(self._kernel, pids)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
-        if type(mode) is ForkMode:
-            return mode
         return self._kernel.fork_mode if mode is None else ForkMode(mode)
 
     def vfork(self) -> Process:
@@ -271,7 +270,7 @@ class Process(Task):
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
         init, which reaps at once."""
-        self.exit_group(code)
+        self._end(code, True)
 
     # ---- looking ----
 
@@ -287,7 +286,7 @@ class Process(Task):
             self._look("faults")
             return FaultCounts(*self._faults())
 
-    def _faults(self) -> list[int]:
+    def _faults(self) -> Sequence[int]:
         return process_faults(self._kernel, self.pid)
 
     def maps(self) -> list[Mapping]:
@@ -400,7 +399,7 @@ class Thread(Process):
         """The system call exit(2): ends this task; the process too if it was the last."""
         self.exit_thread(code)
 
-    def _faults(self) -> list[int]:
+    def _faults(self) -> Sequence[int]:
         return faults(self._kernel, self.tid)
 
 

@@ -83,13 +83,15 @@ def _leave(kernel: Kernel, tid: int) -> None:
         borrower = table.borrower.pop(tid, 0)
         if borrower:
             del table.lender[borrower]
-    for sparse in (table.pending_task, table.death_signal):
-        if sparse:
-            sparse.pop(tid, None)
+    if table.pending_task:
+        table.pending_task.pop(tid, None)
+    if table.death_signal:
+        table.death_signal.pop(tid, None)
     if tid != pid or table.threads or pid in kernel.threads_faults:
         ended = kernel.threads_faults.get(pid)
-        kernel.threads_faults[pid] = counted if ended is None else [a + b for a, b in zip(ended, counted, strict=True)]
-        counted = kernel.threads_faults[pid]
+        if ended is not None:
+            counted = [a + b for a, b in zip(ended, counted, strict=True)]
+        kernel.threads_faults[pid] = counted
     if tid == pid:
         table.state[pid] = ZOMBIE
     else:
@@ -106,9 +108,11 @@ def _end_process(kernel: Kernel, pid: int) -> None:
     table = kernel.processes
     if kernel.threads_faults:
         kernel.threads_faults.pop(pid, None)
-    for sparse in (table.stopped, table.report, table.pending):
-        if sparse:
-            sparse.pop(pid, None)
+    if table.pending:
+        table.pending.pop(pid, None)
+    if table.report or table.stopped:
+        table.report.pop(pid, None)
+        table.stopped.pop(pid, None)
     if table.same_handlers and pid in table.same_handlers:
         table.same_handlers.pop(pid).discard(pid)
     if table.first_child[pid]:

@@ -121,10 +121,10 @@ def faults(kernel: Kernel, tid: int) -> list[int]:
     return shared.saved[tid]
 
 
-def process_faults(kernel: Kernel, pid: int) -> list[int]:
+def process_faults(kernel: Kernel, pid: int) -> Sequence[int]:
     """Faults by kind of a process: of all its tasks, also those that have ended."""
     table = kernel.processes
-    counts = [faults(kernel, tid) for tid in table.tasks(pid)]
+    counts: list[Sequence[int]] = [faults(kernel, tid) for tid in table.tasks(pid)]
     ended = kernel.threads_faults.get(pid)
     if ended:
         counts.append(ended)

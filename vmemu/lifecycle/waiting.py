@@ -37,7 +37,12 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
         if pid > 0:
             among: Iterable[int] = _named(kernel, caller, pid)
         elif pid == -1:
-            among = table.children(table.process(caller))
+            parent = table.process(caller)
+            eldest = table.first_child[parent]
+            usual = table.exit_signal[eldest] == SIGCHLD and not (options or table.threads)
+            if usual and table.state[eldest] == ZOMBIE:  # as `_wait` would find
+                return eldest, _bury(kernel, eldest, options)
+            among = table.children(parent)
         else:
             among = _grouped(kernel, caller, -pid)
         return _wait(kernel, caller, among, options | _EXITED)
@@ -87,10 +92,13 @@ def _wait(kernel: Kernel, caller: int, among: Iterable[int], options: int) -> tu
     for child in among:
         if not options & WALL and (table.exit_signal[child] != SIGCHLD) != bool(options & WCLONE):
             continue
-        status = _event(kernel, child, options)
-        if status >= 0:
-            return child, status
-        nobody = nobody and table.state[child] == ZOMBIE and child not in table.threads and not options & _EXITED
+        if table.state[child] != ZOMBIE or child in table.threads:  # some task of it is alive
+            nobody = False
+            status = _event(kernel, child, options)
+            if status >= 0:
+                return child, status
+        elif options & _EXITED:
+            return child, _bury(kernel, child, options)
     if nobody:
         raise syscall_error("wait", errno.ECHILD, f"process {caller} has no such child")
     if options & os.WNOHANG:
@@ -98,17 +106,18 @@ def _wait(kernel: Kernel, caller: int, among: Iterable[int], options: int) -> tu
     raise syscall_error("wait", errno.EAGAIN, "every child is alive; a real process would block")
 
 
+def _bury(kernel: Kernel, child: int, options: int) -> int:
+    """The status of a dead child, which is then gone (wait_task_zombie())."""
+    status = kernel.processes.status[child]
+    if not options & _NOWAIT:
+        count_for_parent(kernel, child)
+        reap(kernel, child)
+    return status
+
+
 def _event(kernel: Kernel, child: int, options: int) -> int:
-    """What a child has to tell, which is then told, -1 for nothing (wait_consider_child())."""
+    """That a living child stopped or went on, which is then told, -1 if it did not (wait_consider_child())."""
     table = kernel.processes
-    if not table.alive(child):
-        if not options & _EXITED:
-            return -1
-        status = table.status[child]
-        if not options & _NOWAIT:
-            count_for_parent(kernel, child)
-            reap(kernel, child)
-        return status
     status = table.report.get(child, -1)
     wanted = os.WCONTINUED if status == CONTINUED else os.WSTOPPED
     if status < 0 or not options & wanted:
