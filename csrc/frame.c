@@ -227,13 +227,83 @@ int frame_alloc_giant(struct frames *f, uint32_t flags, pfn_t *head)
 	return 0;
 }
 
+/* ---- bytes ---- */
+
+/* Frames filled in one call after which it is a flood: the caches hold no more of them. */
+#define FLOOD 64u
+
+/* Stores that go past the caches ask nothing of memory first: on a Zen 3 they zero a page in a quarter of memset's time and copy
+ * one in four fifths of memcpy's, once a batch is larger than the caches; a page that is used at once is better off in them. */
+#ifdef __SSE2__
+#include <emmintrin.h>
+
+static void stream_zero(uint8_t *to)
+{
+	const __m128i zero = _mm_setzero_si128();
+
+	for (size_t i = 0; i < PAGE_BYTES; i += sizeof(zero))
+		_mm_stream_si128((__m128i *)(void *)(to + i), zero);
+}
+
+static void stream_copy(uint8_t *to, const uint8_t *from)
+{
+	for (size_t i = 0; i < PAGE_BYTES; i += 4 * sizeof(__m128i)) {
+		const __m128i *s = (const __m128i *)(const void *)(from + i);
+		__m128i *d = (__m128i *)(void *)(to + i);
+		__m128i a = _mm_load_si128(s), b = _mm_load_si128(s + 1), c = _mm_load_si128(s + 2),
+			e = _mm_load_si128(s + 3);
+
+		_mm_stream_si128(d, a);
+		_mm_stream_si128(d + 1, b);
+		_mm_stream_si128(d + 2, c);
+		_mm_stream_si128(d + 3, e);
+	}
+}
+
+static void stream_end(void)
+{
+	_mm_sfence();
+}
+#else
+static void stream_zero(uint8_t *to)
+{
+	memset(to, 0, PAGE_BYTES);
+}
+
+static void stream_copy(uint8_t *to, const uint8_t *from)
+{
+	memcpy(to, from, PAGE_BYTES);
+}
+
+static void stream_end(void)
+{
+}
+#endif
+
+/* A frame is about to be filled -> whether past the caches. */
+static int streams(struct frames *f)
+{
+	return f->filled >= FLOOD || ++f->filled >= FLOOD;
+}
+
+void frames_settle(struct frames *f)
+{
+	if (f->filled >= FLOOD)
+		stream_end();
+	f->filled = 0;
+}
+
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 {
 	int zeroed, rc = frame_alloc(f, flags, pfn, &zeroed);
 
-	if (!rc && !zeroed && (f->contents || flags & FRAME_TABLE))
+	if (rc || zeroed || !(f->contents || flags & FRAME_TABLE))
+		return rc;
+	if (!(flags & FRAME_TABLE) && streams(f))
+		stream_zero(frame_bytes(f, *pfn));
+	else
 		memset(frame_bytes(f, *pfn), 0, PAGE_BYTES);
-	return rc;
+	return 0;
 }
 
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
@@ -242,7 +312,9 @@ int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
 
 	if (rc)
 		return rc;
-	if (f->contents)
+	if (f->contents && streams(f))
+		stream_copy(frame_bytes(f, *pfn), frame_bytes(f, from));
+	else if (f->contents)
 		memcpy(frame_bytes(f, *pfn), frame_bytes(f, from), PAGE_BYTES);
 	f->copied++;
 	return 0;

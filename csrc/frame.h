@@ -107,6 +107,7 @@ struct frames {
 	pfn_t zero;	   /* the zero page or NO_PFN */
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
+	uint32_t filled;   /* frames zeroed or copied during this call */
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 };
@@ -122,6 +123,9 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed);
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn);
 /* The same, its bytes those of `from`; counted as a copy. */
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn);
+
+/* The end of a call: the bytes of the frames that it filled are there for other threads too. */
+void frames_settle(struct frames *f);
 
 /* Free frames in blocks that are free as a whole. */
 uint64_t frames_whole(const struct frames *f);
