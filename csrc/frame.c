@@ -2,11 +2,15 @@
 #define _GNU_SOURCE /* MAP_NORESERVE, MADV_HUGEPAGE */
 #include "frame.h"
 
+#include "page.h"
+
 #include <sys/mman.h>
 
-/* Emptied blocks that keep their host memory, so that a fork-and-exit loop does not pay for the host's page faults each
- * time (a fault into fresh host memory costs more than the copy it is for). */
-#define RETAINED_BLOCKS 128u
+/* Emptied blocks that may keep their host memory. A block that empties is given back to the host, until some that were given
+ * back are wanted again: as many are kept from then on, so that a loop of forks and exits does not pay for the host's page faults
+ * each time (a fault into fresh host memory costs more than the copy it is for). Kept ones are the host's to take when it wants
+ * them (MADV_FREE). */
+#define RETAINED_BLOCKS 192u
 
 static void *reserve(uint64_t size)
 {
@@ -91,6 +95,7 @@ static uint64_t take_whole(struct frames *f)
 	} else if (f->returned) {
 		b = f->returned - 1;
 		list_remove(f, &f->returned, b);
+		f->wanted += f->wanted < RETAINED_BLOCKS;
 	} else {
 		b = f->virgin < f->nblocks ? f->virgin++ : f->nblocks;
 	}
@@ -232,54 +237,6 @@ int frame_alloc_giant(struct frames *f, uint32_t flags, pfn_t *head)
 /* Frames filled in one call after which it is a flood: the caches hold no more of them. */
 #define FLOOD 64u
 
-/* Stores that go past the caches ask nothing of memory first: on a Zen 3 they zero a page in a quarter of memset's time and copy
- * one in four fifths of memcpy's, once a batch is larger than the caches; a page that is used at once is better off in them. */
-#ifdef __SSE2__
-#include <emmintrin.h>
-
-static void stream_zero(uint8_t *to)
-{
-	const __m128i zero = _mm_setzero_si128();
-
-	for (size_t i = 0; i < PAGE_BYTES; i += sizeof(zero))
-		_mm_stream_si128((__m128i *)(void *)(to + i), zero);
-}
-
-static void stream_copy(uint8_t *to, const uint8_t *from)
-{
-	for (size_t i = 0; i < PAGE_BYTES; i += 4 * sizeof(__m128i)) {
-		const __m128i *s = (const __m128i *)(const void *)(from + i);
-		__m128i *d = (__m128i *)(void *)(to + i);
-		__m128i a = _mm_load_si128(s), b = _mm_load_si128(s + 1), c = _mm_load_si128(s + 2),
-			e = _mm_load_si128(s + 3);
-
-		_mm_stream_si128(d, a);
-		_mm_stream_si128(d + 1, b);
-		_mm_stream_si128(d + 2, c);
-		_mm_stream_si128(d + 3, e);
-	}
-}
-
-static void stream_end(void)
-{
-	_mm_sfence();
-}
-#else
-static void stream_zero(uint8_t *to)
-{
-	memset(to, 0, PAGE_BYTES);
-}
-
-static void stream_copy(uint8_t *to, const uint8_t *from)
-{
-	memcpy(to, from, PAGE_BYTES);
-}
-
-static void stream_end(void)
-{
-}
-#endif
-
 /* A frame is about to be filled -> whether past the caches. */
 static int streams(struct frames *f)
 {
@@ -289,7 +246,7 @@ static int streams(struct frames *f)
 void frames_settle(struct frames *f)
 {
 	if (f->filled >= FLOOD)
-		stream_end();
+		page_stream_end();
 	f->filled = 0;
 }
 
@@ -300,7 +257,7 @@ int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 	if (rc || zeroed || !(f->contents || flags & FRAME_TABLE))
 		return rc;
 	if (!(flags & FRAME_TABLE) && streams(f))
-		stream_zero(frame_bytes(f, *pfn));
+		page_stream_zero(frame_bytes(f, *pfn));
 	else
 		memset(frame_bytes(f, *pfn), 0, PAGE_BYTES);
 	return 0;
@@ -313,7 +270,7 @@ int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
 	if (rc)
 		return rc;
 	if (f->contents && streams(f))
-		stream_copy(frame_bytes(f, *pfn), frame_bytes(f, from));
+		page_stream_copy(frame_bytes(f, *pfn), frame_bytes(f, from));
 	else if (f->contents)
 		memcpy(frame_bytes(f, *pfn), frame_bytes(f, from), PAGE_BYTES);
 	f->copied++;
@@ -325,18 +282,21 @@ static void block_emptied(struct frames *f, uint64_t b)
 {
 	struct block *blk = &f->blocks[b];
 	uint32_t n = block_frames(f, b);
+	uint8_t *bytes;
 
 	memset(&f->of[b * BLOCK_FRAMES], 0, n * sizeof(*f->of));
 	blk->fresh = 0;
 	blk->head = 0;
 	blk->kind = BLOCK_WHOLE;
 	blk->dirty = 1;
-	if (f->retained < RETAINED_BLOCKS) {
+	bytes = frame_bytes(f, (pfn_t)(b * BLOCK_FRAMES));
+	if (f->retained < f->wanted) {
+		(void)madvise(bytes, (size_t)n << PAGE_SHIFT, MADV_FREE); /* where there is none it stays ours */
 		list_push(f, &f->partial[BLOCK_WHOLE], b);
 		f->retained++;
 		return;
 	}
-	if (!madvise(frame_bytes(f, (pfn_t)(b * BLOCK_FRAMES)), (size_t)n << PAGE_SHIFT, MADV_DONTNEED))
+	if (!madvise(bytes, (size_t)n << PAGE_SHIFT, MADV_DONTNEED))
 		blk->dirty = 0;
 	list_push(f, &f->returned, b);
 }

@@ -99,6 +99,7 @@ struct frames {
 	uint32_t partial[3]; /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
 	uint32_t returned;   /* head of the emptied blocks that were given back to the host */
 	uint32_t retained;   /* length of partial[BLOCK_WHOLE] */
+	uint32_t wanted; /* blocks given back to the host that were wanted again, up to RETAINED_BLOCKS of frame.c */
 	struct pool pools[2];
 	uint64_t idle;	   /* frames of folios that nothing maps */
 	uint64_t huge;	   /* folios that huge entries map, the huge zero page aside */
