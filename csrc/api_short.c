@@ -41,7 +41,7 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 		return -EBADF;
 	if (mode < VMEMU_FORK_EAGER || mode > VMEMU_FORK_ON_DEMAND)
 		return leave(m, -EINVAL);
-	if (s->vmas.sums.account > most)
+	if (vmas_sums(&s->vmas)->account > most)
 		return leave(m, -EDQUOT);
 	rc = fork_space(&m->vm, s, mode, &child);
 	if (!rc)
