@@ -68,3 +68,26 @@ int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults)
 	(void)leave(m, 0);
 	return left << 1 | had;
 }
+
+int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major)
+{
+	struct vm *vm = &m->vm;
+
+	enter(m);
+	for (uint32_t i = 0; i < n; i++)
+		if (!spaces[i] || spaces[i] >= vm->capacity || !vm->spaces[spaces[i]])
+			return leave(m, -EBADF);
+	for (uint32_t i = 0; i < n; i++) {
+		struct space *s = vm->spaces[spaces[i]];
+
+		minor[i] = major[i] = 0;
+		if (!s) /* the second time */
+			continue;
+		major[i] = s->faults[VMEMU_FILE_MAJOR] + s->faults[VMEMU_SWAP_IN];
+		for (int kind = VMEMU_NONE + 1; kind < VMEMU_SEGV_MAPERR; kind++)
+			minor[i] += s->faults[kind];
+		minor[i] -= major[i];
+		space_free(vm, s);
+	}
+	return leave(m, 0);
+}

@@ -294,6 +294,8 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
+/* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
+int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);

@@ -62,6 +62,21 @@ class SpaceCalls(Handle):
         left: int = _end(self._m, space, self._ended)
         return ffi.unpack(self._ended, _NKINDS) if left & 1 else _NO_FAULTS, left >> 1
 
+    def space_end_many(self, spaces: array.array[int]) -> tuple[array.array[int], array.array[int]]:
+        """Ends spaces -> the minor and the major faults of each."""
+        n = len(spaces)
+        minor, major = array.array("Q", bytes(8 * n)), array.array("Q", bytes(8 * n))
+        rc = lib.vmemu_space_end_many(
+            self._m,
+            ffi.from_buffer("uint32_t[]", spaces),
+            n,
+            ffi.from_buffer("uint64_t[]", minor),
+            ffi.from_buffer("uint64_t[]", major),
+        )
+        if rc:
+            fail(rc, "exit")
+        return minor, major
+
     def space_abandon(self, space: int) -> None:
         """Ends a space that came to nothing."""
         lib.vmemu_space_abandon(self._m, space)
