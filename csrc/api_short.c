@@ -91,3 +91,14 @@ int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, u
 	}
 	return leave(m, 0);
 }
+
+int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *out)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	out->sums = *vmas_sums(&s->vmas);
+	memcpy(out->words, s->words, sizeof(out->words));
+	return leave(m, 0);
+}

@@ -37,7 +37,7 @@ PACKAGES = {
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits / commit / args words / __init__",
+    "/ limits / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }

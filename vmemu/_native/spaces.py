@@ -13,6 +13,7 @@ __all__ = ["SpaceCalls"]
 
 _COUNTS = f"uint64_t[{lib.VMEMU_NKINDS}]"
 _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
+_SURVEY, _VMA = ffi.typeof("struct vmemu_survey *"), ffi.typeof("struct vmemu_vma *")
 _BATCH = 64
 _NKINDS: int = lib.VMEMU_NKINDS
 _NO_FAULTS = (0,) * _NKINDS
@@ -85,6 +86,12 @@ class SpaceCalls(Handle):
         """struct vmemu_sums."""
         out = ffi.new("struct vmemu_sums *")
         lib.vmemu_space_sums(self._m, space, out)
+        return out
+
+    def survey(self, space: int) -> Any:
+        """struct vmemu_survey."""
+        out = ffi.new(_SURVEY)
+        lib.vmemu_space_survey(self._m, space, out)
         return out
 
     def faults(self, space: int) -> tuple[int, ...]:
