@@ -46,7 +46,7 @@ C = """
     access check check_space fork huge look
     ksm lru mark move
     space space_object space_pool
-    fault fault_huge fault_pool classify
+    fault fault_anon fault_file fault_huge fault_pool classify
     mm
     object table table_huge table_range
     pool
@@ -66,6 +66,8 @@ C_PARTS = {
     "api_space": "api",
     "check_space": "check",
     "classify": "fault",
+    "fault_anon": "fault",
+    "fault_file": "fault",
     "fault_huge": "fault",
     "fault_pool": "fault",
     "move": "space",
