@@ -64,7 +64,11 @@ def run(options: argparse.Namespace) -> int:
     terminal = sys.stderr.isatty()
     results = []
     for one in experiments:
-        results += measure(one, rounds, (lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr)) if terminal else (lambda _: None))
+        results += measure(
+            one,
+            rounds,
+            (lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr)) if terminal else (lambda _: None),
+        )
     if terminal:
         print("\r\x1b[K", end="", file=sys.stderr)
     print_results(results)

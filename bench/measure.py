@@ -1,8 +1,8 @@
 """Experiments: what is timed together, in which order, and what has to come out.
 
 An experiment sets something up and then has *sides* (`kernel`, `bound`, `vmemu`), functions that do the work once and
-return nanoseconds (or bytes, or a count) for one unit of each of its *lines*. The sides are called in turn, round by round;
-a line's figure for a side is the median of the rounds, and a ratio is one of two such medians of one run.
+return nanoseconds (or bytes, or a gain) for one unit of each of its *lines*. The sides are called in turn, round by
+round; a line's figure for a side is the median of the rounds, and a ratio is one of two such medians of one run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 __all__ = [
-    "EXPERIMENTS", "Experiment", "Line", "Result", "Side", "Sides", "Skip", "Target", "at_most", "chosen", "experiment",
-    "faster", "measure", "within",
+    "EXPERIMENTS",
+    "Experiment",
+    "Line",
+    "Result",
+    "Side",
+    "Sides",
+    "Skip",
+    "Target",
+    "at_most",
+    "chosen",
+    "experiment",
+    "faster",
+    "measure",
+    "within",
 ]
 
 Side = Callable[[], dict[str, float]]
@@ -186,6 +198,7 @@ def chosen(experiments: Sequence[Experiment], pattern: str) -> list[Experiment]:
     """Those whose name or lines contain *pattern* (any of several, apart by commas)."""
     words = [word for word in pattern.split(",") if word]
     return [
-        one for one in experiments
+        one
+        for one in experiments
         if not words or any(word in text for word in words for text in (one.name, *(line.key for line in one.lines)))
     ]

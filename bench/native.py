@@ -1,4 +1,4 @@
-"""The two small C programs that vmemu is compared with: the kernel's side and the physical bound, compiled when needed."""
+"""The two small C programs that vmemu is compared with, compiled when needed: the kernel's side, the physical bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,7 @@ class Buffer:
         self.size = size
         self.address = bound().buffer(size, not fresh)
 
-    def __enter__(self) -> Buffer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -58,7 +58,8 @@ _VERDICT = {True: ("pass", "green"), False: ("short", "red"), None: ("-", "dim")
 
 def table(results: list[Result]) -> Table:
     """The results for people."""
-    out = Table(title="nanoseconds for one unit; medians of rounds that took turns", title_justify="left", pad_edge=False)
+    out = Table(title="medians of rounds that took turns", title_justify="left", pad_edge=False)
+    out.add_column("row", style="dim", overflow="fold")
     out.add_column("work")
     for heading in ("kernel", "bound", "vmemu"):
         out.add_column(heading, justify="right", no_wrap=True)
@@ -67,7 +68,7 @@ def table(results: list[Result]) -> Table:
     out.add_column("", no_wrap=True)
     for result in results:
         line, values = result.line, result.values
-        what = Text(f"{line.what}, a {line.unit}" if line.unit else line.what)
+        what = Text(f"{line.what} (ns a {line.unit})" if line.unit and line.measure == "ns" else line.what)
         notes = [f"bound: {line.bound}"] if line.bound else []
         notes += [text for text in (line.note, result.skipped) if text]
         for text in notes:
@@ -77,6 +78,7 @@ def table(results: list[Result]) -> Table:
         figures = _figures(result)
         word, style = ("FAILED", "bold red") if result.failed else _VERDICT[result.met]
         out.add_row(
+            line.key,
             what,
             *(amount(values.get(side), line.measure) for side in ("kernel", "bound", "vmemu")),
             Text("\n").join(Text(text, style=_VERDICT[met][1]) for text, met in figures),

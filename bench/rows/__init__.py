@@ -6,7 +6,7 @@ import importlib
 
 __all__ = ["load"]
 
-ROOMS = ("faults", "forks")
+ROOMS = ("faults", "forks", "many", "translation", "calls", "machines")
 
 
 def load() -> None:

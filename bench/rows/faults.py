@@ -17,8 +17,11 @@ MARK = b"what the parent wrote"
 @experiment(
     "cow",
     Line(
-        "cow.recycled", "copy-on-write faults over 256 MiB, frames recycled", "page",
-        (faster("kernel", 3), within("bound", 1.15)), "memcpy of the same frames in the same order",
+        "cow.recycled",
+        "copy-on-write faults over 256 MiB, frames recycled",
+        "page",
+        (faster("kernel", 3), within("bound", 1.15)),
+        "memcpy of the same frames in the same order",
     ),
 )
 def cow_recycled() -> Iterator[Sides]:
@@ -60,7 +63,10 @@ def cow_recycled() -> Iterator[Sides]:
 @experiment(
     "cow-fresh",
     Line(
-        "cow.fresh", "copy-on-write faults over 256 MiB, frames never used before", "page", (faster("kernel", 2),),
+        "cow.fresh",
+        "copy-on-write faults over 256 MiB, frames never used before",
+        "page",
+        (faster("kernel", 2),),
         "memcpy into host memory that is used for the first time (huge pages advised)",
     ),
 )
@@ -91,9 +97,7 @@ def cow_fresh() -> Iterator[Sides]:
         yield {"kernel": lambda: {"cow.fresh": kernel("cow", SIZE)["cow"]}, "bound": copy, "vmemu": vmemu}
 
 
-@experiment(
-    "reuse", Line("reuse", "sole-owner reuse faults over 256 MiB", "page", (faster("kernel", 15, aim=25),))
-)
+@experiment("reuse", Line("reuse", "sole-owner reuse faults over 256 MiB", "page", (faster("kernel", 15, aim=25),)))
 def reuse() -> Iterator[Sides]:
     with Machine(memory="1GiB") as m:
         parent = m.spawn()
@@ -117,8 +121,11 @@ def reuse() -> Iterator[Sides]:
 @experiment(
     "zero",
     Line(
-        "zero.recycled", "demand-zero faults over 256 MiB, frames recycled", "page",
-        (faster("kernel", 2.5), within("bound", 1.15)), "memset of the same frames in the same order",
+        "zero.recycled",
+        "demand-zero faults over 256 MiB, frames recycled",
+        "page",
+        (faster("kernel", 2.5), within("bound", 1.15)),
+        "memset of the same frames in the same order",
     ),
 )
 def zero() -> Iterator[Sides]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bench.measure import Line, Sides, experiment, faster, within
 from bench.native import kernel
 from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, expect, map_small, reap, resident
-from vmemu import ForkMode, Machine, Overcommit
+from vmemu import ForkMode, Machine, Overcommit, Process
 
 TRIES = 5
 """Forks in one round; the kernel's program does as many."""
@@ -23,7 +23,10 @@ def _kernel_forks() -> dict[str, float]:
     "fork",
     Line("fork.cow", "fork of 1 GiB resident, ForkMode.COW", "fork", (faster("kernel", 12),)),
     Line(
-        "exit.cow", "exit of that child", "exit", (faster("kernel", 20),),
+        "exit.cow",
+        "exit of that child",
+        "exit",
+        (faster("kernel", 20),),
         note="kernel: from the moment the child is told to exit until waitpid returns; vmemu: exit and wait",
     ),
     rounds=7,
@@ -57,16 +60,25 @@ def fork_cow() -> Iterator[Sides]:
     "fork-on-demand",
     Line("demand.fork.1g", "fork of 1 GiB resident, ForkMode.ON_DEMAND", "fork", (faster("kernel", 3000),)),
     Line(
-        "demand.fork.64g", "fork of 64 GiB mapped, ForkMode.ON_DEMAND", "fork",
-        (faster("kernel", 3000), within("bound", 1.25)), "the same fork of 1 MiB: no dependence on size",
+        "demand.fork.64g",
+        "fork of 64 GiB mapped, ForkMode.ON_DEMAND",
+        "fork",
+        (faster("kernel", 3000), within("bound", 1.25)),
+        "the same fork of 1 MiB: no dependence on size",
         note="kernel: fork of 1 GiB",
     ),
     Line(
-        "demand.first-write", "first write after it, 1 GiB", "write", (within("bound", 4, aim=2),),
+        "demand.first-write",
+        "first write after it, 1 GiB",
+        "write",
+        (within("bound", 4, aim=2),),
         "the kernel's copy-on-write fault",
     ),
     Line(
-        "demand.first-write.64g", "first write after it, 64 GiB mapped", "write", (within("bound", 4, aim=2),),
+        "demand.first-write.64g",
+        "first write after it, 64 GiB mapped",
+        "write",
+        (within("bound", 4, aim=2),),
         "the kernel's copy-on-write fault",
     ),
     rounds=7,
@@ -84,7 +96,7 @@ def fork_on_demand() -> Iterator[Sides]:
         for i in range(1, 64):
             wide.touch(at_wide + i * GIB, PAGE, write=True)
 
-        def timed(m: Machine, parent, address: int) -> tuple[float, float]:
+        def timed(m: Machine, parent: Process, address: int) -> tuple[float, float]:
             forked, written = [], []
             for i in range(40):
                 start = clock()
@@ -95,7 +107,7 @@ def fork_on_demand() -> Iterator[Sides]:
                 faults = child.touch(where, PAGE, write=True)
                 written.append(clock() - start)
                 expect(faults, cow_copy=1)
-                assert child.translate(where).pfn != parent.translate(where).pfn
+                assert (child.pagemap(where, 1) != parent.pagemap(where, 1)).all()
                 reap(parent, child)
             m.verify()
             return statistics.median(forked), statistics.median(written)
