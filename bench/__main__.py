@@ -22,7 +22,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains TEXT, or one of A,B,C")
     out.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds of each row (7; quick: 2)")
     out.add_argument("--quick", action="store_true", help="few rounds: a first impression, no verdict")
-    out.add_argument("--output", type=Path, metavar="FILE", help="instead of bench/results.json or bench/scaling.png")
+    out.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="instead of results.json, scaling.png, or (with --check, --update) baseline.json in bench/",
+    )
     return out
 
 
@@ -46,6 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """What the options ask for."""
+    if options.check or options.update:
+        from bench import check
+
+        path = options.output or check.BASELINE
+        return check.check(path) if options.check else check.update(path)
     from bench import rows
     from bench.measure import EXPERIMENTS, chosen, measure
     from bench.report import print_results, write_results

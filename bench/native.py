@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BENCH", "Buffer", "NoCompiler", "bound", "compiled", "compiler", "kernel", "scratch"]
+__all__ = ["BENCH", "Buffer", "NoCompiler", "bound", "compiled", "compiler", "kernel", "kernel_program", "scratch"]
 
 BENCH = Path(__file__).resolve().parent
 _PAGE = 4096
@@ -53,7 +53,8 @@ def compiled(out: Path, *arguments: str | Path) -> Path:
 
 
 @cache
-def _kernel_program() -> Path:
+def kernel_program() -> Path:
+    """kernel.c, compiled."""
     out = scratch() / "kernel"
     try:  # a static program is the smallest one: the kernel's forks are the cheaper for it
         return compiled(out, BENCH / "kernel.c", "-static")
@@ -64,7 +65,7 @@ def _kernel_program() -> Path:
 def kernel(scenario: str, *arguments: int | str) -> dict[str, float]:
     """Runs a scenario of kernel.c on this process's CPUs -> nanoseconds by name."""
     done = subprocess.run(
-        [_kernel_program(), scenario, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+        [kernel_program(), scenario, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
     )
     return {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
 

@@ -49,7 +49,7 @@ def _gain(work: Callable[[int], float]) -> float:
     """Work in two threads a second by that in one; from medians of runs that take turns."""
     runs = [(work(1), work(2)) for _ in range(5)]
     one, two = (statistics.median(times) for times in zip(*runs, strict=True))
-    return 2 * one / two
+    return float(2 * one / two)
 
 
 @experiment(
