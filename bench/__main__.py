@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains TEXT, or one of A,B,C")
     out.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds of each row (7; quick: 2)")
     out.add_argument("--quick", action="store_true", help="few rounds: a first impression, no verdict")
+    out.add_argument("--no-callgrind", action="store_true", help="check as where callgrind is not installed")
     out.add_argument(
         "--output",
         type=Path,
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         from bench import check
 
         path = options.output or check.BASELINE
-        return check.check(path) if options.check else check.update(path)
+        return check.check(path, not options.no_callgrind) if options.check else check.update(path)
     from bench import rows
     from bench.measure import EXPERIMENTS, chosen, measure
     from bench.report import print_results, write_results

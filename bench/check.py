@@ -145,7 +145,7 @@ def _check_ratios(baseline: dict[str, Any], report: Report) -> None:
     here, there = machine_facts()["cpu"], baseline["machine"]["cpu"]
     if here != there:
         report.notes.append(
-            f"the baseline's ratios are of another CPU ({there}, this is {here}) and are not judged; --update takes them"
+            f"the baseline's ratios are of another CPU ({there}, this is {here}) and are not judged: see --update"
         )
         return
     for name, tries in worse_in_each_try(then, measure_ratios).items():

@@ -89,10 +89,19 @@ def test_nothing_planted(tree: Path) -> None:
 
 def test_extra_copy_that_is_counted(tree: Path) -> None:
     """A frame is copied twice, the first copy is dropped."""
-    once = "static int once(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn);\n"
-    body = "\tpfn_t extra;\n\n\tif (!once(f, flags, from, &extra))\n\t\tframe_put(f, extra);\n\treturn once(f, flags, from, pfn);\n}\n"
-    body += "\nstatic int once(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)\n{\n"
-    plant(tree, body, once)
+    once = "static int once(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)"
+    body = f"""\
+\tpfn_t extra;
+
+\tif (!once(f, flags, from, &extra))
+\t\tframe_put(f, extra);
+\treturn once(f, flags, from, pfn);
+}}
+
+{once}
+{{
+"""
+    plant(tree, body, f"{once};\n")
     build(tree)
     done = check(tree, "--no-callgrind")
     assert done.returncode == 1
@@ -101,10 +110,13 @@ def test_extra_copy_that_is_counted(tree: Path) -> None:
 
 def test_extra_copy_that_is_not_counted(tree: Path) -> None:
     """The bytes are copied twice: no counter sees that, but instructions and times do."""
-    plant(
-        tree,
-        '\tstatic unsigned char extra[4096];\n\n\tmemcpy(extra, frame_bytes(f, from), f->contents ? 4096 : 0);\n\t__asm__ volatile("" : : "r"(extra) : "memory");\n',
-    )
+    body = """\
+\tstatic unsigned char extra[4096];
+
+\tmemcpy(extra, frame_bytes(f, from), f->contents ? 4096 : 0);
+\t__asm__ volatile("" : : "r"(extra) : "memory");
+"""
+    plant(tree, body)
     build(tree)
     done = check(tree)
     assert done.returncode == 1
