@@ -3,12 +3,21 @@
 
 int fault_prepare_anon(struct fault *f)
 {
-	return f->vma.anon ? 0 : vmas_prepare_anon(&f->vm->env, &f->space->vmas, f->va);
+	if (f->vma.anon)
+		return 0;
+	f->known = 0;
+	return vmas_prepare_anon(&f->vm->env, &f->space->vmas, f->va);
 }
 
 int fault_own(struct fault *f, struct leaf *leaf)
 {
-	return table_own(&f->vm->tables, &f->space->root, f->va, leaf);
+	struct tables *tables = &f->vm->tables;
+	pte_t *e = table_walk_next(tables, f->space->root, f->va, &f->walk);
+
+	if (!e || !f->walk.writable)
+		return table_own(tables, &f->space->root, f->va, leaf);
+	*leaf = leaf_of(tables, e);
+	return 0;
 }
 
 pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable)
@@ -295,8 +304,7 @@ static int find_facts(struct fault *f, struct fault_facts *facts)
 {
 	struct vm *vm = f->vm;
 	const struct frame *fr;
-	int writable = 0;
-	const pte_t *e = table_walk(&vm->tables, f->space->root, f->va, &writable);
+	const pte_t *e = table_walk_next(&vm->tables, f->space->root, f->va, &f->walk);
 	struct leaf leaf;
 
 	f->pte = facts->pte = 0;
@@ -306,7 +314,7 @@ static int find_facts(struct fault *f, struct fault_facts *facts)
 	if (!e || !pte_mapped(*e))
 		return 0;
 	/* whether a frame is shared can be told only when the tables that lead to it are not */
-	if (f->access == VMEMU_WRITE && !writable && fault_allowed(f->vma.flags, f->access)) {
+	if (f->access == VMEMU_WRITE && !f->walk.writable && fault_allowed(f->vma.flags, f->access)) {
 		if (fault_own(f, &leaf))
 			return -ENOMEM;
 		e = leaf.pte;
@@ -322,35 +330,61 @@ static int find_facts(struct fault *f, struct fault_facts *facts)
 	return 0;
 }
 
-int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap)
+void fault_begin(struct fault *f, struct vm *vm, struct space *s, struct vmemu_trap *trap)
 {
-	struct fault f = { .vm = vm, .space = s, .va = va, .access = access, .trap = trap };
-	struct fault_facts facts = { .va = va, .access = access, .options = vm->options };
+	*f = (struct fault){ .vm = vm, .space = s, .trap = trap, .options = vm->options };
+	if (vm->frames.zero == NO_PFN)
+		f->options &= ~(uint32_t)VMEMU_OPT_ZERO_PAGE;
+	if (s->no_thp)
+		f->options &= ~(uint32_t)(VMEMU_OPT_THP_ALWAYS | VMEMU_OPT_THP_MADVISE);
+}
+
+/* The mapping at f->va, copied to f->vma, or the first above, or NULL. */
+static const vma_t *find_mapping(struct fault *f)
+{
 	struct vma_pos pos;
+	const vma_t *v;
+
+	if (f->known && f->vma.start <= f->va && f->va < f->vma.end)
+		return &f->vma;
+	f->known = 0;
+	v = vmas_find(&f->space->vmas, f->va, &pos);
+	if (!v || v->start > f->va)
+		return v;
+	f->known = 1;
+	f->vma = *v;
+	f->object = v->object ? object_get(&f->vm->objects, v->object) : NULL;
+	return &f->vma;
+}
+
+int fault_at(struct fault *f, uint64_t va, int access)
+{
+	struct fault_facts facts = { .va = va, .access = access, .options = f->options };
 	int kind;
 
-	if (vm->frames.zero == NO_PFN)
-		facts.options &= ~(uint32_t)VMEMU_OPT_ZERO_PAGE;
-	if (s->no_thp)
-		facts.options &= ~(uint32_t)(VMEMU_OPT_THP_ALWAYS | VMEMU_OPT_THP_MADVISE);
-	facts.vma = vmas_find(&s->vmas, va, &pos);
-	if (facts.vma && facts.vma->start <= va) {
-		f.vma = *facts.vma;
-		facts.vma = &f.vma;
-		if (f.vma.object) {
-			f.object = object_get(&vm->objects, f.vma.object);
-			f.index = vma_index_of(&f.vma, va);
-			facts.object_pages = object_pages(f.object);
-		}
+	f->va = va;
+	f->access = access;
+	facts.vma = find_mapping(f);
+	if (f->known && f->object) {
+		f->index = vma_index_of(&f->vma, va);
+		facts.object_pages = object_pages(f->object);
 	}
 	do {
 		kind = VMEMU_OOM;
-		if (facts.vma != &f.vma || !find_facts(&f, &facts))
-			kind = handlers[fault_classify(&facts)](&f);
+		if (facts.vma != &f->vma || !find_facts(f, &facts))
+			kind = handlers[fault_classify(&facts)](f);
 	} while (kind == FAULT_AGAIN);
 	if (kind >= 0) {
-		s->faults[kind]++;
-		vm->faults[kind]++;
+		f->space->faults[kind]++;
+		f->vm->faults[kind]++;
 	}
 	return kind;
+}
+
+int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap)
+{
+	struct fault f;
+
+	fault_begin(&f, vm, s, trap);
+	return fault_at(&f, va, access);
 }

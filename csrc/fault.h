@@ -56,27 +56,35 @@ int fault_allowed(uint64_t vm_flags, int access);
 int fault_huge_enabled(uint64_t vm_flags, uint32_t options);
 enum fault_action fault_classify(const struct fault_facts *facts);
 
-/* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,
- * an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change nothing that counts. */
-int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap);
-
-/* ---- between fault.c and fault_huge.c ---- */
-
-/* A handler's result: something changed, decide again. */
-#define FAULT_AGAIN (-100)
-
+/* A fault, and what the next one in the same space need not find out again: the mapping and the leaf table. */
 struct fault {
 	struct vm *vm;
 	struct space *space;
+	struct vmemu_trap *trap;
+	struct walk walk;
+	uint32_t options;
+	int known; /* vma and object are of the last fault and still true */
 	vma_t vma; /* a copy: handlers may change the space's VMAs */
+	struct object *object;
 	uint64_t va;
 	int access;
-	pte_t pte;	  /* as classified, 0 for none */
 	int leaf_missing; /* the leaf table did not exist */
-	struct object *object;
+	pte_t pte;	  /* as classified, 0 for none */
 	uint64_t index;
-	struct vmemu_trap *trap;
 };
+
+/* Faults of one space to come, during one call. */
+void fault_begin(struct fault *f, struct vm *vm, struct space *s, struct vmemu_trap *trap);
+/* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,
+ * an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change nothing that counts. */
+int fault_at(struct fault *f, uint64_t va, int access);
+/* The same for one fault alone. */
+int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap);
+
+/* ---- between fault.c, fault_huge.c and fault_pool.c ---- */
+
+/* A handler's result: something changed, decide again. */
+#define FAULT_AGAIN (-100)
 
 /* The mapping's identity, before its first anonymous frame. -ENOMEM. */
 int fault_prepare_anon(struct fault *f);

@@ -34,6 +34,7 @@ int table_new(struct tables *t, int level, pfn_t *table)
 		return -ENOMEM;
 	}
 	memset(table_info(t, pfn), 0, sizeof(**side));
+	t->structure++;
 	table_info(t, pfn)->level = (uint16_t)level;
 	*table = pfn;
 	return 0;
@@ -44,6 +45,7 @@ void table_get(struct tables *t, pfn_t table)
 	frame_get(t->frames, table);
 	t->shared++;
 	t->generation++;
+	t->structure++;
 }
 
 /* An entry lets go of its frame; what was written through it is the page cache's to keep (folio_mark_dirty() at zap). */
@@ -72,6 +74,7 @@ void table_put(struct tables *t, pfn_t table)
 	pte_t *e = table_entries(t, table);
 
 	t->generation++;
+	t->structure++;
 	if (table_is_shared(t, table)) {
 		frame_of(t->frames, table)->refs--;
 		t->shared--;
@@ -173,31 +176,29 @@ int table_own_child(struct tables *t, pte_t *e)
 	}
 	*e = pte_table(child);
 	t->generation++;
+	t->structure++;
 	return 0;
 }
 
-pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable)
+pte_t *table_walk_root(const struct tables *t, pfn_t root, uint64_t va, struct walk *w)
 {
-	pte_t e, all = PTE_W;
+	struct walk_way *way = &w->way[(va >> LEVEL_SHIFT(3)) % WALK_WAYS];
+	pte_t *e = table_walk(t, root, va, &w->writable), *entries;
 	pfn_t table = root;
+	pte_t all = PTE_W;
 
-	if (root == NO_PFN)
-		return NULL;
+	table_walk_settle(t, w);
+	if (!e || pte_level(*e) > 2) /* nothing to remember: no table, or a page of 1 GiB */
+		return e;
 	if (table_is_shared(t, root))
 		all = 0;
-	for (int level = LEVELS; level > 1; level--) {
-		e = table_entries(t, table)[pte_index(va, level)];
-		if (!e)
-			return NULL;
-		if (pte_huge(e)) {
-			*writable = all != 0;
-			return &table_entries(t, table)[pte_index(va, level)];
-		}
-		all &= e;
-		table = pte_pfn(e);
+	for (int level = LEVELS; level > 2; level--) {
+		entries = table_entries(t, table);
+		all &= entries[pte_index(va, level)];
+		table = pte_pfn(entries[pte_index(va, level)]);
 	}
-	*writable = all != 0;
-	return &table_entries(t, table)[pte_index(va, 1)];
+	*way = (struct walk_way){ (va >> LEVEL_SHIFT(3)) + 1, table_entries(t, table), all };
+	return e;
 }
 
 int table_own_level(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf)
