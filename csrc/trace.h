@@ -15,4 +15,7 @@ int trace_check(const struct vmemu_record *records, uint64_t n, uint8_t *alive, 
 int trace_run(struct vm *vm, const struct vmemu_record *records, uint64_t n, const uint32_t *spaces, uint32_t nlabels,
 	      uint8_t *kinds, uint64_t *counts, struct vmemu_run *run, struct vmemu_trap *trap);
 
+/* Frees what runs have remembered. */
+void trace_forget(struct vm *vm);
+
 #endif
