@@ -119,11 +119,11 @@ def stride(
     size: int = 8,
     seed: int = 0,
 ) -> _Trace:
-    """One process accesses every *step*-th page, modulo *npages*; each round begins one page further."""
+    """One process accesses every *step*-th page, modulo *npages*; of *step* rounds each begins one page further."""
     _check(npages, naccesses, write_fraction, size, step=step)
     at = np.arange(naccesses, dtype=np.uint64)
     a_round = np.uint64(-(-npages // step))
-    pages = (at % a_round * np.uint64(step) + at // a_round) % np.uint64(npages)
+    pages = (at % a_round * np.uint64(step) + at // a_round % np.uint64(step)) % np.uint64(npages)
     return np.concatenate([_process(0, npages), _accesses(_Random(seed), 0, pages, write_fraction, size)])
 
 
