@@ -68,6 +68,27 @@ void table_release(struct tables *t, pte_t e)
 		frame_put(t->frames, pte_pfn(e));
 }
 
+/* The entries of a leaf table, of which `used` are not 0. Most are of frames that others map too, for most processes that exit
+ * were forked. */
+static void release_all(struct tables *t, const pte_t *e, unsigned int used)
+{
+	struct frame *of = t->frames->of;
+
+	for (unsigned int i = 0; used; i++) {
+		struct frame *fr;
+
+		if (!e[i])
+			continue;
+		used--;
+		table_prefetch(t, e, i + TABLE_AHEAD);
+		fr = &of[pte_pfn(e[i])];
+		if (e[i] & PTE_P && fr->refs > 1 && (fr->flags & (FRAME_ANON | FRAME_LARGE)) == FRAME_ANON)
+			fr->refs--;
+		else
+			table_release(t, e[i]);
+	}
+}
+
 void table_put(struct tables *t, pfn_t table)
 {
 	struct table_info *info = table_info(t, table);
@@ -80,13 +101,17 @@ void table_put(struct tables *t, pfn_t table)
 		t->shared--;
 		return;
 	}
+	if (info->level == 1) {
+		release_all(t, e, info->used);
+		info->used = 0;
+	}
 	for (unsigned int i = 0; info->used; i++) {
 		if (!e[i])
 			continue;
-		if (info->level > 1 && !pte_huge(e[i])) {
+		if (!pte_huge(e[i])) {
 			table_put(t, pte_pfn(e[i]));
 		} else {
-			t->huge -= (uint64_t)pte_huge(e[i]);
+			t->huge--;
 			table_release(t, e[i]);
 		}
 		info->used--;
@@ -197,7 +222,9 @@ pte_t *table_walk_root(const struct tables *t, pfn_t root, uint64_t va, struct w
 		all &= entries[pte_index(va, level)];
 		table = pte_pfn(entries[pte_index(va, level)]);
 	}
-	*way = (struct walk_way){ (va >> LEVEL_SHIFT(3)) + 1, table_entries(t, table), all };
+	*way = (struct walk_way){ .tag = (va >> LEVEL_SHIFT(3)) + 1,
+				  .entries = table_entries(t, table),
+				  .writable = all };
 	return e;
 }
 

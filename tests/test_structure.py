@@ -53,6 +53,7 @@ C = """
     pool
     folio
     frame vma vma_hole vma_rule pte
+    page
     base
     vmemu_cdef
 Files of csrc from top to bottom, by stem; a .c file may include its own header and that of the stem it is a
