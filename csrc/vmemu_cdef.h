@@ -59,7 +59,8 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
 	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
 	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
-	VMEMU_TRAP_PAUSE = 4  /* time slice used up: call again */
+	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
+	VMEMU_TRAP_CALL = 5   /* the next record of a trace is a system call */
 };
 
 struct vmemu_trap {
@@ -68,6 +69,47 @@ struct vmemu_trap {
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
+};
+
+/* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
+ * are Operation's of vmemu/types.py. */
+enum vmemu_operation {
+	VMEMU_OP_READ = 0,
+	VMEMU_OP_WRITE = 1,
+	VMEMU_OP_FETCH = 2,
+	VMEMU_OP_SPAWN = 3,
+	VMEMU_OP_FORK = 4,
+	VMEMU_OP_EXIT = 5,
+	VMEMU_OP_WAIT = 6,
+	VMEMU_OP_MMAP = 7,
+	VMEMU_OP_MMAP_SHARED = 8,
+	VMEMU_OP_MUNMAP = 9,
+	VMEMU_NOPERATIONS = 10
+};
+
+/* One record of a trace. `pid` is a label: the trace chooses it, a table of the caller's says which space it is. */
+struct vmemu_record {
+	uint64_t address; /* FORK: the child's label; EXIT: the code */
+	uint64_t size;	  /* bytes */
+	uint32_t pid;
+	uint32_t operation; /* enum vmemu_operation */
+};
+
+/* How far a run of a trace is; zeros at the start. */
+struct vmemu_run {
+	uint64_t at;	/* records done */
+	uint64_t bytes; /* of the next one, done */
+	uint32_t worst; /* greatest enum vmemu_kind of these */
+};
+
+/* What is wrong with a record. */
+enum vmemu_bad_record {
+	VMEMU_BAD_OPERATION = 1, /* there is no such */
+	VMEMU_BAD_LABEL = 2,	 /* not below nlabels */
+	VMEMU_BAD_PID = 3,	 /* nobody alive has that label */
+	VMEMU_BAD_CHILD = 4,	 /* somebody alive has the label of who is to be born */
+	VMEMU_BAD_SIZE = 5,	 /* 0 */
+	VMEMU_BAD_ADDRESS = 6	 /* of a mapping: not page aligned, or beyond the user half */
 };
 
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
@@ -351,6 +393,19 @@ int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64
 /* n accesses; writes == NULL: all are of kind `access`, else writes[i] != 0 is a write. Fatal ones go on. */
 int vmemu_space_access(vmemu_machine *m, uint32_t space, const uint64_t *addresses, const uint8_t *writes, int access,
 		       uint64_t n, uint8_t *kinds, struct vmemu_trap *trap);
+
+/* ---- traces ---- */
+
+/* The first thing wrong with n records, an enum vmemu_bad_record, its index into *bad; 0: nothing. alive[nlabels] says by label
+ * who is alive before, and afterwards who is then. Needs no machine. */
+int vmemu_trace_check(const struct vmemu_record *records, uint64_t n, uint8_t *alive, uint32_t nlabels, uint64_t *bad);
+/* Makes the accesses of records[run->at] to records[n - 1], each to every page of its range; spaces[nlabels] says by label which
+ * space it is, 0 for none. The greatest kind of each record goes to kinds[n], which must be zeros and may be NULL; each page
+ * is counted in counts[VMEMU_NKINDS]. Fatal ones end their record and go on. Returns 0, or VMEMU_TRAP_PAGE, _STACK, _PAUSE or
+ * _CALL with `run` saying where: act and call again. -ESRCH: records[run->at] has a label of no space. */
+int vmemu_machine_run(vmemu_machine *m, const struct vmemu_record *records, uint64_t n, const uint32_t *spaces,
+		      uint32_t nlabels, uint8_t *kinds, uint64_t *counts, struct vmemu_run *run,
+		      struct vmemu_trap *trap);
 
 /* ---- looking ---- */
 

@@ -10,11 +10,11 @@ import pytest
 
 PYTHON = """
     __init__ __main__
-    cli
+    cli workloads
     cli_look
     lab
     machine
-    procfs
+    procfs traces
     process
     task
     persona
@@ -30,7 +30,7 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "_native": "__init__ / accesses looks machine objects pages spaces / border",
+    "_native": "__init__ / accesses looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
     "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
@@ -42,7 +42,8 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_huge api_ksm api_mark api_object api_space
+    api api_huge api_ksm api_mark api_object api_space api_trace
+    trace
     access check check_space fork huge look
     ksm lru mark move
     space space_object space_pool
@@ -64,6 +65,7 @@ C_PARTS = {
     "api_mark": "api",
     "api_object": "api",
     "api_space": "api",
+    "api_trace": "api",
     "check_space": "check",
     "classify": "fault",
     "fault_anon": "fault",

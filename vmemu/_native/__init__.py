@@ -18,12 +18,13 @@ from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
 from vmemu._native.pages import PageCalls
 from vmemu._native.spaces import SpaceCalls
+from vmemu._native.traces import TraceCalls, TraceRun
 from vmemu.errors import OutOfMemory, VmemuError
 
-__all__ = ["Closed", "Core", "Trap", "Vma", "byte_view", "constants"]
+__all__ = ["Closed", "Core", "TraceRun", "Trap", "Vma", "byte_view", "constants"]
 
 
-class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls):
+class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, TraceCalls):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""
 
