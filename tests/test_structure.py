@@ -42,7 +42,7 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_huge api_ksm api_mark api_object api_space api_trace
+    api api_huge api_ksm api_mark api_object api_short api_space api_trace
     trace
     access check check_space fork huge look
     ksm lru mark move
@@ -64,6 +64,7 @@ C_PARTS = {
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
+    "api_short": "api",
     "api_space": "api",
     "api_trace": "api",
     "check_space": "check",
