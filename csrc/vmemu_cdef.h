@@ -284,6 +284,11 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
+/* A new space with n mappings, in order and as they are: none merges with another. -ESTALE: an object is gone. */
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_vma *vmas, uint32_t n, const uint64_t *words,
+		      uint32_t *space);
+/* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
+int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);

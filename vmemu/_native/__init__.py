@@ -13,6 +13,7 @@ from typing import Any
 
 from vmemu._native.accesses import AccessCalls
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
+from vmemu._native.builds import BuildCalls
 from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
@@ -23,7 +24,7 @@ from vmemu.errors import OutOfMemory, VmemuError
 __all__ = ["Closed", "Core", "Trap", "Vma", "byte_view", "constants"]
 
 
-class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls):
+class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""
 
