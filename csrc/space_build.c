@@ -24,6 +24,13 @@ int space_build(struct vm *vm, const vma_t *vmas, uint32_t n, const uint64_t *wo
 	return 0;
 }
 
+void space_abandon(struct vm *vm, struct space *s)
+{
+	for (int kind = 0; kind < VMEMU_NKINDS; kind++)
+		vm->faults[kind] -= s->faults[kind];
+	space_free(vm, s);
+}
+
 void space_succeed(struct vm *vm, struct space *s, struct space *old)
 {
 	for (int kind = 0; kind < VMEMU_NKINDS; kind++)

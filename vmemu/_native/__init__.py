@@ -13,7 +13,7 @@ from typing import Any
 
 from vmemu._native.accesses import AccessCalls
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
-from vmemu._native.builds import BuildCalls
+from vmemu._native.builds import BuildCalls, Pattern
 from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
@@ -21,7 +21,7 @@ from vmemu._native.pages import PageCalls
 from vmemu._native.spaces import SpaceCalls
 from vmemu.errors import OutOfMemory, VmemuError
 
-__all__ = ["Closed", "Core", "Trap", "Vma", "byte_view", "constants"]
+__all__ = ["Closed", "Core", "Pattern", "Trap", "Vma", "byte_view", "constants"]
 
 
 class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls):

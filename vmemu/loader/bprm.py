@@ -159,6 +159,7 @@ def collect(
             file.close()
             file = next_file
         image = elf.parse_fd(file.fd, os.fsdecode(interp))
+        seen.show(file.path, file.st)
         return Program(
             filename=filename,
             path=file.path,
@@ -214,7 +215,7 @@ def _open(name: bytes, cwd: str | None, credentials: Credentials, seen: Seen, ro
         flags = seen.mount_flags(path)
         if flags & getattr(os, "ST_NOEXEC", 0):
             raise fail(errno.EACCES, "on a file system mounted noexec")
-        real = seen.realpath(path, st)
+        real = seen.realpath(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except SyscallError:
         raise

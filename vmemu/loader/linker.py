@@ -137,7 +137,7 @@ class _Search:
 
     def _load(self, sketch: Sketch, name: str, loader: _Object) -> list[_Object]:
         """The library *name*, mapped, in a list; an empty one if it is there already."""
-        name = loader.expand(name)
+        name = self._expand(loader, name)
         if name in self._known:
             return []
         for candidate in self._candidates(name, loader):
@@ -150,7 +150,7 @@ class _Search:
             if known is not None:
                 self._known[name] = known
                 return []
-            path = self._seen.realpath(where, st)
+            path = self._seen.realpath(where)
             image = _parse(path)
             if image is None:
                 continue
@@ -177,9 +177,9 @@ class _Search:
                 chain.append(link)
                 link = link.loader
             for item in chain if self._main in chain else [*chain, self._main]:
-                yield from _under(item, item.dynamic.rpath, name)
-        yield from _under(self._main, self._library_path, name)
-        yield from _under(loader, loader.dynamic.runpath, name)
+                yield from self._under(item, item.dynamic.rpath, name)
+        yield from self._under(self._main, self._library_path, name)
+        yield from self._under(loader, loader.dynamic.runpath, name)
         if not loader.dynamic.nodeflib:
             cached = _cache_of(*_cache_state(self._seen)).get(name)
             if cached is not None:
@@ -187,17 +187,21 @@ class _Search:
             for directory in DEFAULT_DIRECTORIES:
                 yield f"{directory}/{name}"
 
+    def _under(self, item: _Object, directories: tuple[str, ...], name: str) -> Iterator[str]:
+        for directory in directories:
+            yield os.path.join(self._expand(item, directory) or ".", name)
+
+    def _expand(self, item: _Object, text: str) -> str:
+        if "$" in text:
+            self._seen.names_count = True
+        return item.expand(text)
+
 
 def _stat(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
     except OSError:
         return None
-
-
-def _under(item: _Object, directories: tuple[str, ...], name: str) -> Iterator[str]:
-    for directory in directories:
-        yield os.path.join(item.expand(directory) or ".", name)
 
 
 def _parse(path: str) -> elf.ElfImage | None:

@@ -1,9 +1,9 @@
 """What a plan found of the host's files, noted so that the plan can be kept: while all is as it was then, planning anew
 would find the same.
 
-A file that was read is as it was while its inode, times, size, owner and mode are: each change of contents or mode sets
-the time of change. What it is called in the end, symbolic links resolved, changes with nothing else only where one of
-the directories above it becomes a symbolic link, or where the file has several names.
+A file that was read is as it was while its inode, times, size, owner and mode are: each change of contents or mode, and
+each of its names that comes or goes, sets the time of change. So what it is called once symbolic links are resolved
+changes by itself only where a directory above it is moved and a link put in its place, or where it has several names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _identity = attrgetter(
 class Seen:
     """Asks the host and notes the answers."""
 
-    __slots__ = ("_above", "_absent", "_files", "_flags", "_names", "_since", "lasting")
+    __slots__ = ("_above", "_absent", "_files", "_flags", "_names", "_since", "lasting", "names_count")
 
     def __init__(self) -> None:
         self._files: dict[str, Any] = {}
@@ -43,13 +43,15 @@ class Seen:
         """Paths that lead nowhere."""
         self._flags: dict[str, int] = {}
         """Path -> flags of the mount."""
-        self._above: set[str] = set()
-        """Directories that are no symbolic links."""
         self._names: dict[str, str] = {}
-        """Path -> the same resolved, of files with several names."""
+        """Path -> the same resolved."""
+        self._above: set[str] = set()
+        """Directories above the name that is shown."""
         self._since = time.time_ns() - RACY_NS
         self.lasting = True
         """Whether `unchanged` can tell: no file was changed just now, no path depends on the working directory."""
+        self.names_count = False
+        """Something was looked for beside a file, where its name says that it is."""
 
     def stat(self, path: str | bytes) -> os.stat_result:
         """stat(2). Raises OSError."""
@@ -70,35 +72,41 @@ class Seen:
         flags = self._flags[os.fsdecode(path)] = os.statvfs(path).f_flag
         return flags
 
-    def realpath(self, path: str | bytes, st: os.stat_result) -> str:
-        """The path of a file of which `stat` said *st*, with all symbolic links resolved."""
+    def realpath(self, path: str | bytes) -> str:
+        """The path with all symbolic links resolved."""
         name = os.fsdecode(path)
-        real = os.path.realpath(name)
-        if st.st_nlink > 1:
-            self._names[name] = real
-        else:
-            above = os.path.dirname(real)
-            while above.strip("/"):
-                self._above.add(above)
-                above = os.path.dirname(above)
+        real = self._names[name] = os.path.realpath(name)
         return real
 
+    def show(self, real: str, st: os.stat_result) -> None:
+        """The resolved path of a file is shown to others, and so has to be right whatever is done with the plan."""
+        if st.st_nlink > 1:
+            self.names_count = True
+        above = os.path.dirname(real)
+        while above.strip("/"):
+            self._above.add(above)
+            above = os.path.dirname(above)
+
     def unchanged(self) -> bool:
-        """All is as it was."""
+        """All is as it was, but for names that are not shown."""
         try:
             for name, identity in self._files.items():
                 if _identity(os.stat(name)) != identity:
                     return False
-            for name in self._above:
-                if stat.S_ISLNK(os.lstat(name).st_mode):
-                    return False
             for name, flags in self._flags.items():
                 if os.statvfs(name).f_flag != flags:
                     return False
+            for name in self._above:
+                if stat.S_ISLNK(os.lstat(name).st_mode):
+                    return False
         except OSError:
             return False
-        if any(os.path.exists(name) for name in self._absent):
+        if self._absent and any(os.path.exists(name) for name in self._absent):
             return False
+        return not self.names_count or self.names_unchanged()
+
+    def names_unchanged(self) -> bool:
+        """All names are as they were."""
         return all(os.path.realpath(name) == real for name, real in self._names.items())
 
 
