@@ -3,17 +3,17 @@
 Everything is built beside the old space, which the caller replaces when all has succeeded; so every failure leaves the
 process as it was. Those that Linux meets past the point of no return are PastReturn; then the caller ends the process.
 
-A request that is made again while the host's files are as they were leads to the same plan, which is kept; and while the
-page caches of its files live, to the same mappings, of which the core then makes all at once.
+A request that is made again while the host's files are as they were leads to the same plan, which is kept; and while
+the page caches of its files live, to the same mappings, which the core then makes all at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmemu import loader
@@ -99,17 +99,20 @@ def build(
         raise TypeError("argv must be a sequence of strings, not one string")
     strings = (program,) if argv is None else tuple(argv)
     variables: Dictionary[str, str] | Sequence[str | bytes] = {} if environment is None else environment
-    if not isinstance(variables, dict | Dictionary | str | bytes):
-        variables = tuple(variables)
+    if type(variables) is not dict and not isinstance(variables, Dictionary | str | bytes):
+        with contextlib.suppress(TypeError):  # the loader says what is wrong with it
+            variables = tuple(variables)
     who, stack = kernel.credentials.of(pid), kernel.limits.of(pid).soft(Resource.STACK)
-    request = None if kernel.rng else _request(program, strings, variables, who, stack, link)
+    request = None if kernel.rng is not None else _request(program, strings, variables, who, stack, link)
     with kernel.lock:
-        kept: _Kept | None = kernel.plans.pop(request, None)
+        kept: _Kept | None = kernel.plans.get(request)
         sid = 0
         if kept is not None:
-            if not kept.seen.unchanged():
-                kept = None
-            elif not (sid := _make_again(kernel, pid, kept)) and not kept.seen.names_unchanged():
+            if (
+                not kept.seen.unchanged()
+                or not (sid := _make_again(kernel, pid, kept))
+                and not kept.seen.names_unchanged()
+            ):
                 kept = None
         if kept is None:
             layout = loader.Layout(
@@ -121,8 +124,9 @@ def build(
         if not sid:
             sid, kept.made = _make(kernel, pid, kept.plan)
             may_keep = request is not None and _may_keep(kept, strings, variables)
+        kernel.plans.pop(request, None)
         if may_keep:
-            kernel.plans[request] = kept
+            kernel.plans[request] = kept  # the last used is the last
             if len(kernel.plans) > _KEPT_MAX:
                 del kernel.plans[next(iter(kernel.plans))]
     return Executed(sid, kept.image, kept.plan.comm, kept.plan.credentials.euid, kept.plan.credentials.egid)
@@ -137,9 +141,11 @@ def _request(
     link: bool,
 ) -> Hashable:
     """What a plan depends on besides the host's files, without randomisation. None if that cannot be compared."""
-    if isinstance(environment, str | bytes):
+    variables: object = environment
+    if type(environment) is dict or isinstance(environment, Dictionary):
+        variables = tuple(environment.items())
+    elif type(environment) is not tuple:
         return None
-    variables = tuple(environment.items()) if isinstance(environment, dict | Dictionary) else environment
     request = (program, argv, variables, who.uid, who.euid, who.gid, who.egid, stack, bool(link))
     try:
         hash(request)
@@ -158,7 +164,7 @@ def _may_keep(
         [text for pair in environment.items() for text in pair] if isinstance(environment, Dictionary) else environment
     )
     comparable = all(type(text) in (str, bytes) for text in (*argv, *flat))
-    return comparable and kept.seen.unchanged() and kept.seen.names_unchanged()
+    return comparable and kept.seen.unchanged()
 
 
 def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, _Made]:
@@ -179,8 +185,9 @@ def _make_again(kernel: Kernel, pid: int, kept: _Kept) -> int:
         return 0
     if kernel.overcommit == Overcommit.HEURISTIC and made.charged > kernel.npages:
         return 0
-    if any(inode.object != object_ for inode, object_ in made.inodes):
-        return 0
+    for inode, object_ in made.inodes:
+        if inode.object != object_:
+            return 0
     try:
         sid, written, trap = kernel.core.space_build(made.pattern, "execve")
     except OutOfMemory:

@@ -16,7 +16,7 @@ _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
 class Pattern:
     """How a space was made, as the core wants it to make another such space (struct vmemu_pattern)."""
 
-    __slots__ = ("_held", "writes", "changes", "struct")
+    __slots__ = ("_held", "changes", "struct", "writes")
 
     def __init__(self, vmas: Any, words: Any, writes: Sequence[tuple[int, bytes]], changes: Sequence[Any]) -> None:
         self.writes, self.changes = tuple(writes), tuple(changes)

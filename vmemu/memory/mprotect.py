@@ -24,8 +24,8 @@ _GROWSDOWN, _GROWSUP = int(Prot.GROWSDOWN), int(Prot.GROWSUP)
 
 
 def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: int) -> list[tuple[int, int, int]]:
-    """Changes the protection of a range; a later hole stops it with what lies before already changed. -> (start, end, VM
-    flags) of each part that changed, for who makes such mappings again."""
+    """Changes the protection of a range; a later hole stops it with what lies before already changed. Returns (start,
+    end, VM flags) of each part that changed, for who makes such mappings again."""
     call = "mprotect"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
     prot = u64(prot, call, "prot")
