@@ -115,6 +115,30 @@ enum vmemu_bad_record {
 	VMEMU_BAD_ADDRESS = 6	 /* of a mapping: not page aligned, or beyond the user half */
 };
 
+/* How a space is made in one piece: mappings, in order and as they are (none merges with another); the words; what is then
+ * written, and which ranges, each inside one mapping, have other flags after that. */
+struct vmemu_write {
+	uint64_t address;
+	uint64_t length;
+	const void *data;
+};
+
+struct vmemu_change {
+	uint64_t start;
+	uint64_t end;
+	uint64_t flags;
+};
+
+struct vmemu_pattern {
+	const struct vmemu_vma *vmas;
+	const struct vmemu_write *writes;
+	const struct vmemu_change *changes;
+	uint32_t nvmas;
+	uint32_t nwrites;
+	uint32_t nchanges;
+	uint64_t words[VMEMU_NWORDS];
+};
+
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
 
 /* Options of a machine: what a mechanism buys can be measured by leaving it out. */
@@ -329,6 +353,12 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
+/* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_*, with how many
+ * writes are done in *written; the rest of it, later ones and the changes are the caller's then. -ESTALE: an object is gone. */
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t *space, uint32_t *written,
+		      struct vmemu_trap *trap);
+/* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
+int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
 /* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */

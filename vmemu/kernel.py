@@ -98,6 +98,8 @@ class Kernel:
         """Frame of the zero page."""
         self.shared: dict[int, SharedSpace] = {}
         """By id: the spaces that several tasks use."""
+        self.plans: dict[Any, Any] = {}
+        """What execve keeps, by request."""
         self.threads_faults: dict[int, Sequence[int]] = {}
         """By pid: faults by kind of those of its tasks that have ended."""
 

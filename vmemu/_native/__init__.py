@@ -13,6 +13,7 @@ from typing import Any
 
 from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, write_short
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
+from vmemu._native.builds import BuildCalls, Pattern
 from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
@@ -24,6 +25,7 @@ from vmemu.errors import OutOfMemory, VmemuError
 __all__ = [
     "Closed",
     "Core",
+    "Pattern",
     "TraceRun",
     "Trap",
     "Vma",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, TraceCalls):
+class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls, TraceCalls):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""
 

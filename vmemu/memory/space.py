@@ -99,6 +99,11 @@ class Space(Holder):
             self._handle(trap, c.WRITE)
             trap = None
 
+    def write_on(self, trap: Trap, address: int, data: bytes) -> None:
+        """The rest of a write of *data* to *address* that stopped with a trap."""
+        self._handle(trap, c.WRITE)
+        self.write(address + trap.done, data[trap.done :])
+
     def touch(self, address: SupportsIndex, length: int, write: bool) -> FaultCounts:
         """One access to each page of [address, address + length)."""
         length = integer(length, "touch", "length")
