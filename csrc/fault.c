@@ -1,6 +1,8 @@
 /* Page faults: the effects, one handler an action. See fault.h; the decision is in classify.c. Source: Linux mm/memory.c. */
 #include "fault.h"
 
+#include "faultlog.h"
+
 int fault_prepare_anon(struct fault *f)
 {
 	if (f->vma.anon)
@@ -364,6 +366,7 @@ int fault_at(struct fault *f, uint64_t va, int access)
 
 	f->va = va;
 	f->access = access;
+	f->pte = 0;
 	facts.vma = find_mapping(f);
 	if (f->known && f->object) {
 		f->index = vma_index_of(&f->vma, va);
@@ -374,10 +377,10 @@ int fault_at(struct fault *f, uint64_t va, int access)
 		if (facts.vma != &f->vma || !find_facts(f, &facts))
 			kind = handlers[fault_classify(&facts)](f);
 	} while (kind == FAULT_AGAIN);
-	if (kind >= 0) {
-		f->space->faults[kind]++;
-		f->vm->faults[kind]++;
-	}
+	if (kind >= 0)
+		fault_count(f->vm, f->space, va, access, kind, f->pte);
+	else
+		f->trap->access = (uint32_t)access;
 	return kind;
 }
 

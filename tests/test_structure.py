@@ -14,7 +14,7 @@ PYTHON = """
     cli_look
     lab
     machine
-    procfs traces
+    procfs traces faultlog
     process
     task
     persona
@@ -48,6 +48,7 @@ C = """
     ksm lru mark move
     space space_object space_pool
     fault fault_huge fault_pool classify
+    faultlog
     mm
     object table table_huge table_range
     pool

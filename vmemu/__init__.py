@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from vmemu.errors import (
     BusError,
+    FaultsLost,
     InvariantError,
     MemoryFault,
     OutOfMemory,
@@ -26,6 +27,7 @@ from vmemu.errors import (
     TraceError,
     VmemuError,
 )
+from vmemu.faultlog import NO_FRAME, FaultLog
 from vmemu.files import File
 from vmemu.ksm import KsmCounts, KsmStat
 from vmemu.limits import RLIM_INFINITY, Resource
@@ -56,9 +58,11 @@ from vmemu.types import (
 )
 
 __all__ = [
+    "FAULT_DTYPE",
     "MREMAP_DONTUNMAP",
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
+    "NO_FRAME",
     "PAGE_SIZE",
     "RLIM_INFINITY",
     "TRACE_DTYPE",
@@ -68,6 +72,8 @@ __all__ = [
     "Clone",
     "FaultCounts",
     "FaultKind",
+    "FaultLog",
+    "FaultsLost",
     "File",
     "ForkMode",
     "FrameStats",
@@ -100,13 +106,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vmemu.faultlog import FAULT_DTYPE
     from vmemu.traces import TRACE_DTYPE
 else:
 
     def __getattr__(name: str) -> object:
-        """`TRACE_DTYPE`, for which NumPy is imported; importing vmemu does not do that."""
-        if name != "TRACE_DTYPE":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from vmemu.traces import TRACE_DTYPE
+        """The two for which NumPy is imported; importing vmemu does not do that."""
+        if name == "FAULT_DTYPE":
+            from vmemu.faultlog import FAULT_DTYPE
 
-        return TRACE_DTYPE
+            return FAULT_DTYPE
+        if name == "TRACE_DTYPE":
+            from vmemu.traces import TRACE_DTYPE
+
+            return TRACE_DTYPE
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

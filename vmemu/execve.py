@@ -74,6 +74,7 @@ def build(
     )
     with kernel.lock:
         sid = kernel.core.space_new("execve")
+        kernel.own(sid, kernel.processes.process(pid))
         try:
             _carry_out(Space(kernel, sid, pid), plan)
         except BaseException:

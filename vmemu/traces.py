@@ -61,7 +61,7 @@ _WRONG = {
 }
 
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # PEP 562
 
     def __getattr__(name: str) -> Any:
         """`TRACE_DTYPE`, made when it is asked for: NumPy is imported when it is first needed."""

@@ -35,6 +35,7 @@ class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCa
         if handle == ffi.NULL:
             raise OutOfMemory(errno.ENOMEM, f"the host has no address space for a machine of {nframes} frames")
         self._m = ffi.gc(handle, lib.vmemu_machine_free)
+        self._lent = None
 
 
 class Closed:

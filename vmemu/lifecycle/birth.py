@@ -72,6 +72,7 @@ def _empty(kernel: Kernel, parent: int) -> int:
     sid = kernel.core.space_new("spawn")
     _enrol(kernel, pids, parent)
     table.space[pids[0]] = sid
+    kernel.own(sid, pids[0])
     table.image[pids[0]] = 0
     kernel.core.set_words(sid, EMPTY)
     return pids[0]
@@ -123,6 +124,9 @@ def _fork(kernel: Kernel, creator: int, n: int, mode: ForkMode, parent: int = -1
     spaces = _fork_spaces(space, mode, n)
     _enrol(kernel, pids, creator, parent)
     table.space[pids[0] : pids[-1] + 1] = spaces
+    if kernel.log_owners is not None:
+        for sid, pid in zip(spaces, pids, strict=True):
+            kernel.own(sid, pid)
     return pids
 
 
