@@ -257,7 +257,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 
 	if (rc)
 		return rc;
-	memcpy(child->words, parent->words, sizeof(child->words));
+	memcpy(child->words, parent->words, VMEMU_NWORDS_INHERITED * sizeof(*child->words));
 	child->no_thp = parent->no_thp;
 	child->ksm = parent->ksm ? ++vm->ksm : 0;
 	vm->frames.space = child->birth;

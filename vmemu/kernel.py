@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,9 @@ class Kernel:
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
-        self.threads_faults: dict[int, list[int]] = {}
+        self.plans: dict[Any, Any] = {}
+        """What execve keeps, by request."""
+        self.threads_faults: dict[int, Sequence[int]] = {}
         """By pid: faults by kind of those of its tasks that have ended."""
 
     def own(self, sid: int, pid: int) -> None:

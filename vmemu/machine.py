@@ -28,7 +28,8 @@ from vmemu.procfs.vmstat import vmstat
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from vmemu.traces import RunResult
 
@@ -241,6 +242,18 @@ class Machine:
     def faults(self) -> FaultCounts:
         """Faults of all processes since boot, by kind. Snapshot."""
         return self._kernel.core.machine_faults()
+
+    @property
+    def ram(self) -> NDArray[np.uint8]:
+        """The emulated RAM: uint8 array (memory in bytes,), read-only, live and not copied. Frame *pfn* is
+        ``ram[pfn * 4096 : (pfn + 1) * 4096]``, page tables included.
+
+        It shows what another thread is writing half done, and costs host memory only where RAM was used. With
+        ``contents=False`` data frames are zeros. The array stays valid, and holds the host's memory, after `close`.
+        """
+        import numpy as np
+
+        return np.frombuffer(self._kernel.core.ram(self._kernel.npages), np.uint8)
 
     @property
     def clock_ns(self) -> int:

@@ -263,7 +263,7 @@ class _Runner:
 
     def fork(self, label: int, child: int, _size: int) -> None:
         """FORK."""
-        self._born(child, birth.fork(self.kernel, self.pids[label], 1, self.kernel.fork_mode)[0])
+        self._born(child, birth.fork(self.kernel, self.pids[label], self.kernel.fork_mode))
 
     def exit(self, label: int, code: int, _size: int) -> None:
         """EXIT."""

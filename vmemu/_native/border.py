@@ -131,9 +131,12 @@ def to_vma(v: Any) -> Vma:
 class Handle:
     """One machine in C, for the rooms of the border: each has the functions of one part of csrc/vmemu_cdef.h."""
 
-    __slots__ = ("_lent", "_m")
+    __slots__ = ("_ended", "_lent", "_m")
     _m: Any
     _lent: Any
+    """What the fault log keeps alive."""
+    _ended: Any
+    """Scratch of space_end."""
 
 
 assert [int(getattr(lib, f"VMEMU_{kind.name}")) for kind in FaultKind] == list(FaultKind)  # noqa: S101
