@@ -10,7 +10,7 @@ import pytest
 
 PYTHON = """
     __init__ __main__
-    cli workloads
+    cli workloads testing
     cli_look
     lab
     machine
