@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 if TYPE_CHECKING:
-    from vmemu import FaultCounts, Machine, Process
+    from vmemu.machine import Machine
+    from vmemu.process import Process
+    from vmemu.types import FaultCounts
 
 __all__ = ["Expectation", "expect_faults"]
 
@@ -43,7 +45,8 @@ class Expectation:
         exact: bool,
         report: Callable[[FaultCounts], object] | None = None,
     ) -> None:
-        from vmemu import Machine, Process
+        from vmemu.machine import Machine
+        from vmemu.process import Process
 
         if not isinstance(subject, Process | Machine):
             raise TypeError(f"expect_faults: a Process or a Machine, not {type(subject).__name__}")
@@ -81,7 +84,7 @@ class Expectation:
         __tracebackhide__ = True
         if kind is not None:
             return
-        from vmemu import SyscallError
+        from vmemu.errors import SyscallError
 
         try:
             self._counts = counts = self.counts
@@ -160,7 +163,7 @@ def vmemu_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
     With pytest-benchmark its counters since boot are in ``extra_info["vmemu_machine"]``.
     """
-    from vmemu import Machine
+    from vmemu.machine import Machine
 
     extra = _extra_info(request)
     with Machine(**_options(request)) as machine:
