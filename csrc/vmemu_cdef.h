@@ -72,6 +72,7 @@ struct vmemu_trap {
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
 
 /* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
@@ -309,6 +310,22 @@ struct vmemu_pool {
 	uint64_t reserved; /* of the free ones */
 };
 
+/* A fault as it was recorded. Frames are UINT32_MAX where the entry mapped none. */
+struct vmemu_fault {
+	uint64_t sequence; /* 0 for the first of this log */
+	uint64_t address;  /* first byte that was accessed */
+	uint32_t pid;	   /* the owner's number, as the caller gave it */
+	uint16_t kind;	   /* enum vmemu_kind */
+	uint16_t access;   /* enum vmemu_access */
+	uint32_t old_frame;
+	uint32_t new_frame;
+};
+
+struct vmemu_log_info {
+	uint64_t n;    /* records in the ring */
+	uint64_t next; /* sequence number of the next one */
+};
+
 typedef struct vmemu_machine vmemu_machine;
 
 /* ---- machine ---- */
@@ -481,6 +498,17 @@ int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, ui
 int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Pages merged with the zero page. */
 int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
+
+/* ---- fault log ---- */
+
+/* From now on faults are recorded in ring[capacity], the newest in place of the oldest when it is full; owners[nowners] says by
+ * space whose it is. Both are lent until ring == NULL switches the log off. -EINVAL: no capacity; -EBUSY: it is on. */
+int vmemu_machine_log(vmemu_machine *m, struct vmemu_fault *ring, uint64_t capacity, const uint32_t *owners,
+		      uint64_t nowners);
+/* How much was recorded; the records are in ring[0] to ring[n - 1] now, in their order. clear: after that the ring is empty. */
+int vmemu_machine_log_sort(vmemu_machine *m, int clear, struct vmemu_log_info *out);
+/* Records what an access came to that stopped with a trap and was refused by the caller. */
+int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int access, int kind);
 
 /* ---- objects ---- */
 

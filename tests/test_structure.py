@@ -10,11 +10,11 @@ import pytest
 
 PYTHON = """
     __init__ __main__
-    cli workloads
+    cli workloads testing
     cli_look
     lab
     machine
-    procfs traces
+    procfs traces faultlog
     process
     task
     persona
@@ -48,6 +48,7 @@ C = """
     ksm lru mark move
     space space_build space_object space_pool
     fault fault_anon fault_file fault_huge fault_pool classify
+    faultlog
     mm
     object table table_huge table_range
     pool

@@ -13,6 +13,7 @@ from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.errors import VmemuError
+from vmemu.faultlog import FaultLog
 from vmemu.files import File
 from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
@@ -218,6 +219,13 @@ class Machine:
         that names the record: those before it are done. Other threads can't make or end processes meanwhile.
         """
         return traces.run(self._kernel, trace, processes, outcomes)
+
+    def trace_faults(self, capacity: int = 65536) -> FaultLog:
+        """Records every fault from now on, the last *capacity* of them, until the log is closed; a context manager.
+
+        ValueError while another log of this machine is open.
+        """
+        return FaultLog(self._kernel, capacity)
 
     @property
     def zero_pfn(self) -> int | None:
