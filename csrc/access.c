@@ -3,8 +3,21 @@
 
 #include "fault.h"
 
-/* Pages after which a call returns to its caller, who may have a signal to look at; well under 50 ms. */
-#define SLICE_PAGES 16384u
+/* What a call may do before it returns to its caller, who may have a signal to look at: well under 50 ms of hits, or of
+ * faults, which may each bring fresh memory from the host. */
+#define SLICE (UINT32_C(1) << 20)
+#define SLICE_FAULT 64u
+#define SLICE_PAGES (SLICE / SLICE_FAULT)
+/* Accesses of a batch whose entries are looked for at once, so that the host's memory is waited for once. */
+#define AHEAD 64u
+
+/* An access outside the user half. */
+static int refuse(struct vm *vm, struct space *s)
+{
+	s->faults[VMEMU_SEGV_MAPERR]++;
+	vm->faults[VMEMU_SEGV_MAPERR]++;
+	return VMEMU_SEGV_MAPERR;
+}
 
 int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pte_t **pte, struct vmemu_trap *trap)
 {
@@ -13,11 +26,8 @@ int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pt
 	*pte = access_hit(vm, s, va, access);
 	if (*pte)
 		return VMEMU_NONE;
-	if (va >= TASK_SIZE) {
-		s->faults[VMEMU_SEGV_MAPERR]++;
-		vm->faults[VMEMU_SEGV_MAPERR]++;
-		return VMEMU_SEGV_MAPERR;
-	}
+	if (va >= TASK_SIZE)
+		return refuse(vm, s);
 	kind = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
 	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 		return kind;
@@ -87,45 +97,175 @@ int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer
 	return transfer(vm, s, va, NULL, buffer, length, VMEMU_WRITE, trap);
 }
 
+/* The fault of an access that an entry did not allow, and of the ones to the pages after it, as fault_run; afterwards the entry
+ * of the last allows it. Results as access_one's. */
+static int fault_and_mark(struct fault *f, uint64_t va, int access, uint64_t npages)
+{
+	struct vm *vm = f->vm;
+	pte_t *e;
+	int kind;
+
+	f->before = 0;
+	if (va >= TASK_SIZE)
+		return refuse(vm, f->space);
+	kind = fault_run(f, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, npages);
+	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
+		return kind;
+	e = table_walk_next(&vm->tables, f->space->root, va + f->before * PAGE_BYTES, &f->walk);
+	VM_ASSERT(e && access_allowed(*e, f->walk.writable, access)); /* one fault makes the access possible */
+	access_mark(vm, e, access);
+	return kind;
+}
+
+/* A fault is to come at this entry: what it will look at, or copy from, is fetched while another one is dealt with. */
+static void fetch_ahead(const struct vm *vm, pte_t e)
+{
+	const uint8_t *bytes;
+
+	if (!pte_mapped(e) || e & PTE_W)
+		return;
+	__builtin_prefetch(&vm->frames.of[pte_pfn(e)], 1);
+	bytes = frame_bytes(&vm->frames, pte_pfn(e));
+	for (unsigned int i = 0; vm->frames.contents && i < FETCH_BYTES; i += 64)
+		__builtin_prefetch(bytes + i, 0);
+}
+
 int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
 		 struct vmemu_trap *trap)
 {
 	uint64_t done = 0, bytes = 0;
-	const pte_t *e;
+	uint32_t cost = 0;
+	struct fault f;
 
+	fault_begin(&f, vm, s, trap);
 	while (bytes < length) {
-		int kind;
+		uint64_t at = va + bytes, pages;
+		pte_t *e = at < TASK_SIZE ? table_walk_next(&vm->tables, s->root, at, &f.walk) : NULL;
+		int kind = VMEMU_NONE;
 
-		if (done == SLICE_PAGES)
-			return stop(trap, va + bytes, done, -VMEMU_TRAP_PAUSE);
-		kind = access_one(vm, s, va + bytes, access, &e, trap);
+		if (cost >= SLICE)
+			return stop(trap, at, done, -VMEMU_TRAP_PAUSE);
+		if (e && access_allowed(*e, f.walk.writable, access)) {
+			access_mark(vm, e, access);
+			f.before = 0;
+		} else {
+			pages = ((at & PAGE_MASK) + length - bytes + PAGE_MASK) >> PAGE_SHIFT;
+			kind = fault_and_mark(&f, at, access, pages);
+			cost += (uint32_t)f.before * SLICE_FAULT + SLICE_FAULT;
+		}
+		if (f.before) {
+			counts[f.kind] += f.before;
+			done += f.before;
+			at = (at & ~PAGE_MASK) + f.before * PAGE_BYTES;
+		}
 		if (kind >= 0)
 			counts[kind]++;
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
-			return stop(trap, va + bytes, done, kind);
-		bytes += chunk(va + bytes, length - bytes);
+			return stop(trap, at, done, kind);
+		cost++;
 		done++;
+		bytes = at - va;
+		bytes += chunk(at, length - bytes);
 	}
 	trap->done = done;
 	return 0;
 }
 
+/* An entry that was found, its address; in bit 0 whether the path to it may be written. Never NULL. */
+typedef uintptr_t staged_t;
+
+static const pte_t nothing;
+
+/* Looks for the entries of the next n accesses, so that the host's memory is waited for once. */
+static void stage(const struct vm *vm, const struct space *s, const uint64_t *addresses, uint32_t n, staged_t *out,
+		  struct walk *w)
+{
+	table_walk_settle(&vm->tables, w);
+	for (uint32_t k = 0; k < n; k++) {
+		uint64_t va = addresses[k];
+		const pte_t *e = va < TASK_SIZE ? table_walk_next(&vm->tables, s->root, va, w) : NULL;
+
+		out[k] = (uintptr_t)(e ? e : &nothing) | (uintptr_t)w->writable;
+		__builtin_prefetch(e, 1);
+	}
+}
+
+static pte_t *staged_entry(staged_t at)
+{
+	return (pte_t *)(at & ~(uintptr_t)1);
+}
+
+/* Bits of an entry that tell whether an access is allowed and leaves nothing behind that is not there already. */
+struct plain {
+	pte_t mask;
+	pte_t want;
+	uintptr_t path; /* of staged_t */
+};
+
+static struct plain plain_of(int access)
+{
+	const pte_t a = PTE_P | PTE_A;
+
+	if (access == VMEMU_WRITE)
+		return (struct plain){ a | PTE_W | PTE_D, a | PTE_W | PTE_D, 1 };
+	return (struct plain){ access == VMEMU_FETCH ? a | PTE_NX : a, a, 0 };
+}
+
+/* All of n accesses are plain. */
+static int all_plain(const staged_t *at, const uint8_t *writes, uint32_t n, int access)
+{
+	const struct plain kinds[2] = { plain_of(writes ? VMEMU_READ : access), plain_of(VMEMU_WRITE) };
+	pte_t bad = 0;
+
+	if (!writes) {
+		for (uint32_t k = 0; k < n; k++)
+			bad |= ((*staged_entry(at[k]) & kinds[0].mask) ^ kinds[0].want) | (~at[k] & kinds[0].path);
+	} else {
+		for (uint32_t k = 0; k < n; k++) {
+			const struct plain *p = &kinds[writes[k] != 0];
+
+			bad |= ((*staged_entry(at[k]) & p->mask) ^ p->want) | (~at[k] & p->path);
+		}
+	}
+	return !bad;
+}
+
 int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access,
 		 uint64_t n, uint8_t *kinds, struct vmemu_trap *trap)
 {
-	const pte_t *e;
+	staged_t ahead[AHEAD];
+	uint64_t i = 0, structure;
+	uint32_t cost = 0, m, k;
+	struct fault f;
 
-	for (uint64_t i = 0; i < n; i++) {
-		int kind;
-
-		if (i == SLICE_PAGES)
+	fault_begin(&f, vm, s, trap);
+	for (; i < n; i += k, cost += k) {
+		if (cost >= SLICE)
 			return stop(trap, addresses[i], i, -VMEMU_TRAP_PAUSE);
-		if (writes)
-			access = writes[i] ? VMEMU_WRITE : VMEMU_READ;
-		kind = access_one(vm, s, addresses[i], access, &e, trap);
-		if (kind < 0)
-			return stop(trap, addresses[i], i, kind);
-		kinds[i] = (uint8_t)kind;
+		m = k = (uint32_t)min_u64(AHEAD, n - i);
+		stage(vm, s, addresses + i, m, ahead, &f.walk);
+		memset(kinds + i, VMEMU_NONE, m);
+		if (all_plain(ahead, writes ? writes + i : NULL, m, access))
+			continue;
+		structure = vm->tables.structure;
+		for (k = 0; k < m && structure == vm->tables.structure; k++) {
+			pte_t *e = staged_entry(ahead[k]);
+			int kind;
+
+			if (writes)
+				access = writes[i + k] ? VMEMU_WRITE : VMEMU_READ;
+			if (access_allowed(*e, ahead[k] & 1, access)) {
+				access_mark(vm, e, access);
+				continue;
+			}
+			cost += SLICE_FAULT;
+			if (k + 1 < m)
+				fetch_ahead(vm, *staged_entry(ahead[k + 1]));
+			kind = fault_and_mark(&f, addresses[i + k], access, 1);
+			if (kind < 0)
+				return stop(trap, addresses[i + k], i + k, kind);
+			kinds[i + k] = (uint8_t)kind;
+		}
 	}
 	trap->done = n;
 	return 0;

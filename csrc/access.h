@@ -9,19 +9,35 @@
 
 #include "mm.h"
 
+/* The entry allows the access; `writable`: so do the tables that lead to it. */
+static inline int access_allowed(pte_t e, int writable, int access)
+{
+	return e & PTE_P && (!(access & VMEMU_WRITE) || (writable && e & PTE_W)) &&
+	       (access != VMEMU_FETCH || !(e & PTE_NX));
+}
+
+/* What an access that is allowed leaves behind: A and D. */
+static inline void access_mark(const struct vm *vm, pte_t *e, int access)
+{
+	pte_t bits = access & VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
+
+	if (access != VMEMU_GUP_WRITE) {
+		if ((*e & bits) != bits) /* most often they are set, and nothing need be written */
+			*e |= bits;
+	} else if (!(*e & PTE_D)) { /* follow_page_pte() with FOLL_TOUCH */
+		frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY;
+	}
+}
+
 /* The entry for va, A and D set, if the tables allow the access as they are; NULL: they do not, a fault. */
 static inline pte_t *access_hit(const struct vm *vm, const struct space *s, uint64_t va, int access)
 {
 	int writable = 0;
 	pte_t *e = va < TASK_SIZE ? table_walk(&vm->tables, s->root, va, &writable) : NULL;
 
-	if (!e || !(*e & PTE_P) || (access & VMEMU_WRITE && !(writable && *e & PTE_W)) ||
-	    (access == VMEMU_FETCH && *e & PTE_NX))
+	if (!e || !access_allowed(*e, writable, access))
 		return NULL;
-	if (access != VMEMU_GUP_WRITE)
-		*e |= access == VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
-	else if (!(*e & PTE_D)) /* follow_page_pte() with FOLL_TOUCH */
-		frame_of(&vm->frames, pte_pfn(*e))->flags |= FRAME_DIRTY;
+	access_mark(vm, e, access);
 	return e;
 }
 

@@ -23,6 +23,7 @@ static inline void enter(vmemu_machine *m)
 static inline int leave(vmemu_machine *m, int rc)
 {
 	objects_reap(&m->vm.objects);
+	frames_settle(&m->vm.frames);
 	(void)pthread_mutex_unlock(&m->lock);
 	return rc;
 }

@@ -115,6 +115,28 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 	return rc;
 }
 
+/* What most entries are: a page of anonymous memory, to be shared write-protected. 0: not this one. */
+static int share_plain(const struct copy_range *r, pte_t *e, unsigned int i, const struct leaf *leaf)
+{
+	struct tables *tables = &r->c->vm->tables;
+	struct table_info *info = table_info(tables, leaf->table);
+	struct frame *fr;
+
+	if (!(e[i] & PTE_P))
+		return 0;
+	fr = frame_of(tables->frames, pte_pfn(e[i]));
+	if ((fr->flags & (FRAME_ANON | FRAME_LARGE)) != FRAME_ANON)
+		return 0;
+	fr->refs++;
+	fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
+	if (e[i] & PTE_W)
+		e[i] &= ~PTE_W;
+	(leaf->pte - leaf->index)[i] = e[i] & ~PTE_A;
+	info->used++;
+	info->resident[RESIDENT_ANON]++;
+	return 1;
+}
+
 /* copy_pte_range(): the child gets a table where the parent has one, even if it is empty. */
 static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
@@ -133,7 +155,8 @@ static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 		struct leaf at;
 		pte_t copy;
 
-		if (!e[i])
+		table_prefetch(tables, e, i + TABLE_AHEAD);
+		if (!e[i] || (!r->c->eager && share_plain(r, e, i, &leaf)))
 			continue;
 		rc = copy_entry(r->c, r->vma, &e[i], &copy);
 		if (rc)
@@ -234,7 +257,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 
 	if (rc)
 		return rc;
-	memcpy(child->words, parent->words, sizeof(child->words));
+	memcpy(child->words, parent->words, VMEMU_NWORDS_INHERITED * sizeof(*child->words));
 	child->no_thp = parent->no_thp;
 	child->ksm = parent->ksm ? ++vm->ksm : 0;
 	vm->frames.space = child->birth;

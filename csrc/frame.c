@@ -2,11 +2,15 @@
 #define _GNU_SOURCE /* MAP_NORESERVE, MADV_HUGEPAGE */
 #include "frame.h"
 
+#include "page.h"
+
 #include <sys/mman.h>
 
-/* Emptied blocks that keep their host memory, so that a fork-and-exit loop does not pay for the host's page faults each
- * time (a fault into fresh host memory costs more than the copy it is for). */
-#define RETAINED_BLOCKS 128u
+/* Emptied blocks that may keep their host memory. A block that empties is given back to the host, until some that were given
+ * back are wanted again: as many are kept from then on, so that a loop of forks and exits does not pay for the host's page faults
+ * each time (a fault into fresh host memory costs more than the copy it is for). Kept ones are the host's to take when it wants
+ * them (MADV_FREE). */
+#define RETAINED_BLOCKS 192u
 
 static void *reserve(uint64_t size)
 {
@@ -91,6 +95,7 @@ static uint64_t take_whole(struct frames *f)
 	} else if (f->returned) {
 		b = f->returned - 1;
 		list_remove(f, &f->returned, b);
+		f->wanted += f->wanted < RETAINED_BLOCKS;
 	} else {
 		b = f->virgin < f->nblocks ? f->virgin++ : f->nblocks;
 	}
@@ -227,13 +232,35 @@ int frame_alloc_giant(struct frames *f, uint32_t flags, pfn_t *head)
 	return 0;
 }
 
+/* ---- bytes ---- */
+
+/* Frames filled in one call after which it is a flood: the caches hold no more of them. */
+#define FLOOD 64u
+
+/* A frame is about to be filled -> whether past the caches. */
+static int streams(struct frames *f)
+{
+	return f->filled >= FLOOD || ++f->filled >= FLOOD;
+}
+
+void frames_settle(struct frames *f)
+{
+	if (f->filled >= FLOOD)
+		page_stream_end();
+	f->filled = 0;
+}
+
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 {
 	int zeroed, rc = frame_alloc(f, flags, pfn, &zeroed);
 
-	if (!rc && !zeroed && (f->contents || flags & FRAME_TABLE))
+	if (rc || zeroed || !(f->contents || flags & FRAME_TABLE))
+		return rc;
+	if (!(flags & FRAME_TABLE) && streams(f))
+		page_stream_zero(frame_bytes(f, *pfn));
+	else
 		memset(frame_bytes(f, *pfn), 0, PAGE_BYTES);
-	return rc;
+	return 0;
 }
 
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
@@ -242,7 +269,9 @@ int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
 
 	if (rc)
 		return rc;
-	if (f->contents)
+	if (f->contents && streams(f))
+		page_stream_copy(frame_bytes(f, *pfn), frame_bytes(f, from));
+	else if (f->contents)
 		memcpy(frame_bytes(f, *pfn), frame_bytes(f, from), PAGE_BYTES);
 	f->copied++;
 	return 0;
@@ -253,18 +282,21 @@ static void block_emptied(struct frames *f, uint64_t b)
 {
 	struct block *blk = &f->blocks[b];
 	uint32_t n = block_frames(f, b);
+	uint8_t *bytes;
 
 	memset(&f->of[b * BLOCK_FRAMES], 0, n * sizeof(*f->of));
 	blk->fresh = 0;
 	blk->head = 0;
 	blk->kind = BLOCK_WHOLE;
 	blk->dirty = 1;
-	if (f->retained < RETAINED_BLOCKS) {
+	bytes = frame_bytes(f, (pfn_t)(b * BLOCK_FRAMES));
+	if (f->retained < f->wanted) {
+		(void)madvise(bytes, (size_t)n << PAGE_SHIFT, MADV_FREE); /* where there is none it stays ours */
 		list_push(f, &f->partial[BLOCK_WHOLE], b);
 		f->retained++;
 		return;
 	}
-	if (!madvise(frame_bytes(f, (pfn_t)(b * BLOCK_FRAMES)), (size_t)n << PAGE_SHIFT, MADV_DONTNEED))
+	if (!madvise(bytes, (size_t)n << PAGE_SHIFT, MADV_DONTNEED))
 		blk->dirty = 0;
 	list_push(f, &f->returned, b);
 }

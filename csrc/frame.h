@@ -99,6 +99,7 @@ struct frames {
 	uint32_t partial[3]; /* heads by block kind; [BLOCK_WHOLE]: emptied blocks that still hold host memory */
 	uint32_t returned;   /* head of the emptied blocks that were given back to the host */
 	uint32_t retained;   /* length of partial[BLOCK_WHOLE] */
+	uint32_t wanted; /* blocks given back to the host that were wanted again, up to RETAINED_BLOCKS of frame.c */
 	struct pool pools[2];
 	uint64_t idle;	   /* frames of folios that nothing maps */
 	uint64_t huge;	   /* folios that huge entries map, the huge zero page aside */
@@ -107,6 +108,7 @@ struct frames {
 	pfn_t zero;	   /* the zero page or NO_PFN */
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
+	uint32_t filled;   /* frames zeroed or copied during this call */
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 };
@@ -122,6 +124,9 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed);
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn);
 /* The same, its bytes those of `from`; counted as a copy. */
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn);
+
+/* The end of a call: the bytes of the frames that it filled are there for other threads too. */
+void frames_settle(struct frames *f);
 
 /* Free frames in blocks that are free as a whole. */
 uint64_t frames_whole(const struct frames *f);

@@ -36,6 +36,8 @@ struct lazy {
 	uint32_t n;
 };
 
+struct trace_way;
+
 struct vm {
 	struct host host;
 	struct frames frames;
@@ -44,8 +46,9 @@ struct vm {
 	struct objects objects;
 	struct mapcounts mapcounts;
 	struct lazy lazy;
-	struct space **spaces; /* by id; NULL where free, [0] never used */
-	uint32_t capacity;     /* of spaces */
+	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
+	struct space **spaces;	/* by id; NULL where free, [0] never used */
+	uint32_t capacity;	/* of spaces */
 	uint32_t nspaces;
 	uint32_t cursor; /* last id given out */
 	uint32_t births; /* spaces that ever were */

@@ -34,6 +34,7 @@ int table_new(struct tables *t, int level, pfn_t *table)
 		return -ENOMEM;
 	}
 	memset(table_info(t, pfn), 0, sizeof(**side));
+	t->structure++;
 	table_info(t, pfn)->level = (uint16_t)level;
 	*table = pfn;
 	return 0;
@@ -44,6 +45,7 @@ void table_get(struct tables *t, pfn_t table)
 	frame_get(t->frames, table);
 	t->shared++;
 	t->generation++;
+	t->structure++;
 }
 
 /* An entry lets go of its frame; what was written through it is the page cache's to keep (folio_mark_dirty() at zap). */
@@ -66,24 +68,50 @@ void table_release(struct tables *t, pte_t e)
 		frame_put(t->frames, pte_pfn(e));
 }
 
+/* The entries of a leaf table, of which `used` are not 0. Most are of frames that others map too, for most processes that exit
+ * were forked. */
+static void release_all(struct tables *t, const pte_t *e, unsigned int used)
+{
+	struct frame *of = t->frames->of;
+
+	for (unsigned int i = 0; used; i++) {
+		struct frame *fr;
+
+		if (!e[i])
+			continue;
+		used--;
+		table_prefetch(t, e, i + TABLE_AHEAD);
+		fr = &of[pte_pfn(e[i])];
+		if (e[i] & PTE_P && fr->refs > 1 && (fr->flags & (FRAME_ANON | FRAME_LARGE)) == FRAME_ANON)
+			fr->refs--;
+		else
+			table_release(t, e[i]);
+	}
+}
+
 void table_put(struct tables *t, pfn_t table)
 {
 	struct table_info *info = table_info(t, table);
 	pte_t *e = table_entries(t, table);
 
 	t->generation++;
+	t->structure++;
 	if (table_is_shared(t, table)) {
 		frame_of(t->frames, table)->refs--;
 		t->shared--;
 		return;
 	}
+	if (info->level == 1) {
+		release_all(t, e, info->used);
+		info->used = 0;
+	}
 	for (unsigned int i = 0; info->used; i++) {
 		if (!e[i])
 			continue;
-		if (info->level > 1 && !pte_huge(e[i])) {
+		if (!pte_huge(e[i])) {
 			table_put(t, pte_pfn(e[i]));
 		} else {
-			t->huge -= (uint64_t)pte_huge(e[i]);
+			t->huge--;
 			table_release(t, e[i]);
 		}
 		info->used--;
@@ -173,31 +201,31 @@ int table_own_child(struct tables *t, pte_t *e)
 	}
 	*e = pte_table(child);
 	t->generation++;
+	t->structure++;
 	return 0;
 }
 
-pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable)
+pte_t *table_walk_root(const struct tables *t, pfn_t root, uint64_t va, struct walk *w)
 {
-	pte_t e, all = PTE_W;
+	struct walk_way *way = &w->way[(va >> LEVEL_SHIFT(3)) % WALK_WAYS];
+	pte_t *e = table_walk(t, root, va, &w->writable), *entries;
 	pfn_t table = root;
+	pte_t all = PTE_W;
 
-	if (root == NO_PFN)
-		return NULL;
+	table_walk_settle(t, w);
+	if (!e || pte_level(*e) > 2) /* nothing to remember: no table, or a page of 1 GiB */
+		return e;
 	if (table_is_shared(t, root))
 		all = 0;
-	for (int level = LEVELS; level > 1; level--) {
-		e = table_entries(t, table)[pte_index(va, level)];
-		if (!e)
-			return NULL;
-		if (pte_huge(e)) {
-			*writable = all != 0;
-			return &table_entries(t, table)[pte_index(va, level)];
-		}
-		all &= e;
-		table = pte_pfn(e);
+	for (int level = LEVELS; level > 2; level--) {
+		entries = table_entries(t, table);
+		all &= entries[pte_index(va, level)];
+		table = pte_pfn(entries[pte_index(va, level)]);
 	}
-	*writable = all != 0;
-	return &table_entries(t, table)[pte_index(va, 1)];
+	*way = (struct walk_way){ .tag = (va >> LEVEL_SHIFT(3)) + 1,
+				  .entries = table_entries(t, table),
+				  .writable = all };
+	return e;
 }
 
 int table_own_level(struct tables *t, pfn_t *root, uint64_t va, int level, struct leaf *leaf)
@@ -266,11 +294,24 @@ void table_account(struct tables *t, pfn_t table, pte_t e, int by)
 	}
 }
 
+/* One 4 KiB page instead of another of the same kind: nothing to count. */
+static int same_kind(const struct tables *t, pte_t a, pte_t b)
+{
+	const uint32_t kinds = FRAME_ANON | FRAME_OBJECT | FRAME_ZERO | FRAME_HUGETLB;
+
+	return pte_mapped(a) && pte_mapped(b) && !pte_huge(a | b) &&
+	       !((frame_of(t->frames, pte_pfn(a))->flags ^ frame_of(t->frames, pte_pfn(b))->flags) & kinds);
+}
+
 void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e)
 {
-	table_account(t, leaf->table, *leaf->pte, -1);
+	int alike = same_kind(t, *leaf->pte, e);
+
+	if (!alike)
+		table_account(t, leaf->table, *leaf->pte, -1);
 	*leaf->pte = e;
-	table_account(t, leaf->table, e, 1);
+	if (!alike)
+		table_account(t, leaf->table, e, 1);
 	t->generation++;
 }
 

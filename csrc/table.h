@@ -36,6 +36,7 @@ struct tables {
 	uint64_t shared;	    /* sum of refs - 1 over all tables */
 	uint64_t huge;		    /* huge entries */
 	uint64_t generation;	    /* grows with every change of what is mapped where */
+	uint64_t structure; /* grows when a table comes, goes, or is shared otherwise: where entries are found */
 };
 
 /* A leaf entry in place, or where one would be. */
@@ -57,6 +58,9 @@ static inline pfn_t leaf_pfn(pte_t e, uint64_t va)
 	return pte_pfn(e) + ((pfn_t)(va >> PAGE_SHIFT) & (pte_frames(e) - 1));
 }
 
+/* Entries of a leaf table ahead of the one that is looked at whose frames' records are fetched. */
+#define TABLE_AHEAD 16u
+
 int tables_init(struct tables *t, struct frames *frames);
 void tables_destroy(struct tables *t);
 
@@ -70,6 +74,12 @@ static inline struct table_info *table_info(const struct tables *t, pfn_t table)
 	return &t->blocks[table / BLOCK_FRAMES][table % BLOCK_FRAMES];
 }
 
+static inline void table_prefetch(const struct tables *t, const pte_t *entries, unsigned int i)
+{
+	if (i < TABLE_ENTRIES)
+		__builtin_prefetch(&t->frames->of[pte_pfn(entries[i])], 1);
+}
+
 static inline int table_is_shared(const struct tables *t, pfn_t table)
 {
 	return frame_of(t->frames, table)->refs > 1;
@@ -77,7 +87,80 @@ static inline int table_is_shared(const struct tables *t, pfn_t table)
 
 /* The leaf entry for va, a huge one where there is one, or NULL if a table is missing on the way. *writable: W was set on the
  * whole path, entry aside. */
-pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable);
+static inline pte_t *table_walk(const struct tables *t, pfn_t root, uint64_t va, int *writable)
+{
+	pte_t *e, all = PTE_W;
+	pfn_t table = root;
+
+	if (root == NO_PFN)
+		return NULL;
+	if (table_is_shared(t, root))
+		all = 0;
+	for (int level = LEVELS; level > 1; level--) {
+		e = &table_entries(t, table)[pte_index(va, level)];
+		if (!*e)
+			return NULL;
+		if (pte_huge(*e)) {
+			*writable = all != 0;
+			return e;
+		}
+		all &= *e;
+		table = pte_pfn(*e);
+	}
+	*writable = all != 0;
+	return &table_entries(t, table)[pte_index(va, 1)];
+}
+
+/* Where walks from one root came by: a table of level 2 for each of a few GiB, good as long as no table has come, gone or been
+ * shared. All zero: none. What a CPU's paging-structure caches are. */
+#define WALK_WAYS 8u
+
+struct walk {
+	uint64_t structure;
+	int writable; /* of the last walk, as table_walk's */
+	struct walk_way {
+		uint64_t tag; /* va >> 30, plus one */
+		pte_t *entries;
+		pte_t writable;	 /* PTE_W: so far */
+		uint64_t unused; /* a way is found by a shift */
+	} way[WALK_WAYS];
+};
+
+/* table_walk from the root, remembered. */
+pte_t *table_walk_root(const struct tables *t, pfn_t root, uint64_t va, struct walk *w);
+
+/* table_walk with a memory. */
+static inline pte_t *table_walk_next(const struct tables *t, pfn_t root, uint64_t va, struct walk *w)
+{
+	const struct walk_way *way = &w->way[(va >> LEVEL_SHIFT(3)) % WALK_WAYS];
+	pte_t *e;
+
+	if (w->structure != t->structure || way->tag != (va >> LEVEL_SHIFT(3)) + 1)
+		return table_walk_root(t, root, va, w);
+	e = &way->entries[pte_index(va, 2)];
+	w->writable = (way->writable & *e) != 0;
+	if (!pte_huge(*e))
+		return *e ? &table_entries(t, pte_pfn(*e))[pte_index(va, 1)] : NULL;
+	w->writable = way->writable != 0;
+	return e;
+}
+
+/* Forgets what is no longer true. */
+static inline void table_walk_settle(const struct tables *t, struct walk *w)
+{
+	if (w->structure != t->structure) {
+		memset(w->way, 0, sizeof(w->way));
+		w->structure = t->structure;
+	}
+}
+
+/* The place of an entry that was found. */
+static inline struct leaf leaf_of(const struct tables *t, pte_t *e)
+{
+	uint64_t at = (uint64_t)((const uint8_t *)e - t->frames->ram);
+
+	return (struct leaf){ (pfn_t)(at >> PAGE_SHIFT), (unsigned int)(at & PAGE_MASK) / sizeof(*e), e };
+}
 
 /* Makes the whole path to va this root's own: missing tables are made, shared ones copied (their occupied entries only). The
  * leaf is a huge entry where there is one. On failure -ENOMEM; the part already owned stays, which changes nothing that can

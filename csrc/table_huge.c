@@ -81,6 +81,7 @@ int table_set_huge(struct tables *t, const struct leaf *leaf, pte_t e)
 		t->huge++;
 	}
 	VM_ASSERT(!old || pte_huge(old));
+	t->structure++;
 	table_exchange(t, leaf, e);
 	if (old)
 		table_release(t, old);
@@ -91,6 +92,7 @@ void table_drop_huge(struct tables *t, const struct leaf *leaf)
 {
 	pte_t old = *leaf->pte;
 
+	t->structure++;
 	table_exchange(t, leaf, 0);
 	t->huge--;
 	if (needs_spare(t, old))
@@ -104,6 +106,7 @@ void table_move_huge(struct tables *t, const struct leaf *from, const struct lea
 	pfn_t spare;
 
 	VM_ASSERT(pte_huge(e) && !*to->pte);
+	t->structure++;
 	table_exchange(t, from, 0);
 	table_exchange(t, to, e);
 	if (!needs_spare(t, e))
@@ -142,6 +145,7 @@ void table_split(struct tables *t, const struct leaf *leaf)
 	*leaf->pte = pte_table(table);
 	table_info(t, leaf->table)->used++;
 	t->generation++;
+	t->structure++;
 	t->frames->events[VMEMU_EV_THP_SPLIT_PMD]++;
 }
 
@@ -163,6 +167,7 @@ void table_collapse(struct tables *t, const struct leaf *leaf, pte_t huge)
 	info->spare = table_info(t, leaf->table)->spare;
 	table_info(t, leaf->table)->spare = table + 1;
 	t->huge++;
+	t->structure++;
 	table_exchange(t, leaf, huge);
 }
 

@@ -13,6 +13,9 @@
 
 #define VMEMU_NKINDS 14
 #define VMEMU_NWORDS 14
+#define VMEMU_NWORDS_INHERITED 12 /* those that a fork's child has too; the others are 0 there */
+/* Of a short access: it stopped where a decision is needed. */
+#define VMEMU_STOPPED 255
 
 /* What one access led to; the values are FaultKind's of vmemu/types.py. */
 enum vmemu_kind {
@@ -59,7 +62,8 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
 	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
 	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
-	VMEMU_TRAP_PAUSE = 4  /* time slice used up: call again */
+	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
+	VMEMU_TRAP_CALL = 5   /* the next record of a trace is a system call */
 };
 
 struct vmemu_trap {
@@ -68,6 +72,71 @@ struct vmemu_trap {
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
+};
+
+/* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
+ * are Operation's of vmemu/types.py. */
+enum vmemu_operation {
+	VMEMU_OP_READ = 0,
+	VMEMU_OP_WRITE = 1,
+	VMEMU_OP_FETCH = 2,
+	VMEMU_OP_SPAWN = 3,
+	VMEMU_OP_FORK = 4,
+	VMEMU_OP_EXIT = 5,
+	VMEMU_OP_WAIT = 6,
+	VMEMU_OP_MMAP = 7,
+	VMEMU_OP_MMAP_SHARED = 8,
+	VMEMU_OP_MUNMAP = 9,
+	VMEMU_NOPERATIONS = 10
+};
+
+/* One record of a trace. `pid` is a label: the trace chooses it, a table of the caller's says which space it is. */
+struct vmemu_record {
+	uint64_t address; /* FORK: the child's label; EXIT: the code */
+	uint64_t size;	  /* bytes */
+	uint32_t pid;
+	uint32_t operation; /* enum vmemu_operation */
+};
+
+/* How far a run of a trace is; zeros at the start. */
+struct vmemu_run {
+	uint64_t at;	/* records done */
+	uint64_t bytes; /* of the next one, done */
+	uint32_t worst; /* greatest enum vmemu_kind of these */
+};
+
+/* What is wrong with a record. */
+enum vmemu_bad_record {
+	VMEMU_BAD_OPERATION = 1, /* there is no such */
+	VMEMU_BAD_LABEL = 2,	 /* not below nlabels */
+	VMEMU_BAD_PID = 3,	 /* nobody alive has that label */
+	VMEMU_BAD_CHILD = 4,	 /* somebody alive has the label of who is to be born */
+	VMEMU_BAD_SIZE = 5,	 /* 0 */
+	VMEMU_BAD_ADDRESS = 6	 /* of a mapping: not page aligned, or beyond the user half */
+};
+
+/* How a space is made in one piece: mappings, in order and as they are (none merges with another); the words; what is then
+ * written, and which ranges, each inside one mapping, have other flags after that. */
+struct vmemu_write {
+	uint64_t address;
+	uint64_t length;
+	const void *data;
+};
+
+struct vmemu_change {
+	uint64_t start;
+	uint64_t end;
+	uint64_t flags;
+};
+
+struct vmemu_pattern {
+	const struct vmemu_vma *vmas;
+	const struct vmemu_write *writes;
+	const struct vmemu_change *changes;
+	uint32_t nvmas;
+	uint32_t nwrites;
+	uint32_t nchanges;
+	uint64_t words[VMEMU_NWORDS];
 };
 
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
@@ -284,13 +353,24 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
+/* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_*, with how many
+ * writes are done in *written; the rest of it, later ones and the changes are the caller's then. -ESTALE: an object is gone. */
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t *space, uint32_t *written,
+		      struct vmemu_trap *trap);
+/* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
+int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
+/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
+int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most);
+/* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
+ * faults[VMEMU_NKINDS]. */
+int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_faults(vmemu_machine *m, uint32_t space, const uint64_t *in);
-/* The caller's words of a space: kept, and copied by fork; VMEMU_NWORDS of them. */
+/* The caller's words of a space: kept, and the first of them copied by fork; VMEMU_NWORDS of them. */
 int vmemu_space_words(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_words(vmemu_machine *m, uint32_t space, const uint64_t *in);
 
@@ -345,12 +425,30 @@ int vmemu_space_read(vmemu_machine *m, uint32_t space, uint64_t address, void *b
 		     struct vmemu_trap *trap);
 int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer, uint64_t length,
 		      struct vmemu_trap *trap);
+/* Read and write in a form that is cheap to call. Returns 0 when all is done, else the bytes that are, times 256, plus the
+ * enum vmemu_kind of a TRAP_FAULT, or VMEMU_STOPPED: make the rest with the calls above, which stop there again. */
+int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length);
+int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer,
+				uint32_t length);
 /* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */
 int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access, uint64_t *counts,
 		      struct vmemu_trap *trap);
 /* n accesses; writes == NULL: all are of kind `access`, else writes[i] != 0 is a write. Fatal ones go on. */
 int vmemu_space_access(vmemu_machine *m, uint32_t space, const uint64_t *addresses, const uint8_t *writes, int access,
 		       uint64_t n, uint8_t *kinds, struct vmemu_trap *trap);
+
+/* ---- traces ---- */
+
+/* The first thing wrong with n records, an enum vmemu_bad_record, its index into *bad; 0: nothing. alive[nlabels] says by label
+ * who is alive before, and afterwards who is then. Needs no machine. */
+int vmemu_trace_check(const struct vmemu_record *records, uint64_t n, uint8_t *alive, uint32_t nlabels, uint64_t *bad);
+/* Makes the accesses of records[run->at] to records[n - 1], each to every page of its range; spaces[nlabels] says by label which
+ * space it is, 0 for none. The greatest kind of each record goes to kinds[n], which must be zeros and may be NULL; each page
+ * is counted in counts[VMEMU_NKINDS]. Fatal ones end their record and go on. Returns 0, or VMEMU_TRAP_PAGE, _STACK, _PAUSE or
+ * _CALL with `run` saying where: act and call again. -ESRCH: records[run->at] has a label of no space. */
+int vmemu_machine_run(vmemu_machine *m, const struct vmemu_record *records, uint64_t n, const uint32_t *spaces,
+		      uint32_t nlabels, uint8_t *kinds, uint64_t *counts, struct vmemu_run *run,
+		      struct vmemu_trap *trap);
 
 /* ---- looking ---- */
 

@@ -202,6 +202,60 @@ def test_partial_reads_and_writes_stop_where_a_cpu_would() -> None:
         assert p.faults == counts(zero_fill=2, segv_maperr=3)
 
 
+class Index:
+    """An integer that is no int."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+
+def test_short_accesses_are_as_others() -> None:
+    """int and bytes go a shorter way through Python: nothing that can be seen depends on it."""
+    ways: list[tuple[Any, Any]] = [(int, bytes), (Index, bytearray)]
+    results = []
+    for number, data in ways:
+        with machine(fault_around=1) as m:
+            p = m.spawn()
+            a = p.mmap(None, 3 * PAGE, RW, ANON)
+            f = m.create_file("f", bytes(range(256)) * 16, writenotify=True)
+            p.mmap(a + PAGE, PAGE, RW, Map.PRIVATE | Map.FIXED, f)
+            end = a + 2 * PAGE
+            p.munmap(end, PAGE)
+            seen: list[object] = []
+            for n in (0, 1, 2, 8, PAGE - 1, PAGE):  # over the border to the file's page
+                p.write(number(a + PAGE - n // 2), data(b"x" * n))
+                seen.append(p.read(number(a + PAGE - n // 2 - 1), n + 2))
+            bad: tuple[tuple[int, int, bytes], ...] = (
+                (end - 8, 16, b""),
+                (-1, 1, b""),
+                (end - 8, 0, b"y" * 16),
+                (1 << 64, 0, b"y"),
+                ((1 << 64) - 1, 0, b"yy"),
+            )
+            for where, length, stored in bad:
+                with pytest.raises(SegmentationFault) as fault:
+                    p.write(number(where), data(stored)) if stored else p.read(number(where), length)
+                seen += [fault.value.address, fault.value.access, str(fault.value)]
+            with pytest.raises(ValueError, match="negative"):
+                p.read(number(a), -1)
+            seen += [p.read(number(end - 10), 10), p.faults]
+            results.append(seen)
+            m.verify()
+    assert results[0] == results[1]
+
+
+def test_reads_never_fill_a_shared_object() -> None:
+    """bytes of no or one byte may be one object for all of Python."""
+    with machine() as m:
+        p = m.spawn()
+        p.write(anon(p, 1, A), b"abc")
+        assert [p.read(A + i % 3, i) for i in (0, 1, 1)] == [b"", b"b", b"b"]
+        assert bytes(1) == b"\0" and bytes([98]) == b"b" and not bytes(0)
+
+
 def test_zero_bytes_are_no_access() -> None:
     """Nothing is accessed, wherever it would have been."""
     with machine() as m:

@@ -13,6 +13,8 @@
 Reference: Linux on x86-64. Every public name is importable from here and listed in `__all__`.
 """
 
+from typing import TYPE_CHECKING
+
 from vmemu.errors import (
     BusError,
     InvariantError,
@@ -21,6 +23,7 @@ from vmemu.errors import (
     ProcessKilled,
     SegmentationFault,
     SyscallError,
+    TraceError,
     VmemuError,
 )
 from vmemu.files import File
@@ -28,6 +31,7 @@ from vmemu.ksm import KsmCounts, KsmStat
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.process import Process
+from vmemu.traces import RunResult, load_trace, save_trace
 from vmemu.types import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -45,6 +49,7 @@ from vmemu.types import (
     Mapping,
     MappingUsage,
     MemInfo,
+    Operation,
     Overcommit,
     Prot,
     Translation,
@@ -56,6 +61,7 @@ __all__ = [
     "MREMAP_MAYMOVE",
     "PAGE_SIZE",
     "RLIM_INFINITY",
+    "TRACE_DTYPE",
     "Advice",
     "BusError",
     "ByKind",
@@ -75,15 +81,32 @@ __all__ = [
     "MappingUsage",
     "MemInfo",
     "MemoryFault",
+    "Operation",
     "OutOfMemory",
     "Overcommit",
     "Process",
     "ProcessKilled",
     "Prot",
     "Resource",
+    "RunResult",
     "SegmentationFault",
     "SyscallError",
+    "TraceError",
     "Translation",
     "VmemuError",
+    "load_trace",
+    "save_trace",
 ]
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vmemu.traces import TRACE_DTYPE
+else:
+
+    def __getattr__(name: str) -> object:
+        """`TRACE_DTYPE`, for which NumPy is imported; importing vmemu does not do that."""
+        if name != "TRACE_DTYPE":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from vmemu.traces import TRACE_DTYPE
+
+        return TRACE_DTYPE

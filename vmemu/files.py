@@ -337,11 +337,14 @@ class FileTable:
             del self._by_object[object_]
             self._forget(inode)
 
-    def tidy(self) -> None:
-        """Sweeps if an object has gone since the last time."""
-        if self._by_object and self.core.info().nobjects < len(self._by_object):
-            with self.lock:
-                self.sweep()
+    def tidy(self, nobjects: int = -1) -> None:
+        """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
+        if self._by_object:
+            if nobjects < 0:
+                nobjects = self.core.info().nobjects
+            if nobjects < len(self._by_object):
+                with self.lock:
+                    self.sweep()
 
     def release(self, inode: Inode) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,9 @@ class Kernel:
         """Frame of the zero page."""
         self.shared: dict[int, SharedSpace] = {}
         """By id: the spaces that several tasks use."""
-        self.threads_faults: dict[int, list[int]] = {}
+        self.plans: dict[Any, Any] = {}
+        """What execve keeps, by request."""
+        self.threads_faults: dict[int, Sequence[int]] = {}
         """By pid: faults by kind of those of its tasks that have ended."""
 
     @property

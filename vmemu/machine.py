@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.errors import VmemuError
@@ -27,7 +28,9 @@ from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, 
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    from vmemu.traces import RunResult
 
 __all__ = ["Machine"]
 
@@ -197,6 +200,24 @@ class Machine:
         though the page was mapped by a read. Raises OutOfMemory without frames for *data*.
         """
         return self._kernel.files.create(name, data, writenotify)
+
+    def run(
+        self,
+        trace: ArrayLike,
+        processes: Dictionary[int, Process] | Sequence[Process] | None = None,
+        *,
+        outcomes: bool = True,
+    ) -> RunResult:
+        """Runs *trace*, records of `TRACE_DTYPE`, shape (n,): reads, writes and fetches, fork, exit, wait, mmap and
+        munmap of many processes, one after the other, in one call (see `Operation`).
+
+        *processes* are those that it starts with, by label, or in a sequence: 0, 1, ...; a trace that begins with SPAWN
+        needs none. A bad access does not raise, its kind is in `RunResult.outcomes`, which *outcomes* off leaves out.
+        A write leaves the bytes as they are. The whole trace is checked before anything is done: TraceError for an
+        unknown operation or label, an access of 0 bytes. A system call that fails raises what it raises, with a note
+        that names the record: those before it are done. Other threads can't make or end processes meanwhile.
+        """
+        return traces.run(self._kernel, trace, processes, outcomes)
 
     @property
     def zero_pfn(self) -> int | None:

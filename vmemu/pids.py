@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from vmemu.errors import syscall_error
 
-__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
+__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
 
 FREE, RUNNING, ZOMBIE, HELD, THREAD = 0, 1, 2, 3, 4
 """Of a row. HELD is no task: the number is still that of a process group or session, so it is not given again. THREAD
@@ -21,6 +21,7 @@ runs and is not the first of its process; the first may be a ZOMBIE while others
 INIT = 1
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
+SIGCHLD = int(signal.SIGCHLD)
 RESERVED_PIDS = 300
 """Where the search begins again after a wrap-around."""
 
@@ -40,8 +41,57 @@ class Flag:
     INHERITED = UNDUMPABLE | NPROC_EXCEEDED
 
 
+_INHERITED = Flag.INHERITED
+
+
 class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
+
+    __slots__ = (
+        "_count",
+        "_fresh",
+        "_inherited",
+        "_last",
+        "_last_child",
+        "_used",
+        "_wrapped",
+        "blocked",
+        "born",
+        "borrower",
+        "children_major",
+        "children_minor",
+        "credentials",
+        "death_signal",
+        "exit_signal",
+        "first_child",
+        "flags",
+        "group",
+        "image",
+        "leader",
+        "lender",
+        "limits",
+        "major",
+        "minor",
+        "name",
+        "next",
+        "oom_adj",
+        "oom_adj_min",
+        "parent",
+        "pending",
+        "pending_task",
+        "prev",
+        "report",
+        "same_handlers",
+        "session",
+        "signals",
+        "space",
+        "started_ns",
+        "state",
+        "status",
+        "stopped",
+        "threads",
+        "uses",
+    )
 
     def __init__(self) -> None:
         self.state = bytearray([FREE])
@@ -166,6 +216,11 @@ class ProcessTable:
             raise syscall_error(call, errno.EAGAIN, f"no {n} free pids in a row below {PID_MAX}")
         return range(first, first + n)
 
+    def reserve_one(self, call: str) -> int:
+        """The same for one."""
+        pid = self._last + 1
+        return self.reserve(1, call)[0] if self._wrapped or pid >= PID_MAX else pid
+
     def _search(self, start: int, n: int) -> int:
         """First of n free pids in a row from *start* on, -1 if there are none."""
         found = self.state.find(bytes(n), start)
@@ -173,42 +228,69 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
-        """New running processes, youngest children of *parent* in order, with what a fork of *like* inherits."""
-        n, first, last = len(pids), pids[0], pids[-1]
-        end = last + 1
-        if end > len(self.state):
-            self._grow(end)
-        if first < self._used:  # rows that were somebody's
+    def add_one(self, pid: int, parent: int, like: int, now_ns: int) -> None:
+        """A new running process, the youngest child of *parent*, with what a fork of *like* inherits."""
+        state, uses = self.state, self.uses
+        if pid >= len(state):
+            self._grow(pid + 1)
+        if pid < self._used:  # the row was somebody's
             for column in (*self._fresh, *self._inherited):
-                column[first:end] = array(column.typecode, bytes(n * column.itemsize))
-        self._used = max(self._used, end)
-        flags = self.flags[like] & Flag.INHERITED
-        if n == 1:
-            self.state[first] = RUNNING
-            self.parent[first] = parent
-            self.started_ns[first] = now_ns
-            self.exit_signal[first] = signal.SIGCHLD
-            self.flags[first] = flags
-            for column in self._inherited:
-                column[first] = column[like]
+                column[pid] = 0
         else:
-            self.state[first:end] = bytes([RUNNING]) * n
-            self.parent[first:end] = array("I", [parent]) * n
-            self.started_ns[first:end] = array("Q", [now_ns]) * n
-            self.exit_signal[first:end] = bytes([signal.SIGCHLD]) * n
-            self.flags[first:end] = bytes([flags]) * n
-            for column in self._inherited:
-                if column[like]:
-                    column[first:end] = array(column.typecode, [column[like]]) * n
-            self.next[first:last] = array("I", range(first + 1, end))
-            self.prev[first + 1 : end] = array("I", range(first, last))
+            self._used = pid + 1
+        for column in self._inherited:
+            value = column[like]
+            if value:
+                column[pid] = value
+        state[pid] = RUNNING
+        self.parent[pid] = parent
+        self.started_ns[pid] = now_ns
+        self.exit_signal[pid] = SIGCHLD
+        flags = self.flags[like]
+        self.flags[pid] = flags & _INHERITED if flags else 0
+        tail = self._last_child[parent]
+        if tail:
+            self.prev[pid] = tail
+            self.next[tail] = pid
+        else:
+            self.first_child[parent] = pid
+        self._last_child[parent] = pid
+        group, session = self.group[pid], self.session[pid]
+        uses[group] = uses.get(group, 0) + 1
+        uses[session] = uses.get(session, 0) + 1
+        self._last = pid
+        self.born += 1
+        self._count += 1
+
+    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+        """The same for some with pids in a row, the eldest first."""
+        n, first, last = len(pids), pids[0], pids[-1]
+        if last >= len(self.state):
+            self._grow(last + 1)
+        self._fill_rows(first, last + 1, parent, like, now_ns)
         self._append(parent, first, last)
         self._use(self.group[first], n)
         self._use(self.session[first], n)
         self._last = last
         self.born += n
         self._count += n
+
+    def _fill_rows(self, first: int, end: int, parent: int, like: int, now_ns: int) -> None:
+        n = end - first
+        if first < self._used:
+            for column in (*self._fresh, *self._inherited):
+                column[first:end] = array(column.typecode, bytes(n * column.itemsize))
+        self._used = max(self._used, end)
+        self.state[first:end] = bytes([RUNNING]) * n
+        self.parent[first:end] = array("I", [parent]) * n
+        self.started_ns[first:end] = array("Q", [now_ns]) * n
+        self.exit_signal[first:end] = bytes([SIGCHLD]) * n
+        self.flags[first:end] = bytes([self.flags[like] & _INHERITED]) * n
+        for column in self._inherited:
+            if column[like]:
+                column[first:end] = array(column.typecode, [column[like]]) * n
+        self.next[first : end - 1] = array("I", range(first + 1, end))
+        self.prev[first + 1 : end] = array("I", range(first, end - 1))
 
     def add_thread(self, tid: int, first: int, creator: int, now_ns: int) -> None:
         """One more task of process *first*, with what *creator*, a task of it, has."""
@@ -239,7 +321,7 @@ class ProcessTable:
 
     def process(self, tid: int) -> int:
         """The pid of a task's process."""
-        return self.leader.get(tid, tid)
+        return self.leader.get(tid, tid) if self.leader else tid
 
     def tasks(self, pid: int) -> list[int]:
         """The running tasks of a process, the first one first."""
@@ -280,18 +362,6 @@ class ProcessTable:
         """The last of them, 0 if there are none."""
         return self._last_child[pid]
 
-    def unlink(self, pid: int) -> None:
-        """Takes a process out of its parent's list."""
-        parent, before, after = self.parent[pid], self.prev[pid], self.next[pid]
-        if before:
-            self.next[before] = after
-        else:
-            self.first_child[parent] = after
-        if after:
-            self.prev[after] = before
-        else:
-            self._last_child[parent] = before
-
     def adopt(self, pid: int, by: int) -> None:
         """Gives all children of *pid* to *by*, behind its own."""
         first, last = self.first_child[pid], self._last_child[pid]
@@ -304,11 +374,24 @@ class ProcessTable:
 
     def remove(self, pid: int) -> None:
         """Frees the row of a process without children. Its number stays taken while a group or session has it."""
-        self.unlink(pid)
+        before, after = self.prev[pid], self.next[pid]
+        if before:
+            self.next[before] = after
+        else:
+            self.first_child[self.parent[pid]] = after
+        if after:
+            self.prev[after] = before
+        else:
+            self._last_child[self.parent[pid]] = before
         self._count -= 1
-        self.state[pid] = HELD if pid in self.uses else FREE
-        self._use(self.group[pid], -1)
-        self._use(self.session[pid], -1)
+        uses, group, session = self.uses, self.group[pid], self.session[pid]
+        self.state[pid] = HELD if pid in uses else FREE
+        if uses[group] > 2 and uses[session] > 2:  # others have them too
+            uses[group] -= 1
+            uses[session] -= 1
+        else:
+            self._use(group, -1)
+            self._use(session, -1)
         self.group[pid] = self.session[pid] = 0
 
     def move(self, pid: int, group: int, session: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from vmemu._native import constants, read_short, to_short_trap, write_short
 from vmemu.kernel import Image, Kernel
 from vmemu.lifecycle import birth
 from vmemu.lifecycle import program as exec_
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from vmemu.files import File
 
 __all__ = ["Children", "Process", "ProcessMap", "Thread"]
+
+_READ = constants.READ
+_SHORT = 65536
+"""Bytes up to which a read looks for no other way."""
 
 
 class Process(Task):
@@ -141,6 +146,26 @@ class Process(Task):
     def read(self, address: SupportsIndex, length: int, fetch: bool = False) -> bytes:
         """*length* bytes from *address*, faulting as needed; with *fetch* as instruction fetches, which need
         PROT_EXEC."""
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        # the usual case: nothing that `use` looks into is so, nothing is to be converted
+        if (
+            sid
+            and type(address) is type(length) is int
+            and 0 <= length <= _SHORT
+            and not (fetch or table.borrower or table.stopped or kernel.shared)
+        ):
+            data = bytes(length)  # filled in place: nobody else has it
+            try:
+                outcome = read_short(kernel.core.handle, sid, address, data, length)
+            except OverflowError:
+                pass  # no address
+            else:
+                if outcome:
+                    trap = to_short_trap(outcome, address)
+                    Space(kernel, sid, self.pid).read_into(data, address, _READ, trap)
+                return data
         return self._space("read").read(address, length, fetch)
 
     def write(self, address: SupportsIndex, data: Any) -> None:
@@ -148,6 +173,24 @@ class Process(Task):
 
         What was written before a fault that can't be resolved stays, as with a CPU.
         """
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        if (  # as in `read`
+            sid
+            and type(address) is int
+            and type(data) is bytes
+            and not (table.borrower or table.stopped or kernel.shared)
+        ):
+            try:
+                outcome = write_short(kernel.core.handle, sid, address, data, len(data))
+            except OverflowError:
+                pass  # no address, or not short
+            else:
+                if outcome:
+                    trap = to_short_trap(outcome, address)
+                    Space(kernel, sid, self.pid).write_from(data, address, trap)
+                return
         self._space("write").write(address, data)
 
     def touch(self, address: SupportsIndex, length: int, write: bool = False) -> FaultCounts:
@@ -172,7 +215,8 @@ class Process(Task):
 
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, 1, self._mode(mode))[0])
+        how = mode if type(mode) is ForkMode else self._mode(mode)
+        return Process(self._kernel, birth.fork(self._kernel, self.tid, how))
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -180,7 +224,7 @@ class Process(Task):
         if count < 0:
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
-        pids = birth.fork(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
+        pids = birth.fork_many(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
         return Children(self._kernel, pids)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
@@ -226,7 +270,7 @@ class Process(Task):
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
         init, which reaps at once."""
-        self.exit_group(code)
+        self._end(code, True)
 
     # ---- looking ----
 
@@ -242,7 +286,7 @@ class Process(Task):
             self._look("faults")
             return FaultCounts(*self._faults())
 
-    def _faults(self) -> list[int]:
+    def _faults(self) -> Sequence[int]:
         return process_faults(self._kernel, self.pid)
 
     def maps(self) -> list[Mapping]:
@@ -355,7 +399,7 @@ class Thread(Process):
         """The system call exit(2): ends this task; the process too if it was the last."""
         self.exit_thread(code)
 
-    def _faults(self) -> list[int]:
+    def _faults(self) -> Sequence[int]:
         return faults(self._kernel, self.tid)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, SupportsIndex
 from vmemu import dispositions
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import death, identity, signals, waiting
-from vmemu.lifecycle.memory import faults, process_faults
+from vmemu.lifecycle.memory import alone, faults, process_faults
 from vmemu.lifecycle.sending import kill, tgkill
 from vmemu.memory.args import integer
 from vmemu.persona import Persona
@@ -148,15 +148,18 @@ class Task(Persona):
     def _end(self, code: int, group: bool) -> None:
         if not isinstance(code, int):
             raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
-        with self._kernel.lock:
-            self._use("exit")
-            if self.pid == INIT and (group or len(self._kernel.processes.tasks(INIT)) == 1):
+        kernel = self._kernel
+        with kernel.lock:
+            if not alone(kernel, self.tid):
+                self._use("exit")
+            if self.pid == INIT and (group or len(kernel.processes.tasks(INIT)) == 1):
                 raise syscall_error("exit", errno.EPERM, "init cannot exit")
             if group:
-                death.die(self._kernel, self.pid, (code & 0xFF) << 8)
+                death.die(kernel, self.pid, (code & 0xFF) << 8)
             else:
-                death.end_task(self._kernel, self.tid, (code & 0xFF) << 8)
-            death.settle(self._kernel)
+                death.end_task(kernel, self.tid, (code & 0xFF) << 8)
+            if kernel.signalled:
+                death.settle(kernel)
 
     def wait(self, pid: SupportsIndex = -1, options: SupportsIndex = 0) -> tuple[int, int]:
         """waitpid(2): what a child has to tell, the oldest first -> (pid, status as in os.wait()); zombies are reaped.
@@ -165,7 +168,8 @@ class Task(Persona):
         os.WNOHANG, WUNTRACED, WCONTINUED, __WALL, __WCLONE. ECHILD without such a child. Where a real process would
         block because none has anything to tell: with os.WNOHANG (0, 0), else EAGAIN, as nobody else runs meanwhile.
         """
-        which, how = integer(pid, "wait", "pid"), integer(options, "wait", "options")
+        which = pid if type(pid) is int else integer(pid, "wait", "pid")
+        how = options if type(options) is int else integer(options, "wait", "options")
         return waiting.wait4(self._kernel, self.tid, which, how)
 
     def getrusage(self, who: SupportsIndex = 0) -> Usage:

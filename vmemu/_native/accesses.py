@@ -5,9 +5,25 @@ from __future__ import annotations
 import array
 from typing import Any
 
-from vmemu._native.border import Handle, Trap, ffi, lib, to_trap
+from vmemu._native.border import Handle, Trap, constants, fail, ffi, lib, to_trap
 
-__all__ = ["AccessCalls"]
+__all__ = ["AccessCalls", "read_short", "to_short_trap", "write_short"]
+
+read_short = lib.vmemu_space_read_short
+write_short = lib.vmemu_space_write_short
+"""The calls themselves: (handle, space, address, bytes, length) -> 0 when all is done. cffi hands bytes on as they
+are."""
+_STOPPED: int = lib.VMEMU_STOPPED
+
+
+def to_short_trap(outcome: int, address: int) -> Trap:
+    """What such a call returned when it stopped; after a stop other than a fatal one it is to be made again."""
+    if outcome < 0:
+        fail(outcome, "access")
+    done, kind = outcome >> 8, outcome & 0xFF
+    if kind == _STOPPED:
+        return Trap(constants.TRAP_PAUSE, done, address + done)
+    return Trap(constants.TRAP_FAULT, done, address + done, kind=kind)
 
 
 class AccessCalls(Handle):

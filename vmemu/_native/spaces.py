@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ __all__ = ["SpaceCalls"]
 _COUNTS = f"uint64_t[{lib.VMEMU_NKINDS}]"
 _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
 _BATCH = 64
+_NKINDS: int = lib.VMEMU_NKINDS
+_NO_FAULTS = (0,) * _NKINDS
+_fork_one, _end = lib.vmemu_space_fork_one, lib.vmemu_space_end
 
 
 class SpaceCalls(Handle):
@@ -43,6 +47,20 @@ class SpaceCalls(Handle):
         if rc:
             fail(rc, "fork")
         return (out[0],) if n == 1 else ids
+
+    def space_fork_one(self, space: int, mode: int, most: int) -> int:
+        """Id of one child; 0 if more than *most* pages are charged for the space."""
+        child: int = _fork_one(self._m, space, mode, most)
+        if child < 0:
+            if child == -errno.EDQUOT:
+                return 0
+            fail(child, "fork")
+        return child
+
+    def space_end(self, space: int) -> tuple[Sequence[int], int]:
+        """Ends a space -> (its faults by kind, how many memory objects are left). One thread at a time."""
+        left: int = _end(self._m, space, self._ended)
+        return ffi.unpack(self._ended, _NKINDS) if left & 1 else _NO_FAULTS, left >> 1
 
     def space_abandon(self, space: int) -> None:
         """Ends a space that came to nothing."""

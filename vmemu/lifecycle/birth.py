@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from time import perf_counter
 
 from vmemu._native import constants as c
@@ -14,15 +14,16 @@ from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import leave_space, look, share_space, use
+from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
+from vmemu.memory.args import MASK
 from vmemu.memory.space import Space
-from vmemu.memory.words import DEF_FLAGS, EMPTY, LOCKED_EXTRA
+from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
-__all__ = ["boot", "clone", "fork", "spawn", "vfork"]
+__all__ = ["boot", "clone", "fork", "fork_many", "spawn", "vfork"]
 
 _SLICE_SECONDS = 0.04
 """What one call into the core may take at most, roughly."""
@@ -68,62 +69,97 @@ def spawn(
 def _empty(kernel: Kernel, parent: int) -> int:
     """A process without any mapping and without an image."""
     table = kernel.processes
-    pids = table.reserve(1, "spawn")
+    pid = table.reserve_one("spawn")
     sid = kernel.core.space_new("spawn")
-    _enrol(kernel, pids, parent)
-    table.space[pids[0]] = sid
-    table.image[pids[0]] = 0
+    _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
+    table.space[pid] = sid
+    table.image[pid] = 0
     kernel.core.set_words(sid, EMPTY)
-    return pids[0]
+    return pid
 
 
-def _enrol(kernel: Kernel, pids: range, creator: int, parent: int = -1) -> None:
-    """Rows for new processes, which inherit from *creator*, a task, and are children of its process or of *parent*."""
+def _enrol(kernel: Kernel, pid: int, creator: int, uid: int, parent: int = -1) -> None:
+    """A row for a new process, which inherits from *creator*, a task of user *uid*, and is a child of its process or of
+    *parent*."""
     table = kernel.processes
     like = table.process(creator)
-    table.add(pids, like if parent < 0 else parent, like, kernel.clock_ns)
+    table.add_one(pid, like if parent < 0 else parent, like, kernel.clock_ns)
     if creator != like:
+        _inherit_from_thread(kernel, (pid,), creator)
+    _count(kernel, creator, uid, 1)
+
+
+def _enrol_many(kernel: Kernel, pids: range, creator: int, uid: int) -> None:
+    """The same for some, all children of the creator's process."""
+    table = kernel.processes
+    like = table.process(creator)
+    table.add(pids, like, like, kernel.clock_ns)
+    if creator != like:
+        _inherit_from_thread(kernel, pids, creator)
+    _count(kernel, creator, uid, len(pids))
+
+
+def _inherit_from_thread(kernel: Kernel, pids: Iterable[int], creator: int) -> None:
+    """What a task has of its own comes from that task, not from the first of its process."""
+    table = kernel.processes
+    for column in (table.image, table.name, table.credentials, table.blocked):
         for pid in pids:
-            for column in (table.image, table.name, table.credentials, table.blocked):
-                column[pid] = column[creator]
-    _count(kernel, creator, len(pids))
-    table.flags[creator] &= ~Flag.NPROC_EXCEEDED
+            column[pid] = column[creator]
 
 
-def _count(kernel: Kernel, creator: int, n: int) -> None:
-    """*n* tasks more for the user of *creator*, and the time that it took to make them."""
-    uid = kernel.credentials.of(creator).uid
+def _count(kernel: Kernel, creator: int, uid: int, n: int) -> None:
+    """*n* tasks more for a user, and the time that it took to make them. What the last change of user left to tell is
+    told (copy_process())."""
+    flags = kernel.processes.flags
     kernel.users[uid] = kernel.users.get(uid, 0) + n
     kernel.clock_ns += BIRTH_NS
+    if flags[creator]:
+        flags[creator] &= ~Flag.NPROC_EXCEEDED
 
 
-def _check_nproc(kernel: Kernel, creator: int, n: int) -> None:
-    """Whether its user may have *n* tasks more (copy_process()). Raises EAGAIN."""
+def _check_nproc(kernel: Kernel, creator: int, n: int) -> int:
+    """Whether its user may have *n* tasks more (copy_process()) -> the user. Raises EAGAIN."""
     who = kernel.credentials.of(creator)
-    limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
-    exempt = not who.uid or who.capable(Capability.SYS_RESOURCE) or who.capable(Capability.SYS_ADMIN)
-    if not exempt and kernel.users[who.uid] + n > limit:
-        raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
+    if who.uid and not who.capable(Capability.SYS_RESOURCE) and not who.capable(Capability.SYS_ADMIN):
+        limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
+        if kernel.users[who.uid] + n > limit:
+            raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
+    return who.uid
 
 
-def fork(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
-    """*n* > 0 children, all or none. EAGAIN without pids or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory
-    without frames."""
+def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
+    """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     with kernel.lock:
-        use(kernel, creator, "fork")
-        return _fork(kernel, creator, n, mode)
+        return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
 
 
-def _fork(kernel: Kernel, creator: int, n: int, mode: ForkMode, parent: int = -1) -> range:
+def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:
     table = kernel.processes
-    space = look(kernel, creator, "fork")
-    _check_nproc(kernel, creator, n)
-    pids = table.reserve(n, "fork")
-    _check_commit(space, n)
-    spaces = _fork_spaces(space, mode, n)
-    _enrol(kernel, pids, creator, parent)
-    table.space[pids[0] : pids[-1] + 1] = spaces
-    return pids
+    uid = _check_nproc(kernel, creator, 1)
+    pid = table.reserve_one("fork")
+    # as `_check_commit` decides, which is asked unless it is plain
+    most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
+    child = kernel.core.space_fork_one(sid, mode, most)
+    if not child:
+        _check_commit(look(kernel, creator, "fork"), 1)
+        child = kernel.core.space_fork_one(sid, mode, MASK)
+    _enrol(kernel, pid, creator, uid, parent)
+    table.space[pid] = child
+    return pid
+
+
+def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
+    """*n* > 0 children, all or none; else as fork()."""
+    with kernel.lock:
+        space = use(kernel, creator, "fork")
+        table = kernel.processes
+        uid = _check_nproc(kernel, creator, n)
+        pids = table.reserve(n, "fork")
+        _check_commit(space, n)
+        spaces = _fork_spaces(space, mode, n)
+        _enrol_many(kernel, pids, creator, uid)
+        table.space[pids[0] : pids[-1] + 1] = spaces
+        return pids
 
 
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
@@ -139,11 +175,6 @@ def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
         for sid in spaces:
             core.space_free(sid)
         raise
-    words = core.words(space.sid)
-    if words[DEF_FLAGS] or words[LOCKED_EXTRA]:  # locks are not inherited
-        words[DEF_FLAGS] = words[LOCKED_EXTRA] = 0
-        for sid in spaces:
-            core.set_words(sid, words)
     return spaces
 
 
@@ -186,13 +217,13 @@ def clone(kernel: Kernel, creator: int, flags: int, mode: ForkMode) -> int:
         if flags & _THREAD:
             new = _new_thread(kernel, creator)
         elif flags & _VM:
-            _check_nproc(kernel, creator, 1)
-            pids = table.reserve(1, "clone")
-            _enrol(kernel, pids, creator, table.parent[first] if flags & _PARENT else -1)
-            new = pids[0]
+            uid = _check_nproc(kernel, creator, 1)
+            new = table.reserve_one("clone")
+            _enrol(kernel, new, creator, uid, table.parent[first] if flags & _PARENT else -1)
             share_space(kernel, creator, new)
         else:
-            new = _fork(kernel, creator, 1, mode, table.parent[first] if flags & _PARENT else -1)[0]
+            sid = look(kernel, creator, "fork").sid
+            new = _fork(kernel, creator, sid, mode, table.parent[first] if flags & _PARENT else -1)
         if not flags & _THREAD:
             table.exit_signal[new] = table.exit_signal[first] if flags & _PARENT else flags & CSIGNAL
             if flags & _SIGHAND:
@@ -205,11 +236,10 @@ def clone(kernel: Kernel, creator: int, flags: int, mode: ForkMode) -> int:
 
 def _new_thread(kernel: Kernel, creator: int) -> int:
     table = kernel.processes
-    _check_nproc(kernel, creator, 1)
-    tid = table.reserve(1, "clone")[0]
+    uid = _check_nproc(kernel, creator, 1)
+    tid = table.reserve_one("clone")
     table.add_thread(tid, table.process(creator), creator, kernel.clock_ns)
-    _count(kernel, creator, 1)
-    table.flags[creator] &= ~Flag.NPROC_EXCEEDED
+    _count(kernel, creator, uid, 1)
     share_space(kernel, creator, tid)
     return tid
 

@@ -11,11 +11,12 @@ from vmemu.kernel import Kernel
 from vmemu.lifecycle.memory import hand_on_space, leave_space
 from vmemu.lifecycle.signals import allowed, fatal, post, tell_parent
 from vmemu.limits import Resource
-from vmemu.pids import INIT, RUNNING, ZOMBIE, Flag
+from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag
 from vmemu.types import PAGE_SIZE, FaultKind
 
 __all__ = ["count_for_parent", "die", "end_task", "reap", "settle", "stay_alone"]
 
+_FATAL, _FILE_MAJOR, _SWAP_IN = int(FaultKind.SEGV_MAPERR), int(FaultKind.FILE_MAJOR), int(FaultKind.SWAP_IN)
 _CORE = 0x80
 """Bit of the status: a core was dumped."""
 _JOB_STOPS = STOPS & ~ALWAYS
@@ -39,7 +40,8 @@ def die(kernel: Kernel, pid: int, status: int) -> None:
     """All tasks of a process end (do_group_exit()). *status* is as wait(2) gives it."""
     table = kernel.processes
     table.status[pid] = status
-    end_threads(kernel, pid, 0)
+    if table.threads:
+        end_threads(kernel, pid, 0)
     if table.state[pid] == RUNNING:
         _leave(kernel, pid)
     _end_process(kernel, pid)
@@ -77,33 +79,41 @@ def _leave(kernel: Kernel, tid: int) -> None:
     table = kernel.processes
     pid = table.process(tid)
     counted = leave_space(kernel, tid)
-    borrower = table.borrower.pop(tid, 0)
-    if borrower:
-        del table.lender[borrower]
-    for sparse in (table.pending_task, table.death_signal):
-        if sparse:
-            sparse.pop(tid, None)
+    if table.borrower:
+        borrower = table.borrower.pop(tid, 0)
+        if borrower:
+            del table.lender[borrower]
+    if table.pending_task:
+        table.pending_task.pop(tid, None)
+    if table.death_signal:
+        table.death_signal.pop(tid, None)
     if tid != pid or table.threads or pid in kernel.threads_faults:
         ended = kernel.threads_faults.get(pid)
-        kernel.threads_faults[pid] = counted if ended is None else [a + b for a, b in zip(ended, counted, strict=True)]
-        counted = kernel.threads_faults[pid]
+        if ended is not None:
+            counted = [a + b for a, b in zip(ended, counted, strict=True)]
+        kernel.threads_faults[pid] = counted
     if tid == pid:
         table.state[pid] = ZOMBIE
     else:
         table.remove_thread(tid)
         _uncount(kernel, tid)
-    table.major[pid] = major = counted[FaultKind.FILE_MAJOR] + counted[FaultKind.SWAP_IN]
-    table.minor[pid] = sum(counted[1 : FaultKind.SEGV_MAPERR]) - major
+    resolved = sum(counted[1:_FATAL])
+    if resolved:
+        table.major[pid] = major = counted[_FILE_MAJOR] + counted[_SWAP_IN]
+        table.minor[pid] = resolved - major
 
 
 def _end_process(kernel: Kernel, pid: int) -> None:
     """The last task has ended (exit_notify())."""
     table = kernel.processes
-    kernel.threads_faults.pop(pid, None)
-    for sparse in (table.stopped, table.report, table.pending):
-        if sparse:
-            sparse.pop(pid, None)
-    if pid in table.same_handlers:
+    if kernel.threads_faults:
+        kernel.threads_faults.pop(pid, None)
+    if table.pending:
+        table.pending.pop(pid, None)
+    if table.report or table.stopped:
+        table.report.pop(pid, None)
+        table.stopped.pop(pid, None)
+    if table.same_handlers and pid in table.same_handlers:
         table.same_handlers.pop(pid).discard(pid)
     if table.first_child[pid]:
         _orphan(kernel, pid, _reaper(kernel, pid))
@@ -130,7 +140,7 @@ def _orphan(kernel: Kernel, pid: int, reaper: int) -> None:
     for child in children:
         if child in table.death_signal and allowed(kernel, pid, child, table.death_signal[child]):
             post(kernel, child, table.death_signal[child])
-        table.exit_signal[child] = signal.SIGCHLD
+        table.exit_signal[child] = SIGCHLD
         if table.stopped:
             _orphaned_group(kernel, child, pid, 0)
         if not table.alive(child) and _bury_at_once(kernel, child):
@@ -145,7 +155,7 @@ def _bury_at_once(kernel: Kernel, pid: int) -> bool:
         count_for_parent(kernel, pid)
         return True
     alone = False
-    if sig == signal.SIGCHLD:
+    if sig == SIGCHLD:
         if not table.signals[parent] and not table.blocked[parent]:
             return False
         dispositions = kernel.signals.of(parent)
@@ -161,8 +171,10 @@ def count_for_parent(kernel: Kernel, pid: int) -> None:
     """Adds what a dead child used to what its parent's children used (wait_task_zombie())."""
     table = kernel.processes
     parent = table.parent[pid]
-    table.children_minor[parent] += table.minor[pid] + table.children_minor[pid]
-    table.children_major[parent] += table.major[pid] + table.children_major[pid]
+    minor, major = table.minor[pid] + table.children_minor[pid], table.major[pid] + table.children_major[pid]
+    if minor or major:
+        table.children_minor[parent] += minor
+        table.children_major[parent] += major
 
 
 def reap(kernel: Kernel, pid: int) -> None:
@@ -174,8 +186,10 @@ def reap(kernel: Kernel, pid: int) -> None:
 def _uncount(kernel: Kernel, tid: int) -> None:
     """One task less for its user."""
     uid = kernel.credentials.of(tid).uid
-    kernel.users[uid] -= 1
-    if not kernel.users[uid]:
+    left = kernel.users[uid] - 1
+    if left:
+        kernel.users[uid] = left
+    else:
         del kernel.users[uid]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel, SharedSpace
@@ -10,7 +11,7 @@ from vmemu.memory.space import Space
 from vmemu.pids import RUNNING, THREAD
 from vmemu.types import FaultKind
 
-__all__ = ["faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
+__all__ = ["alone", "faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
 
 _KINDS = len(FaultKind)
 
@@ -24,6 +25,12 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
     if state == THREAD:
         return Space(kernel, table.space[tid], table.leader[tid], tid)
     raise syscall_error(call, errno.ESRCH, f"process {tid} has exited")
+
+
+def alone(kernel: Kernel, tid: int) -> int:
+    """The space of a task that may use it at once and does so alone; 0: `use` has to look closer."""
+    table = kernel.processes
+    return 0 if table.borrower or table.stopped or kernel.shared else table.space[tid]
 
 
 def use(kernel: Kernel, tid: int, call: str) -> Space:
@@ -56,17 +63,17 @@ def share_space(kernel: Kernel, tid: int, new: int) -> None:
     table.space[new] = sid
 
 
-def leave_space(kernel: Kernel, tid: int) -> list[int]:
+def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
     """Takes its memory from a task, which frees it unless others use it -> the task's faults by kind. Who lent it in
     vfork goes on."""
     table = kernel.processes
-    counted = faults(kernel, tid)
     sid = table.space[tid]
-    shared = kernel.shared.get(sid)
+    shared = kernel.shared.get(sid) if kernel.shared else None
     if shared is None:
-        kernel.core.space_free(sid)
-        kernel.files.tidy()
+        counted, nobjects = kernel.core.space_end(sid)
+        kernel.files.tidy(nobjects)
     else:
+        counted = faults(kernel, tid)
         del shared.saved[tid]
         if shared.current == tid:
             shared.current = next(iter(shared.saved))
@@ -74,10 +81,11 @@ def leave_space(kernel: Kernel, tid: int) -> list[int]:
         if len(shared.saved) == 1:
             del kernel.shared[sid]
     table.space[tid] = 0
-    lender = table.lender.pop(tid, 0)
-    if lender:
-        del table.borrower[lender]
-        kernel.signalled.append(table.process(lender))
+    if table.lender:
+        lender = table.lender.pop(tid, 0)
+        if lender:
+            del table.borrower[lender]
+            kernel.signalled.append(table.process(lender))
     return counted
 
 
@@ -113,10 +121,10 @@ def faults(kernel: Kernel, tid: int) -> list[int]:
     return shared.saved[tid]
 
 
-def process_faults(kernel: Kernel, pid: int) -> list[int]:
+def process_faults(kernel: Kernel, pid: int) -> Sequence[int]:
     """Faults by kind of a process: of all its tasks, also those that have ended."""
     table = kernel.processes
-    counts = [faults(kernel, tid) for tid in table.tasks(pid)]
+    counts: list[Sequence[int]] = [faults(kernel, tid) for tid in table.tasks(pid)]
     ended = kernel.threads_faults.get(pid)
     if ended:
         counts.append(ended)

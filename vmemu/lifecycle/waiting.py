@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Iterable
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import count_for_parent, reap
-from vmemu.lifecycle.memory import use
+from vmemu.lifecycle.memory import alone, use
 from vmemu.lifecycle.signals import CONTINUED
-from vmemu.pids import ZOMBIE
+from vmemu.pids import SIGCHLD, ZOMBIE
 
 __all__ = ["wait4", "waitid"]
 
 WCLONE, WALL, WNOTHREAD = 0x8000_0000, 0x4000_0000, 0x2000_0000
+_EXITED, _NOWAIT = os.WEXITED, os.WNOWAIT
 _COMMON = os.WNOHANG | os.WCONTINUED | WCLONE | WALL | WNOTHREAD
 _WAIT4 = _COMMON | os.WUNTRACED
 _WAITID = _COMMON | os.WNOWAIT | os.WEXITED | os.WSTOPPED
@@ -31,15 +31,21 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
     if pid == -(1 << 31):
         raise syscall_error("wait", errno.ESRCH, f"{pid}")
     with kernel.lock:
-        use(kernel, caller, "wait")
+        if not alone(kernel, caller):
+            use(kernel, caller, "wait")
         table = kernel.processes
         if pid > 0:
             among: Iterable[int] = _named(kernel, caller, pid)
         elif pid == -1:
-            among = table.children(table.process(caller))
+            parent = table.process(caller)
+            eldest = table.first_child[parent]
+            usual = table.exit_signal[eldest] == SIGCHLD and not (options or table.threads)
+            if usual and table.state[eldest] == ZOMBIE:  # as `_wait` would find
+                return eldest, _bury(kernel, eldest, options)
+            among = table.children(parent)
         else:
             among = _grouped(kernel, caller, -pid)
-        return _wait(kernel, caller, among, options | os.WEXITED)
+        return _wait(kernel, caller, among, options | _EXITED)
 
 
 def waitid(kernel: Kernel, caller: int, idtype: int, number: int, options: int) -> tuple[int, int, int]:
@@ -84,12 +90,15 @@ def _wait(kernel: Kernel, caller: int, among: Iterable[int], options: int) -> tu
     table = kernel.processes
     nobody = True
     for child in among:
-        if not options & WALL and (table.exit_signal[child] != signal.SIGCHLD) != bool(options & WCLONE):
+        if not options & WALL and (table.exit_signal[child] != SIGCHLD) != bool(options & WCLONE):
             continue
-        nobody = nobody and table.state[child] == ZOMBIE and child not in table.threads and not options & os.WEXITED
-        status = _event(kernel, child, options)
-        if status >= 0:
-            return child, status
+        if table.state[child] != ZOMBIE or child in table.threads:  # some task of it is alive
+            nobody = False
+            status = _event(kernel, child, options)
+            if status >= 0:
+                return child, status
+        elif options & _EXITED:
+            return child, _bury(kernel, child, options)
     if nobody:
         raise syscall_error("wait", errno.ECHILD, f"process {caller} has no such child")
     if options & os.WNOHANG:
@@ -97,21 +106,22 @@ def _wait(kernel: Kernel, caller: int, among: Iterable[int], options: int) -> tu
     raise syscall_error("wait", errno.EAGAIN, "every child is alive; a real process would block")
 
 
+def _bury(kernel: Kernel, child: int, options: int) -> int:
+    """The status of a dead child, which is then gone (wait_task_zombie())."""
+    status = kernel.processes.status[child]
+    if not options & _NOWAIT:
+        count_for_parent(kernel, child)
+        reap(kernel, child)
+    return status
+
+
 def _event(kernel: Kernel, child: int, options: int) -> int:
-    """What a child has to tell, which is then told, -1 for nothing (wait_consider_child())."""
+    """That a living child stopped or went on, which is then told, -1 if it did not (wait_consider_child())."""
     table = kernel.processes
-    if not table.alive(child):
-        if not options & os.WEXITED:
-            return -1
-        status = table.status[child]
-        if not options & os.WNOWAIT:
-            count_for_parent(kernel, child)
-            reap(kernel, child)
-        return status
     status = table.report.get(child, -1)
     wanted = os.WCONTINUED if status == CONTINUED else os.WSTOPPED
     if status < 0 or not options & wanted:
         return -1
-    if not options & os.WNOWAIT:
+    if not options & _NOWAIT:
         del table.report[child]
     return status

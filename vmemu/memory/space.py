@@ -51,10 +51,10 @@ class Space(Holder):
             length = min(length, self._mapped(where, length) + 1)
         if length > _LARGE:  # no second copy: a bytes that nobody has seen yet is filled in place
             buffer = bytes(length)
-            self._read(where, buffer, access)
+            self.read_into(buffer, where, access)
             return buffer
         small = bytearray(length)
-        self._read(where, small, access)
+        self.read_into(small, where, access)
         return bytes(small)
 
     def _mapped(self, address: int, length: int) -> int:
@@ -66,14 +66,17 @@ class Space(Holder):
             at = vma.end
         return at - address
 
-    def _read(self, address: int, buffer: bytes | bytearray, access: int) -> None:
+    def read_into(self, buffer: bytes | bytearray, address: int, access: int, trap: Trap | None = None) -> None:
+        """Fills a buffer; *trap*: where that was begun and stopped."""
         length, done = len(buffer), 0
         while True:
-            trap = self.kernel.core.read(self.sid, address + done & MASK, buffer, done, length - done, access)
+            if trap is None:
+                trap = self.kernel.core.read(self.sid, address + done & MASK, buffer, done, length - done, access)
             done += trap.done
             if not trap.reason:
                 return
             self._handle(trap, access)
+            trap = None
 
     def write(self, address: SupportsIndex, data: Any) -> None:
         """*data*, any contiguous buffer of bytes, to *address*."""
@@ -82,13 +85,24 @@ class Space(Holder):
             raise TypeError("data must be a bytes-like object, not str")
         if not isinstance(data, bytes | bytearray):
             data = byte_view(data)
+        self.write_from(data, where)
+
+    def write_from(self, data: Any, address: int, trap: Trap | None = None) -> None:
+        """Stores a buffer; *trap*: where that was begun and stopped."""
         length, done = len(data), 0
         while True:
-            trap = self.kernel.core.write(self.sid, where + done & MASK, data, done, length - done)
+            if trap is None:
+                trap = self.kernel.core.write(self.sid, address + done & MASK, data, done, length - done)
             done += trap.done
             if not trap.reason:
                 return
             self._handle(trap, c.WRITE)
+            trap = None
+
+    def write_on(self, trap: Trap, address: int, data: bytes) -> None:
+        """The rest of a write of *data* to *address* that stopped with a trap."""
+        self._handle(trap, c.WRITE)
+        self.write(address + trap.done, data[trap.done :])
 
     def touch(self, address: SupportsIndex, length: int, write: bool) -> FaultCounts:
         """One access to each page of [address, address + length)."""

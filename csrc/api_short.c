@@ -1,0 +1,70 @@
+/* Door: what is called most often, in forms that are cheap to call from Python. See api.h. */
+#include "access.h"
+#include "api.h"
+#include "fork.h"
+#include "space.h"
+
+/* How an access came out, in one number. */
+static int64_t outcome(int rc, const struct vmemu_trap *trap)
+{
+	if (rc <= 0)
+		return rc;
+	return (int64_t)(trap->done << 8) | (rc == VMEMU_TRAP_FAULT ? (int64_t)trap->kind : VMEMU_STOPPED);
+}
+
+int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length)
+{
+	struct space *s = enter_space(m, space);
+	struct vmemu_trap trap;
+
+	if (!s)
+		return -EBADF;
+	return outcome(leave(m, access_read(&m->vm, s, address, buffer, length, VMEMU_READ, &trap)), &trap);
+}
+
+int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer, uint32_t length)
+{
+	struct space *s = enter_space(m, space);
+	struct vmemu_trap trap;
+
+	if (!s)
+		return -EBADF;
+	return outcome(leave(m, access_write(&m->vm, s, address, buffer, length, &trap)), &trap);
+}
+
+int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most)
+{
+	struct space *s = enter_space(m, space), *child;
+	int64_t rc;
+
+	if (!s)
+		return -EBADF;
+	if (mode < VMEMU_FORK_EAGER || mode > VMEMU_FORK_ON_DEMAND)
+		return leave(m, -EINVAL);
+	if (s->vmas.sums.account > most)
+		return leave(m, -EDQUOT);
+	rc = fork_space(&m->vm, s, mode, &child);
+	if (!rc)
+		rc = child->id;
+	(void)leave(m, 0);
+	return rc;
+}
+
+int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults)
+{
+	struct space *s = enter_space(m, space);
+	int64_t left;
+	int had = 0;
+
+	if (!s)
+		return -EBADF;
+	for (int kind = 0; kind < VMEMU_NKINDS; kind++)
+		had |= s->faults[kind] != 0;
+	if (had)
+		memcpy(faults, s->faults, sizeof(s->faults));
+	space_free(&m->vm, s);
+	objects_reap(&m->vm.objects);
+	left = m->vm.objects.count;
+	(void)leave(m, 0);
+	return left << 1 | had;
+}
