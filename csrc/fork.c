@@ -228,7 +228,7 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 		child->root = parent->root;
 		table_get(&vm->tables, child->root);
 	}
-	if (!parent->vmas.sums.special)
+	if (!vmas_sums(&parent->vmas)->special)
 		return 0;
 	while (!rc && (v = vmas_find(&child->vmas, at, &pos)) != NULL) {
 		vma_t part = *v;
