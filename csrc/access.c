@@ -2,6 +2,7 @@
 #include "access.h"
 
 #include "fault.h"
+#include "faultlog.h"
 
 /* What a call may do before it returns to its caller, who may have a signal to look at: well under 50 ms of hits, or of
  * faults, which may each bring fresh memory from the host. */
@@ -10,14 +11,11 @@
 #define SLICE_PAGES (SLICE / SLICE_FAULT)
 /* Accesses of a batch whose entries are looked for at once, so that the host's memory is waited for once. */
 #define AHEAD 64u
-/* Of the page that the next fault copies from. */
-#define FETCH_BYTES 256u
 
 /* An access outside the user half. */
-static int refuse(struct vm *vm, struct space *s)
+static int refuse(struct vm *vm, struct space *s, uint64_t va, int access)
 {
-	s->faults[VMEMU_SEGV_MAPERR]++;
-	vm->faults[VMEMU_SEGV_MAPERR]++;
+	fault_count(vm, s, va, access & VMEMU_WRITE ? VMEMU_WRITE : access, VMEMU_SEGV_MAPERR, 0);
 	return VMEMU_SEGV_MAPERR;
 }
 
@@ -29,7 +27,7 @@ int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pt
 	if (*pte)
 		return VMEMU_NONE;
 	if (va >= TASK_SIZE)
-		return refuse(vm, s);
+		return refuse(vm, s, va, access);
 	kind = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
 	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 		return kind;
@@ -99,19 +97,21 @@ int access_write(struct vm *vm, struct space *s, uint64_t va, const void *buffer
 	return transfer(vm, s, va, NULL, buffer, length, VMEMU_WRITE, trap);
 }
 
-/* The fault of an access that an entry did not allow; afterwards it does. Results as access_one's. */
-static int fault_and_mark(struct fault *f, uint64_t va, int access)
+/* The fault of an access that an entry did not allow, and of the ones to the pages after it, as fault_run; afterwards the entry
+ * of the last allows it. Results as access_one's. */
+static int fault_and_mark(struct fault *f, uint64_t va, int access, uint64_t npages)
 {
 	struct vm *vm = f->vm;
 	pte_t *e;
 	int kind;
 
+	f->before = 0;
 	if (va >= TASK_SIZE)
-		return refuse(vm, f->space);
-	kind = fault_at(f, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access);
+		return refuse(vm, f->space, va, access);
+	kind = fault_run(f, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, npages);
 	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 		return kind;
-	e = table_walk_next(&vm->tables, f->space->root, va, &f->walk);
+	e = table_walk_next(&vm->tables, f->space->root, va + f->before * PAGE_BYTES, &f->walk);
 	VM_ASSERT(e && access_allowed(*e, f->walk.writable, access)); /* one fault makes the access possible */
 	access_mark(vm, e, access);
 	return kind;
@@ -120,16 +120,13 @@ static int fault_and_mark(struct fault *f, uint64_t va, int access)
 /* A fault is to come at this entry: what it will look at, or copy from, is fetched while another one is dealt with. */
 static void fetch_ahead(const struct vm *vm, pte_t e)
 {
-	pfn_t pfn = pte_pfn(e);
 	const uint8_t *bytes;
 
-	if (!pte_mapped(e) || e & PTE_W || pfn >= vm->frames.nframes)
+	if (!pte_mapped(e) || e & PTE_W)
 		return;
-	__builtin_prefetch(&vm->frames.of[pfn], 1);
-	if (!vm->frames.contents)
-		return;
-	bytes = frame_bytes(&vm->frames, pfn);
-	for (unsigned int i = 0; i < FETCH_BYTES; i += 64)
+	__builtin_prefetch(&vm->frames.of[pte_pfn(e)], 1);
+	bytes = frame_bytes(&vm->frames, pte_pfn(e));
+	for (unsigned int i = 0; vm->frames.contents && i < FETCH_BYTES; i += 64)
 		__builtin_prefetch(bytes + i, 0);
 }
 
@@ -141,26 +138,33 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 	struct fault f;
 
 	fault_begin(&f, vm, s, trap);
-	for (; bytes < length; done++) {
-		uint64_t at = va + bytes;
+	while (bytes < length) {
+		uint64_t at = va + bytes, pages;
 		pte_t *e = at < TASK_SIZE ? table_walk_next(&vm->tables, s->root, at, &f.walk) : NULL;
 		int kind = VMEMU_NONE;
 
 		if (cost >= SLICE)
 			return stop(trap, at, done, -VMEMU_TRAP_PAUSE);
-		cost++;
 		if (e && access_allowed(*e, f.walk.writable, access)) {
 			access_mark(vm, e, access);
+			f.before = 0;
 		} else {
-			cost += SLICE_FAULT;
-			if (e && access & VMEMU_WRITE && pte_index(at, 1) < TABLE_ENTRIES - 1 && !pte_huge(*e))
-				fetch_ahead(vm, e[1]);
-			kind = fault_and_mark(&f, at, access);
+			pages = ((at & PAGE_MASK) + length - bytes + PAGE_MASK) >> PAGE_SHIFT;
+			kind = fault_and_mark(&f, at, access, pages);
+			cost += (uint32_t)f.before * SLICE_FAULT + SLICE_FAULT;
+		}
+		if (f.before) {
+			counts[f.kind] += f.before;
+			done += f.before;
+			at = (at & ~PAGE_MASK) + f.before * PAGE_BYTES;
 		}
 		if (kind >= 0)
 			counts[kind]++;
 		if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 			return stop(trap, at, done, kind);
+		cost++;
+		done++;
+		bytes = at - va;
 		bytes += chunk(at, length - bytes);
 	}
 	trap->done = done;
@@ -257,7 +261,7 @@ int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, cons
 			cost += SLICE_FAULT;
 			if (k + 1 < m)
 				fetch_ahead(vm, *staged_entry(ahead[k + 1]));
-			kind = fault_and_mark(&f, addresses[i + k], access);
+			kind = fault_and_mark(&f, addresses[i + k], access, 1);
 			if (kind < 0)
 				return stop(trap, addresses[i + k], i + k, kind);
 			kinds[i + k] = (uint8_t)kind;

@@ -4,6 +4,7 @@
 #include "check.h"
 #include "look.h"
 #include "space.h"
+#include "trace.h"
 
 vmemu_machine *vmemu_machine_new(uint64_t nframes, uint32_t options, uint32_t around)
 {
@@ -44,6 +45,7 @@ void vmemu_machine_free(vmemu_machine *m)
 	host_free(&vm->host, vm->spaces, vm->capacity * sizeof(*vm->spaces));
 	objects_destroy(&vm->objects);
 	look_mapcounts_free(vm);
+	trace_forget(vm);
 	tables_destroy(&vm->tables);
 	frames_destroy(&vm->frames);
 	free(m);

@@ -79,9 +79,7 @@ int vmemu_space_abandon(vmemu_machine *m, uint32_t space)
 
 	if (!s)
 		return -EBADF;
-	for (int kind = 0; kind < VMEMU_NKINDS; kind++)
-		m->vm.faults[kind] -= s->faults[kind];
-	space_free(&m->vm, s);
+	space_abandon(&m->vm, s);
 	return leave(m, 0);
 }
 

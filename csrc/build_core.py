@@ -15,7 +15,7 @@ from cffi import FFI
 # setuptools wants paths relative to the top of the tree, and cffi runs this file without __file__.
 HERE = Path("csrc")
 
-compile_args = ["-O2", "-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"]
+compile_args = ["-O3", "-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"]
 link_args = ["-pthread"]
 
 sanitizers = os.environ.get("VMEMU_SANITIZE", "")

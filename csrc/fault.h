@@ -62,30 +62,40 @@ struct fault {
 	struct space *space;
 	struct vmemu_trap *trap;
 	struct walk walk;
-	uint32_t options;
 	int known; /* vma and object are of the last fault and still true */
 	vma_t vma; /* a copy: handlers may change the space's VMAs */
 	struct object *object;
 	uint64_t va;
 	int access;
 	int leaf_missing; /* the leaf table did not exist */
-	pte_t pte;	  /* as classified, 0 for none */
 	uint64_t index;
+	struct fault_facts facts; /* of va, or in a run of the page it is at */
+	enum fault_action action;
+	uint64_t limit;	 /* of a run: pages that it may go on with */
+	uint64_t before; /* pages that it resolved before the last one, */
+	int kind;	 /* all as this kind */
 };
 
 /* Faults of one space to come, during one call. */
 void fault_begin(struct fault *f, struct vm *vm, struct space *s, struct vmemu_trap *trap);
-/* Resolves the fault of one access at va, which is in the user half. Returns an enum vmemu_kind >= 0 (counted), or, negated,
- * an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change nothing that counts. */
-int fault_at(struct fault *f, uint64_t va, int access);
+/* Resolves the fault of one access at va, which is in the user half, and those of up to npages - 1 accesses to the pages after
+ * it where they are of the same kind: f->before says how many, f->kind as what. Returns for the last an enum vmemu_kind >= 0
+ * (counted), or, negated, an enum vmemu_trap_reason with trap->object and trap->index filled in. Fatal kinds and OOM change
+ * nothing that counts. */
+int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages);
 /* The same for one fault alone. */
 int fault_resolve(struct vm *vm, struct space *s, uint64_t va, int access, struct vmemu_trap *trap);
 
-/* ---- between fault.c, fault_huge.c and fault_pool.c ---- */
+/* Of a page that will be copied from, fetched ahead. */
+#define FETCH_BYTES 256u
+
+/* ---- between the fault files ---- */
 
 /* A handler's result: something changed, decide again. */
 #define FAULT_AGAIN (-100)
 
+/* What there is to know of an entry that is to be classified. */
+void fault_look(struct fault *f, pte_t e);
 /* The mapping's identity, before its first anonymous frame. -ENOMEM. */
 int fault_prepare_anon(struct fault *f);
 /* Takes the path for itself; the entry may lose W and the frame EXCLUSIVE by that, never more. -ENOMEM. */
@@ -98,7 +108,16 @@ static inline uint32_t fault_anon_flags(const struct fault *f)
 
 /* The entry for a frame, accessed, dirty if the access is a write. */
 pte_t fault_entry(const struct fault *f, pfn_t pfn, int writable);
+/* A private copy of a page of an object where nothing is mapped. */
+int fault_copy_from(struct fault *f, pfn_t from);
 /* Handlers. */
+int fault_copy(struct fault *f);
+int fault_reuse(struct fault *f);
+int fault_mkwrite(struct fault *f);
+int fault_beyond_eof(struct fault *f);
+int fault_map_cached(struct fault *f);
+int fault_copy_cached(struct fault *f);
+int fault_write_cached(struct fault *f);
 int fault_fill(struct fault *f);
 int fault_map_zero(struct fault *f);
 int fault_fill_huge(struct fault *f);

@@ -12,6 +12,12 @@
 /* An empty space, numbered. -ENOMEM. */
 int space_new(struct vm *vm, struct space **out);
 void space_free(struct vm *vm, struct space *s);
+/* In space_build.c. A new space with n mappings (in order, as they are but for their identities) and these words. -ENOMEM. */
+int space_build(struct vm *vm, const vma_t *vmas, uint32_t n, const uint64_t *words, struct space **out);
+/* Ends a space that came to nothing: its faults are not the machine's either. */
+void space_abandon(struct vm *vm, struct space *s);
+/* s takes the place of `old`, which ends: its faults are added, its no_thp goes over (begin_new_exec()). */
+void space_succeed(struct vm *vm, struct space *s, struct space *old);
 
 /* To be called before pages or mappings of [start, end) go: remembers how much there was (update_hiwater_rss(),
  * update_hiwater_vm()). */

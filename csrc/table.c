@@ -75,17 +75,13 @@ static void release_all(struct tables *t, const pte_t *e, unsigned int used)
 	struct frame *of = t->frames->of;
 
 	for (unsigned int i = 0; used; i++) {
-		struct frame *fr;
+		pte_t entry = e[i];
 
-		if (!e[i])
+		if (!entry)
 			continue;
 		used--;
-		table_prefetch(t, e, i + TABLE_AHEAD);
-		fr = &of[pte_pfn(e[i])];
-		if (e[i] & PTE_P && fr->refs > 1 && (fr->flags & (FRAME_ANON | FRAME_LARGE)) == FRAME_ANON)
-			fr->refs--;
-		else
-			table_release(t, e[i]);
+		if (!(entry & PTE_P) || !frame_leave(&of[pte_pfn(entry)]))
+			table_release(t, entry);
 	}
 }
 
@@ -294,11 +290,24 @@ void table_account(struct tables *t, pfn_t table, pte_t e, int by)
 	}
 }
 
+/* One 4 KiB page instead of another of the same kind: nothing to count. */
+static int same_kind(const struct tables *t, pte_t a, pte_t b)
+{
+	const uint32_t kinds = FRAME_ANON | FRAME_OBJECT | FRAME_ZERO | FRAME_HUGETLB;
+
+	return pte_mapped(a) && pte_mapped(b) && !pte_huge(a | b) &&
+	       !((frame_of(t->frames, pte_pfn(a))->flags ^ frame_of(t->frames, pte_pfn(b))->flags) & kinds);
+}
+
 void table_exchange(struct tables *t, const struct leaf *leaf, pte_t e)
 {
-	table_account(t, leaf->table, *leaf->pte, -1);
+	int alike = same_kind(t, *leaf->pte, e);
+
+	if (!alike)
+		table_account(t, leaf->table, *leaf->pte, -1);
 	*leaf->pte = e;
-	table_account(t, leaf->table, e, 1);
+	if (!alike)
+		table_account(t, leaf->table, e, 1);
 	t->generation++;
 }
 

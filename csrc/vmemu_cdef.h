@@ -62,7 +62,8 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
 	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
 	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
-	VMEMU_TRAP_PAUSE = 4  /* time slice used up: call again */
+	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
+	VMEMU_TRAP_CALL = 5   /* the next record of a trace is a system call */
 };
 
 struct vmemu_trap {
@@ -71,6 +72,72 @@ struct vmemu_trap {
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
+};
+
+/* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
+ * are Operation's of vmemu/types.py. */
+enum vmemu_operation {
+	VMEMU_OP_READ = 0,
+	VMEMU_OP_WRITE = 1,
+	VMEMU_OP_FETCH = 2,
+	VMEMU_OP_SPAWN = 3,
+	VMEMU_OP_FORK = 4,
+	VMEMU_OP_EXIT = 5,
+	VMEMU_OP_WAIT = 6,
+	VMEMU_OP_MMAP = 7,
+	VMEMU_OP_MMAP_SHARED = 8,
+	VMEMU_OP_MUNMAP = 9,
+	VMEMU_NOPERATIONS = 10
+};
+
+/* One record of a trace. `pid` is a label: the trace chooses it, a table of the caller's says which space it is. */
+struct vmemu_record {
+	uint64_t address; /* FORK: the child's label; EXIT: the code */
+	uint64_t size;	  /* bytes */
+	uint32_t pid;
+	uint32_t operation; /* enum vmemu_operation */
+};
+
+/* How far a run of a trace is; zeros at the start. */
+struct vmemu_run {
+	uint64_t at;	/* records done */
+	uint64_t bytes; /* of the next one, done */
+	uint32_t worst; /* greatest enum vmemu_kind of these */
+};
+
+/* What is wrong with a record. */
+enum vmemu_bad_record {
+	VMEMU_BAD_OPERATION = 1, /* there is no such */
+	VMEMU_BAD_LABEL = 2,	 /* not below nlabels */
+	VMEMU_BAD_PID = 3,	 /* nobody alive has that label */
+	VMEMU_BAD_CHILD = 4,	 /* somebody alive has the label of who is to be born */
+	VMEMU_BAD_SIZE = 5,	 /* 0 */
+	VMEMU_BAD_ADDRESS = 6	 /* of a mapping: not page aligned, or beyond the user half */
+};
+
+/* How a space is made in one piece: mappings, in order and as they are (none merges with another); the words; what is then
+ * written, and which ranges, each inside one mapping, have other flags after that. */
+struct vmemu_write {
+	uint64_t address;
+	uint64_t length;
+	const void *data;
+};
+
+struct vmemu_change {
+	uint64_t start;
+	uint64_t end;
+	uint64_t flags;
+};
+
+struct vmemu_pattern {
+	const struct vmemu_vma *vmas;
+	const struct vmemu_write *writes;
+	const struct vmemu_change *changes;
+	uint32_t nvmas;
+	uint32_t nwrites;
+	uint32_t nchanges;
+	uint64_t words[VMEMU_NWORDS];
 };
 
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
@@ -249,6 +316,22 @@ struct vmemu_pool {
 	uint64_t reserved; /* of the free ones */
 };
 
+/* A fault as it was recorded. Frames are UINT32_MAX where the entry mapped none. */
+struct vmemu_fault {
+	uint64_t sequence; /* 0 for the first of this log */
+	uint64_t address;  /* first byte that was accessed */
+	uint32_t pid;	   /* the owner's number, as the caller gave it */
+	uint16_t kind;	   /* enum vmemu_kind */
+	uint16_t access;   /* enum vmemu_access */
+	uint32_t old_frame;
+	uint32_t new_frame;
+};
+
+struct vmemu_log_info {
+	uint64_t n;    /* records in the ring */
+	uint64_t next; /* sequence number of the next one */
+};
+
 typedef struct vmemu_machine vmemu_machine;
 
 /* ---- machine ---- */
@@ -293,6 +376,12 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
+/* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_*, with how many
+ * writes are done in *written; the rest of it, later ones and the changes are the caller's then. -ESTALE: an object is gone. */
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t *space, uint32_t *written,
+		      struct vmemu_trap *trap);
+/* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
+int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
 /* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
@@ -381,6 +470,19 @@ int vmemu_space_touch(vmemu_machine *m, uint32_t space, uint64_t address, uint64
 int vmemu_space_access(vmemu_machine *m, uint32_t space, const uint64_t *addresses, const uint8_t *writes, int access,
 		       uint64_t n, uint8_t *kinds, struct vmemu_trap *trap);
 
+/* ---- traces ---- */
+
+/* The first thing wrong with n records, an enum vmemu_bad_record, its index into *bad; 0: nothing. alive[nlabels] says by label
+ * who is alive before, and afterwards who is then. Needs no machine. */
+int vmemu_trace_check(const struct vmemu_record *records, uint64_t n, uint8_t *alive, uint32_t nlabels, uint64_t *bad);
+/* Makes the accesses of records[run->at] to records[n - 1], each to every page of its range; spaces[nlabels] says by label which
+ * space it is, 0 for none. The greatest kind of each record goes to kinds[n], which must be zeros and may be NULL; each page
+ * is counted in counts[VMEMU_NKINDS]. Fatal ones end their record and go on. Returns 0, or VMEMU_TRAP_PAGE, _STACK, _PAUSE or
+ * _CALL with `run` saying where: act and call again. -ESRCH: records[run->at] has a label of no space. */
+int vmemu_machine_run(vmemu_machine *m, const struct vmemu_record *records, uint64_t n, const uint32_t *spaces,
+		      uint32_t nlabels, uint8_t *kinds, uint64_t *counts, struct vmemu_run *run,
+		      struct vmemu_trap *trap);
+
 /* ---- looking ---- */
 
 /* npages entries in the layout of /proc/PID/pagemap. */
@@ -412,6 +514,17 @@ int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, ui
 int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Pages merged with the zero page. */
 int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
+
+/* ---- fault log ---- */
+
+/* From now on faults are recorded in ring[capacity], the newest in place of the oldest when it is full; owners[nowners] says by
+ * space whose it is. Both are lent until ring == NULL switches the log off. -EINVAL: no capacity; -EBUSY: it is on. */
+int vmemu_machine_log(vmemu_machine *m, struct vmemu_fault *ring, uint64_t capacity, const uint32_t *owners,
+		      uint64_t nowners);
+/* How much was recorded; the records are in ring[0] to ring[n - 1] now, in their order. clear: after that the ring is empty. */
+int vmemu_machine_log_sort(vmemu_machine *m, int clear, struct vmemu_log_info *out);
+/* Records what an access came to that stopped with a trap and was refused by the caller. */
+int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int access, int kind);
 
 /* ---- objects ---- */
 

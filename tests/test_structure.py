@@ -10,11 +10,11 @@ import pytest
 
 PYTHON = """
     __init__ __main__
-    cli
+    cli workloads testing
     cli_look
     lab
     machine
-    procfs
+    procfs traces faultlog
     crowd
     process
     task
@@ -32,9 +32,9 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "_native": "__init__ / accesses looks machine objects pages spaces / border",
+    "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
-    "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf",
+    "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
     "/ limits / commit / args bits words / __init__",
@@ -44,11 +44,13 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_huge api_ksm api_mark api_object api_short api_space
+    api api_build api_huge api_ksm api_mark api_object api_short api_space api_trace
+    trace
     access check check_space fork huge look
     ksm lru mark move
-    space space_object space_pool
-    fault fault_huge fault_pool classify
+    space space_build space_object space_pool
+    fault fault_anon fault_file fault_huge fault_pool classify
+    faultlog
     mm
     object table table_huge table_range
     pool
@@ -61,17 +63,22 @@ Files of csrc from top to bottom, by stem; a .c file may include its own header 
 part of."""
 
 C_PARTS = {
+    "api_build": "api",
     "api_huge": "api",
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
     "api_short": "api",
     "api_space": "api",
+    "api_trace": "api",
     "check_space": "check",
     "classify": "fault",
+    "fault_anon": "fault",
+    "fault_file": "fault",
     "fault_huge": "fault",
     "fault_pool": "fault",
     "move": "space",
+    "space_build": "space",
     "space_object": "space",
     "space_pool": "space",
     "table_huge": "table",

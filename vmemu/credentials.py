@@ -86,6 +86,10 @@ class Credentials:
         if 0 in (self.uid, euid):  # as if the file had them all
             permitted |= self.bounding | self.inheritable
         effective = permitted if euid == 0 else ambient
+        ids = (self.euid, self.suid, self.fsuid, self.egid, self.sgid, self.fsgid)
+        sets = (self.permitted, self.effective, self.ambient)
+        if ids == (euid, euid, euid, egid, egid, egid) and sets == (permitted, effective, ambient):
+            return self
         return replace(
             self,
             euid=euid,

@@ -15,6 +15,7 @@ from vmemu.types import FaultKind
 
 __all__ = [
     "BusError",
+    "FaultsLost",
     "InvariantError",
     "KilledInExec",
     "MemoryFault",
@@ -22,6 +23,7 @@ __all__ = [
     "ProcessKilled",
     "SegmentationFault",
     "SyscallError",
+    "TraceError",
     "VmemuError",
     "syscall_error",
 ]
@@ -47,6 +49,21 @@ class SyscallError(VmemuError, OSError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _again, (self.args, self.filename, isinstance(self, OutOfMemory))
+
+
+class TraceError(VmemuError, ValueError):
+    """What should be a trace is none, or has a bad record: `.index` says which, None if it is not about one."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message, index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class FaultsLost(UserWarning):
+    """A fault log was full: its oldest records were overwritten before they were read."""
 
 
 class OutOfMemory(SyscallError, MemoryError):

@@ -7,12 +7,14 @@ import random
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.crowd import exit_many
 from vmemu.errors import VmemuError
+from vmemu.faultlog import FaultLog
 from vmemu.files import File
 from vmemu.handles import ProcessMap
 from vmemu.kernel import Kernel
@@ -26,6 +28,12 @@ from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from vmemu.traces import RunResult
 
 __all__ = ["Machine"]
 
@@ -203,6 +211,31 @@ class Machine:
         """
         return self._kernel.files.create(name, data, writenotify)
 
+    def run(
+        self,
+        trace: ArrayLike,
+        processes: Dictionary[int, Process] | Sequence[Process] | None = None,
+        *,
+        outcomes: bool = True,
+    ) -> RunResult:
+        """Runs *trace*, records of `TRACE_DTYPE`, shape (n,): reads, writes and fetches, fork, exit, wait, mmap and
+        munmap of many processes, one after the other, in one call (see `Operation`).
+
+        *processes* are those that it starts with, by label, or in a sequence: 0, 1, ...; a trace that begins with SPAWN
+        needs none. A bad access does not raise, its kind is in `RunResult.outcomes`, which *outcomes* off leaves out.
+        A write leaves the bytes as they are. The whole trace is checked before anything is done: TraceError for an
+        unknown operation or label, an access of 0 bytes. A system call that fails raises what it raises, with a note
+        that names the record: those before it are done. Other threads can't make or end processes meanwhile.
+        """
+        return traces.run(self._kernel, trace, processes, outcomes)
+
+    def trace_faults(self, capacity: int = 65536) -> FaultLog:
+        """Records every fault from now on, the last *capacity* of them, until the log is closed; a context manager.
+
+        ValueError while another log of this machine is open.
+        """
+        return FaultLog(self._kernel, capacity)
+
     @property
     def zero_pfn(self) -> int | None:
         """Frame of the zero page, None without one."""
@@ -218,6 +251,18 @@ class Machine:
     def faults(self) -> FaultCounts:
         """Faults of all processes since boot, by kind. Snapshot."""
         return self._kernel.core.machine_faults()
+
+    @property
+    def ram(self) -> NDArray[np.uint8]:
+        """The emulated RAM: uint8 array (memory in bytes,), read-only, live and not copied. Frame *pfn* is
+        ``ram[pfn * 4096 : (pfn + 1) * 4096]``, page tables included.
+
+        It shows what another thread is writing half done, and costs host memory only where RAM was used. With
+        ``contents=False`` data frames are zeros. The array stays valid, and holds the host's memory, after `close`.
+        """
+        import numpy as np
+
+        return np.frombuffer(self._kernel.core.ram(self._kernel.npages), np.uint8)
 
     @property
     def clock_ns(self) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "Mapping",
     "MappingUsage",
     "MemInfo",
+    "Operation",
     "Overcommit",
     "Prot",
     "Translation",
@@ -118,6 +119,31 @@ class ForkMode(enum.IntEnum):
     """Tables; frames are shared write-protected: Linux."""
     ON_DEMAND = 2
     """Nothing: the page tables themselves are shared, from the root down (on-demand-fork, EuroSys '21)."""
+
+
+class Operation(enum.IntEnum):
+    """What a record of a trace does (`Machine.run`). Unless said otherwise `pid` is who does it."""
+
+    READ = 0
+    """Reads `size` bytes at `address`: an access to each page of them."""
+    WRITE = 1
+    """Writes there: sets the entries as a store would and leaves the bytes as they are."""
+    FETCH = 2
+    """Fetches instructions there."""
+    SPAWN = 3
+    """Init has a new child with an empty memory, which `pid` names from now on."""
+    FORK = 4
+    """fork(2) in the machine's mode; `address` names the child from now on."""
+    EXIT = 5
+    """_exit(2) with code `address`; nobody has the label then."""
+    WAIT = 6
+    """Reaps all children that have exited."""
+    MMAP = 7
+    """Maps `size` bytes at `address` with MAP_FIXED: private anonymous memory that may be read and written."""
+    MMAP_SHARED = 8
+    """The same, shared."""
+    MUNMAP = 9
+    """munmap(2) of `size` bytes at `address`."""
 
 
 class Overcommit(enum.IntEnum):

@@ -17,7 +17,7 @@ from linux import tinyelf
 from linux.tinyelf import Part
 
 from vmemu.errors import SyscallError
-from vmemu.loader import elf
+from vmemu.loader import elf, seen
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIELDS = st.one_of(
@@ -150,7 +150,7 @@ def test_not_a_file(tmp_path: Path) -> None:
 def test_kept_per_file_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tinyelf.save(tmp_path / "file", tinyelf.tiny())
     assert elf.parse(path) is not elf.parse(path)  # just written: it could change within the clock's tick
-    monkeypatch.setattr(elf, "_RACY_NS", -(10**9))
+    monkeypatch.setattr(seen, "RACY_NS", -(10**9))
     first = elf.parse(path)
     assert elf.parse(path) is first
     (tmp_path / "link").symlink_to(path)
@@ -162,10 +162,10 @@ def test_kept_per_file_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elf, "_RACY_NS", -(10**9))
-    for number in range(elf._CACHE_MAX + 20):
+    monkeypatch.setattr(seen, "RACY_NS", -(10**9))
+    for number in range(seen.FILES_MAX + 20):
         elf.parse(tinyelf.save(tmp_path / str(number), tinyelf.tiny()))
-    assert len(elf._cache) <= elf._CACHE_MAX
+    assert len(elf._images) <= seen.FILES_MAX
 
 
 def test_pyelftools_is_imported_late() -> None:

@@ -13,16 +13,20 @@ from typing import Any
 
 from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, write_short
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
+from vmemu._native.builds import BuildCalls, Pattern
 from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
 from vmemu._native.pages import PageCalls
 from vmemu._native.spaces import SpaceCalls
+from vmemu._native.traces import TraceCalls, TraceRun
 from vmemu.errors import OutOfMemory, VmemuError
 
 __all__ = [
     "Closed",
     "Core",
+    "Pattern",
+    "TraceRun",
     "Trap",
     "Vma",
     "byte_view",
@@ -33,7 +37,7 @@ __all__ = [
 ]
 
 
-class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls):
+class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls, TraceCalls):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""
 
@@ -44,6 +48,7 @@ class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCa
         if handle == ffi.NULL:
             raise OutOfMemory(errno.ENOMEM, f"the host has no address space for a machine of {nframes} frames")
         self._m = ffi.gc(handle, lib.vmemu_machine_free)
+        self._lent = None
         self._ended = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
         self.handle = self._m
         """For `read_short` and `write_short`."""

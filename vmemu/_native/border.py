@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vmemu._core import ffi, lib
 from vmemu.errors import OutOfMemory, syscall_error
-from vmemu.types import FaultKind
+from vmemu.types import FaultKind, Operation
 
 __all__ = ["Handle", "Trap", "Vma", "byte_view", "constants", "fail", "ffi", "lib", "to_trap", "to_vma"]
 
@@ -19,6 +19,13 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     TRAP_PAGE: int = lib.VMEMU_TRAP_PAGE
     TRAP_STACK: int = lib.VMEMU_TRAP_STACK
     TRAP_PAUSE: int = lib.VMEMU_TRAP_PAUSE
+    TRAP_CALL: int = lib.VMEMU_TRAP_CALL
+    BAD_OPERATION: int = lib.VMEMU_BAD_OPERATION
+    BAD_LABEL: int = lib.VMEMU_BAD_LABEL
+    BAD_PID: int = lib.VMEMU_BAD_PID
+    BAD_CHILD: int = lib.VMEMU_BAD_CHILD
+    BAD_SIZE: int = lib.VMEMU_BAD_SIZE
+    BAD_ADDRESS: int = lib.VMEMU_BAD_ADDRESS
     READ: int = lib.VMEMU_READ
     WRITE: int = lib.VMEMU_WRITE
     FETCH: int = lib.VMEMU_FETCH
@@ -89,6 +96,7 @@ class Trap(NamedTuple):
     """Index of the missing page in `object`."""
     object: int = 0
     kind: int = 0
+    access: int = 0
 
 
 def byte_view(data: Any) -> memoryview:
@@ -112,7 +120,7 @@ def to_trap(reason: int, trap: Any) -> Trap:
     """A struct vmemu_trap with what the call returned."""
     if reason < 0:
         fail(reason, "access")
-    return Trap(reason, trap.done, trap.address, trap.index, trap.object, trap.kind)
+    return Trap(reason, trap.done, trap.address, trap.index, trap.object, trap.kind, trap.access)
 
 
 def to_vma(v: Any) -> Vma:
@@ -123,10 +131,13 @@ def to_vma(v: Any) -> Vma:
 class Handle:
     """One machine in C, for the rooms of the border: each has the functions of one part of csrc/vmemu_cdef.h."""
 
-    __slots__ = ("_ended", "_m")
+    __slots__ = ("_ended", "_lent", "_m")
     _m: Any
+    _lent: Any
+    """What the fault log keeps alive."""
     _ended: Any
     """Scratch of space_end."""
 
 
 assert [int(getattr(lib, f"VMEMU_{kind.name}")) for kind in FaultKind] == list(FaultKind)  # noqa: S101
+assert [int(getattr(lib, f"VMEMU_OP_{op.name}")) for op in Operation] == list(Operation)  # noqa: S101

@@ -112,6 +112,12 @@ class MachineCalls(Handle):
             fail(rc, "sharing")
         return int(mapped[0]), int(shared[0])
 
+    def ram(self, nframes: int) -> memoryview:
+        """RAM itself, nframes * 4096 bytes, read-only and not copied; the machine lives as long as the view."""
+        handle = self._m
+        base = ffi.gc(lib.vmemu_machine_ram(handle), lambda _: handle)  # what holds on to it is its destructor
+        return memoryview(ffi.buffer(base, nframes * 4096)).toreadonly()
+
     def show_soft_dirty(self, on: bool) -> None:
         """Whether pagemap shows what is soft-dirty."""
         lib.vmemu_machine_show_soft_dirty(self._m, on)

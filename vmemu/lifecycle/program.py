@@ -44,12 +44,7 @@ def execve(
             settle(kernel)
             raise KilledInExec(pid, signal.SIGSEGV, error.errno or 0, error.strerror or "") from None
         stay_alone(kernel, tid)
-        kernel.core.no_thp(made.space, int(kernel.core.no_thp(table.space[pid], -1, "execve")), "execve")
-        counted = leave_space(kernel, pid)
-        kernel.core.set_faults(
-            made.space, [a + b for a, b in zip(counted, kernel.core.faults(made.space), strict=True)]
-        )
-        table.space[pid] = made.space
+        _change_space(kernel, pid, made.space)
         kernel.images.give(pid, made.image)
         kernel.names.give(pid, made.name)
         _change_credentials(kernel, pid, made)
@@ -60,6 +55,20 @@ def execve(
                 table.same_handlers.pop(pid).discard(pid)
             kernel.signals.give(pid, kernel.signals.of(pid).after_exec())
         settle(kernel)
+
+
+def _change_space(kernel: Kernel, pid: int, space: int) -> None:
+    """The new memory for the old, which goes on if others use it. Faults are counted on, PR_SET_THP_DISABLE stays."""
+    table, core = kernel.processes, kernel.core
+    old = table.space[pid]
+    if old in kernel.shared or pid in table.lender:
+        core.no_thp(space, int(core.no_thp(old, -1, "execve")), "execve")
+        counted = leave_space(kernel, pid)
+        core.set_faults(space, [a + b for a, b in zip(counted, core.faults(space), strict=True)])
+    else:
+        core.space_succeed(space, old, "execve")
+        kernel.files.tidy()
+    table.space[pid] = space
 
 
 def _check_nproc(kernel: Kernel, tid: int) -> None:
@@ -77,7 +86,8 @@ def _change_credentials(kernel: Kernel, pid: int, made: Executed) -> None:
     flags = kernel.processes.flags
     before = kernel.credentials.of(pid)
     after = before.after_exec(made.euid, made.egid)
-    kernel.credentials.give(pid, after)
+    if after is not before:
+        kernel.credentials.give(pid, after)
     if (after.euid, after.egid) != (before.euid, before.egid):
         kernel.processes.death_signal.pop(pid, None)
     if (after.euid, after.egid) == (after.uid, after.gid):

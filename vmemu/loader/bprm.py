@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
+from vmemu.loader.seen import Seen
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter"]
@@ -128,16 +129,18 @@ def collect(
     envp: Environment,
     layout: Layout,
     cwd: str | None = None,
+    seen: Seen | None = None,
 ) -> Program:
     """Find the ELF file that execve would load and the strings it would be given.
 
-    A relative *program* starts at *cwd*, by default the caller's working directory. Raises SyscallError with the
-    errno of execve(2).
+    A relative *program* starts at *cwd*, by default the caller's working directory. What the host says is noted in
+    *seen*. Raises SyscallError with the errno of execve(2).
     """
+    seen = Seen() if seen is None else seen
     filename, credentials = os.fsencode(program), layout.credentials
     if b"\0" in filename:
         raise syscall_error("execve", errno.ENOENT, "the path has a NUL byte in it", os.fsdecode(filename))
-    file = _open(filename, cwd, credentials)
+    file = _open(filename, cwd, credentials, seen)
     try:
         strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), layout.stack_limit)
         interp = filename
@@ -152,10 +155,11 @@ def collect(
             name, argument = script
             strings.replace_first([name, *([] if argument is None else [argument]), interp])
             interp = name
-            next_file = _open(name, cwd, credentials, f"interpreter of {os.fsdecode(file.path)}")
+            next_file = _open(name, cwd, credentials, seen, f"interpreter of {os.fsdecode(file.path)}")
             file.close()
             file = next_file
         image = elf.parse_fd(file.fd, os.fsdecode(interp))
+        seen.show(file.path, file.st)
         return Program(
             filename=filename,
             path=file.path,
@@ -169,21 +173,24 @@ def collect(
         file.close()
 
 
-def find_interpreter(program: Program, cwd: str | None = None) -> tuple[str, elf.ElfImage] | None:
+def find_interpreter(
+    program: Program, cwd: str | None = None, seen: Seen | None = None
+) -> tuple[str, elf.ElfImage] | None:
     """(path, image) of what PT_INTERP names, None without one. Raises SyscallError as execve does."""
+    seen = Seen() if seen is None else seen
     if program.image.interp_problem is not None:
         number, why = program.image.interp_problem
         raise syscall_error("execve", number, why, program.path)
     if program.image.interp is None:
         return None
-    file = _open(program.image.interp, cwd, program.credentials, f"ELF interpreter of {program.path}")
+    file = _open(program.image.interp, cwd, program.credentials, seen, f"ELF interpreter of {program.path}")
     try:
         return file.path, elf.parse_fd(file.fd, os.fsdecode(program.image.interp), interpreter=True)
     finally:
         file.close()
 
 
-def _open(name: bytes, cwd: str | None, credentials: Credentials, role: str = "") -> _Open:
+def _open(name: bytes, cwd: str | None, credentials: Credentials, seen: Seen, role: str = "") -> _Open:
     """do_open_execat: a regular file that may be executed."""
     shown = os.fsdecode(name)
     prefix = f"{role}: " if role else ""
@@ -199,16 +206,16 @@ def _open(name: bytes, cwd: str | None, credentials: Credentials, role: str = ""
         raise fail(errno.ENAMETOOLONG, f"a path of {len(name)} bytes")
     path = os.path.join(os.fsencode(cwd), name) if cwd is not None else name
     try:
-        st = os.stat(path)
+        st = seen.stat(path)
         if not stat.S_ISREG(st.st_mode):
             kind = "a directory" if stat.S_ISDIR(st.st_mode) else "not a regular file"
             raise fail(errno.EACCES, kind)
         if not _may_execute(st, credentials):
             raise fail(errno.EACCES, f"mode {stat.filemode(st.st_mode)} does not let uid {credentials.euid} execute it")
-        flags = os.statvfs(path).f_flag
+        flags = seen.mount_flags(path)
         if flags & getattr(os, "ST_NOEXEC", 0):
             raise fail(errno.EACCES, "on a file system mounted noexec")
-        real = os.path.realpath(path)
+        real = seen.realpath(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except SyscallError:
         raise
@@ -219,7 +226,7 @@ def _open(name: bytes, cwd: str | None, credentials: Credentials, role: str = ""
     except OSError as error:
         os.close(fd)
         raise fail(error.errno or errno.EIO, "cannot be read") from None
-    return _Open(fd, os.fsdecode(real), st, bool(flags & getattr(os, "ST_NOSUID", 0)), head)
+    return _Open(fd, real, st, bool(flags & getattr(os, "ST_NOSUID", 0)), head)
 
 
 def _may_execute(st: os.stat_result, credentials: Credentials) -> bool:

@@ -10,17 +10,15 @@ pyelftools knows the formats; it is imported when the first ELF file is parsed (
 
 from __future__ import annotations
 
-import collections
 import errno
 import functools
 import io
 import os
-import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from vmemu.errors import syscall_error
+from vmemu.loader.seen import ByFile
 
 __all__ = ["Dynamic", "ElfImage", "Phdr", "dynamic", "is_foreign", "parse", "parse_fd"]
 
@@ -46,12 +44,6 @@ _DT_FLAGS_1, _DF_1_NODEFLIB = 0x6FFFFFFB, 0x800
 _IDENT = b"\x02\x01\x01".ljust(12, b"\0")
 _DYN_MAX = 4096
 """Dynamic entries read at most; real files have under 100."""
-
-_CACHE_MAX = 256
-_RACY_NS = 100_000_000
-"""A file changed less than this ago is not kept: changed again within a tick of the clock, it would look the same."""
-_cache: collections.OrderedDict[tuple[int, ...], ElfImage] = collections.OrderedDict()
-_cache_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +131,10 @@ class Dynamic:
     """DF_1_NODEFLIB: the default directories are not searched."""
 
 
+_images: ByFile[ElfImage] = ByFile()
+_dynamics: ByFile[Dynamic] = ByFile()
+
+
 @functools.cache
 def _structs() -> Any:
     """pyelftools' descriptions of the x86-64 ELF structures."""
@@ -197,19 +193,7 @@ def parse_fd(fd: int, filename: str, *, interpreter: bool = False) -> ElfImage:
     in its text. A bad PT_INTERP is not raised here but kept as `interp_problem`.
     """
     try:
-        st = os.fstat(fd)
-        key = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)
-        with _cache_lock:
-            image = _cache.get(key)
-            if image is not None:
-                _cache.move_to_end(key)
-        if image is None:
-            image = _parse(fd, st.st_size, filename, interpreter)
-            if time.time_ns() - st.st_ctime_ns > _RACY_NS:
-                with _cache_lock:
-                    _cache[key] = image
-                    while len(_cache) > _CACHE_MAX:
-                        _cache.popitem(last=False)
+        image = _images.get(fd, lambda size: _parse(fd, size, filename, interpreter))
     except OSError as error:
         if type(error).__module__ == syscall_error.__module__:
             raise
@@ -317,7 +301,7 @@ def dynamic(path: str, image: ElfImage) -> Dynamic:
     except OSError as error:
         raise syscall_error("execve", error.errno or errno.EIO, "cannot be opened", path) from None
     try:
-        return _dynamic(fd, path, image, header)
+        return _dynamics.get(fd, lambda _: _dynamic(fd, path, image, header))
     except OSError as error:
         if type(error).__module__ == syscall_error.__module__:
             raise

@@ -18,6 +18,7 @@ from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
 from vmemu.loader.bprm import Program
+from vmemu.loader.seen import Seen
 from vmemu.loader.sketch import MapError, Sketch, page_down, page_up, prot_of
 from vmemu.types import PAGE_SIZE, Prot
 
@@ -78,6 +79,7 @@ def link(
     interpreter: tuple[str, elf.ElfImage],
     interpreter_bias: int,
     cwd: str | None,
+    seen: Seen,
 ) -> None:
     """Map the libraries of *program*, which is mapped at *bias*, and note the RELRO of all to be protected.
 
@@ -86,7 +88,7 @@ def link(
     main = _Object(program.path, program.path, program.image, elf.dynamic(program.path, program.image), bias, None)
     path, image = interpreter
     ld_so = _Object(path, path, image, elf.dynamic(path, image), interpreter_bias, main)
-    objects = _Search(program, main, ld_so, cwd).run(sketch)
+    objects = _Search(program, main, ld_so, cwd, seen).run(sketch)
     for item in objects:
         _protect_relro(sketch, item.image, item.bias)
 
@@ -94,11 +96,11 @@ def link(
 class _Search:
     """Finds the closure of DT_NEEDED and maps it as it goes."""
 
-    def __init__(self, program: Program, main: _Object, ld_so: _Object, cwd: str | None) -> None:
+    def __init__(self, program: Program, main: _Object, ld_so: _Object, cwd: str | None, seen: Seen) -> None:
         ids = program.credentials
         secure = ids.uid != ids.euid or ids.gid != ids.egid
         variables = dict(text.partition(b"=")[::2] for text in reversed(program.envp))  # the first one counts
-        self._main, self._ld_so, self._cwd = main, ld_so, cwd
+        self._main, self._ld_so, self._cwd, self._seen = main, ld_so, cwd, seen
         self._library_path: tuple[str, ...] = ()
         self._preload: list[str] = []
         if not secure:
@@ -109,7 +111,7 @@ class _Search:
         self._files: dict[tuple[int, int], _Object] = {}
         self._objects: list[_Object] = []
         for item in (main, ld_so):
-            self._remember(item)
+            self._remember(item, _stat(item.path))  # noted already, under the names that they were found by
 
     def run(self, sketch: Sketch) -> list[_Object]:
         """Every object, in the order of mapping after the program and ld.so."""
@@ -125,33 +127,30 @@ class _Search:
                 queue += self._load(sketch, name, item)
         return self._objects
 
-    def _remember(self, item: _Object) -> None:
+    def _remember(self, item: _Object, st: os.stat_result | None) -> None:
         self._objects.append(item)
         if item is not self._main:
             for name in (item.name, item.dynamic.soname or os.path.basename(item.name)):
                 self._known.setdefault(name, item)
-        try:
-            st = os.stat(item.path)
+        if st is not None:
             self._files.setdefault((st.st_dev, st.st_ino), item)
-        except OSError:
-            pass
 
     def _load(self, sketch: Sketch, name: str, loader: _Object) -> list[_Object]:
         """The library *name*, mapped, in a list; an empty one if it is there already."""
-        name = loader.expand(name)
+        name = self._expand(loader, name)
         if name in self._known:
             return []
         for candidate in self._candidates(name, loader):
             where = candidate if self._cwd is None else os.path.join(self._cwd, candidate)
             try:
-                st = os.stat(where)
+                st = self._seen.stat(where)
             except OSError:
                 continue
             known = self._files.get((st.st_dev, st.st_ino))
             if known is not None:
                 self._known[name] = known
                 return []
-            path = os.path.realpath(where)
+            path = self._seen.realpath(where)
             image = _parse(path)
             if image is None:
                 continue
@@ -160,7 +159,7 @@ class _Search:
             bias = _map_library(sketch, path, image)
             item = _Object(candidate, path, image, elf.dynamic(path, image), bias, loader)
             self._known[name] = item
-            self._remember(item)
+            self._remember(item, st)
             return [item]
         raise syscall_error(
             "execve", errno.ELIBACC, f"library {name}, needed by {loader.path}, is not found", self._main.path
@@ -178,20 +177,31 @@ class _Search:
                 chain.append(link)
                 link = link.loader
             for item in chain if self._main in chain else [*chain, self._main]:
-                yield from _under(item, item.dynamic.rpath, name)
-        yield from _under(self._main, self._library_path, name)
-        yield from _under(loader, loader.dynamic.runpath, name)
+                yield from self._under(item, item.dynamic.rpath, name)
+        yield from self._under(self._main, self._library_path, name)
+        yield from self._under(loader, loader.dynamic.runpath, name)
         if not loader.dynamic.nodeflib:
-            cached = _cache_of(*_cache_state()).get(name)
+            cached = _cache_of(*_cache_state(self._seen)).get(name)
             if cached is not None:
                 yield cached
             for directory in DEFAULT_DIRECTORIES:
                 yield f"{directory}/{name}"
 
+    def _under(self, item: _Object, directories: tuple[str, ...], name: str) -> Iterator[str]:
+        for directory in directories:
+            yield os.path.join(self._expand(item, directory) or ".", name)
 
-def _under(item: _Object, directories: tuple[str, ...], name: str) -> Iterator[str]:
-    for directory in directories:
-        yield os.path.join(item.expand(directory) or ".", name)
+    def _expand(self, item: _Object, text: str) -> str:
+        if "$" in text:
+            self._seen.names_count = True
+        return item.expand(text)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _parse(path: str) -> elf.ElfImage | None:
@@ -281,9 +291,9 @@ def _protect_relro(sketch: Sketch, image: elf.ElfImage, bias: int) -> None:
                 sketch.protected.append((low, high, Prot.READ))
 
 
-def _cache_state() -> tuple[str, int, int]:
+def _cache_state(seen: Seen) -> tuple[str, int, int]:
     try:
-        st = os.stat(CACHE)
+        st = seen.stat(CACHE)
     except OSError:
         return CACHE, 0, 0
     return CACHE, st.st_mtime_ns, st.st_size

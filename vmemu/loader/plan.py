@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from vmemu.errors import SyscallError
 from vmemu.loader import bprm, elf, elfmap, initstack, linker
 from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
+from vmemu.loader.seen import Seen
 from vmemu.loader.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["ExecPlan", "Layout", "PastReturn", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan"]
 
 BRK_RND_BITS = 18
 """Random bits of the brk, in pages: 1 GiB (arch_randomize_brk)."""
@@ -107,23 +108,31 @@ def plan(
     layout: Layout = _DEFAULT,
     link: bool = False,
     cwd: str | None = None,
+    seen: Seen | None = None,
 ) -> ExecPlan:
     """What execve(*program*, *argv*, *envp*) maps and where; nothing is changed anywhere.
 
     With *link* the libraries are mapped as well and RELRO is to be made read-only, as after ld.so(8) has started the
-    program (see `linker`); a static program stays as it is. A relative *program* starts at *cwd*. Raises SyscallError
-    with Linux's errno and the reason; a library that cannot be found gives ELIBACC.
+    program (see `linker`); a static program stays as it is. A relative *program* starts at *cwd*. What the host says of
+    its files is noted in *seen*. Raises SyscallError with Linux's errno and the reason; a library that cannot be found
+    gives ELIBACC.
     """
-    prog = bprm.collect(program, argv, envp, layout, cwd)
-    interpreter = bprm.find_interpreter(prog, cwd)
+    seen = Seen() if seen is None else seen
+    prog = bprm.collect(program, argv, envp, layout, cwd, seen)
+    interpreter = bprm.find_interpreter(prog, cwd, seen)
     try:
-        return _load(prog, interpreter, layout, link, cwd)
+        return _load(prog, interpreter, layout, link, cwd, seen)
     except MapError as error:
         raise PastReturn(error.number, f"execve: {os.strerror(error.number)} ({error}; {_KILLED})", prog.path) from None
 
 
 def _load(
-    prog: Program, interpreter: tuple[str, elf.ElfImage] | None, layout: Layout, link: bool, cwd: str | None
+    prog: Program,
+    interpreter: tuple[str, elf.ElfImage] | None,
+    layout: Layout,
+    link: bool,
+    cwd: str | None,
+    seen: Seen,
 ) -> ExecPlan:
     """load_elf_binary from the point of no return on. Raises MapError."""
     image = prog.image
@@ -151,7 +160,7 @@ def _load(
     if layout.rng is not None:
         brk += (0 if moved else PAGE_SIZE) + initstack.random_pages(layout.rng, BRK_RND_BITS)
     if link and interpreter is not None:
-        linker.link(sketch, prog, loaded.bias, interpreter, base, cwd)
+        linker.link(sketch, prog, loaded.bias, interpreter, base, cwd, seen)
     segments = tuple(segment for segment in sketch.segments if segment.role != _VDSO)
     return ExecPlan(
         path=prog.path,

@@ -23,8 +23,9 @@ _VALID = int(Prot.READ | Prot.WRITE | Prot.EXEC) | _PROT_SEM
 _GROWSDOWN, _GROWSUP = int(Prot.GROWSDOWN), int(Prot.GROWSUP)
 
 
-def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: int) -> None:
-    """Changes the protection of a range; a later hole stops it with what lies before already changed."""
+def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: int) -> list[tuple[int, int, int]]:
+    """Changes the protection of a range; a later hole stops it with what lies before already changed. Returns (start,
+    end, VM flags) of each part that changed, for who makes such mappings again."""
     call = "mprotect"
     addr, size = u64(address, call, "address"), u64(length, call, "length")
     prot = u64(prot, call, "prot")
@@ -34,8 +35,9 @@ def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: 
         raise syscall_error(call, errno.EINVAL, "PROT_GROWSDOWN and PROT_GROWSUP")
     if addr % PAGE_SIZE:
         raise syscall_error(call, errno.EINVAL, f"address {addr:#x} is not page aligned")
+    changed: list[tuple[int, int, int]] = []
     if not size:
-        return
+        return changed
     end = addr + page_up(size) & MASK
     if end <= addr:
         raise syscall_error(call, errno.ENOMEM, "the range wraps around")
@@ -60,11 +62,14 @@ def mprotect(space: Space, address: SupportsIndex, length: SupportsIndex, prot: 
             if vma is None or vma.start > at:
                 raise syscall_error(call, errno.ENOMEM, f"nothing is mapped at {at:#x}")
             stop = min(vma.end, end)
-            _change(space, vma, at, stop, vm_prot(prot))
+            flags = _change(space, vma, at, stop, vm_prot(prot))
+            if flags != vma.flags:
+                changed.append((at, stop, flags))
             at = stop
+    return changed
 
 
-def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
+def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> int:
     call = "mprotect"
     flags = vma.flags & ~_ACCESS | access
     if access & ~(vma.flags >> 4) & _ACCESS:
@@ -72,7 +77,7 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
     if vma.flags & c.VM_SEALED:
         raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
     if flags == vma.flags:
-        return
+        return flags
     if access & c.VM_WRITE:
         npages = (end - start) // PAGE_SIZE
         if not space.may_expand(flags, npages) and space.may_expand(vma.flags, npages):
@@ -88,6 +93,7 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> None:
     if locked and access & c.VM_WRITE:
         with contextlib.suppress(OutOfMemory):
             space.populate(start, end, True)  # locked memory that may be written shall not fault when it is
+    return flags
 
 
 def mseal(space: Space, address: SupportsIndex, length: SupportsIndex, flags: int = 0) -> None:

@@ -1,0 +1,160 @@
+"""Faults in batch over 256 MiB: copies, reuse, zero pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.measure import Line, Sides, experiment, faster, within
+from bench.native import Buffer, bound, kernel
+from bench.rows.common import MIB, PAGE, PRIVATE, RW, arena, clock, expect, frames, reap, resident
+from vmemu import Machine
+
+SIZE = 256 * MIB
+NPAGES = SIZE // PAGE
+MARK = b"what the parent wrote"
+
+
+@experiment(
+    "cow",
+    Line(
+        "cow.recycled",
+        "copy-on-write faults over 256 MiB, frames recycled",
+        "page",
+        (faster("kernel", 3), within("bound", 1.15)),
+        "memcpy of the same frames in the same order",
+    ),
+)
+def cow_recycled() -> Iterator[Sides]:
+    with Machine(memory="1GiB") as m:
+        parent = m.spawn()
+        address = resident(parent, SIZE)
+        for at in range(0, SIZE, 7 * MIB):
+            parent.write(address + at, MARK)
+        ram, source = arena(m), frames(parent, address, NPAGES)
+        warm = parent.fork()
+        warm.touch(address, SIZE, write=True)
+        reap(parent, warm)
+        spent = 0.0
+
+        def vmemu() -> dict[str, float]:
+            nonlocal spent
+            child = parent.fork()
+            start = clock()
+            faults = child.touch(address, SIZE, write=True)
+            end = clock()
+            expect(faults, cow_copy=NPAGES)
+            to = frames(child, address, NPAGES)
+            began = clock()
+            bound().copy(ram, source, to)  # copies what is there already: the contents stay as they were
+            spent = (clock() - began) / NPAGES
+            assert (frames(parent, address, NPAGES) == source).all() and not (to == source).any()
+            assert all(child.read(address + at, len(MARK)) == MARK for at in range(0, SIZE, 7 * MIB))
+            m.verify()
+            reap(parent, child)
+            return {"cow.recycled": (end - start) / NPAGES}
+
+        yield {
+            "kernel": lambda: {"cow.recycled": kernel("cow", SIZE)["cow"]},
+            "vmemu": vmemu,
+            "bound": lambda: {"cow.recycled": spent},
+        }
+
+
+@experiment(
+    "cow-fresh",
+    Line(
+        "cow.fresh",
+        "copy-on-write faults over 256 MiB, frames never used before",
+        "page",
+        (faster("kernel", 2),),
+        "memcpy into host memory that is used for the first time (huge pages advised)",
+    ),
+)
+def cow_fresh() -> Iterator[Sides]:
+    def vmemu() -> dict[str, float]:
+        with Machine(memory="1GiB") as m:
+            parent = m.spawn()
+            address = resident(parent, SIZE)
+            parent.write(address, MARK)
+            m.ram[:SIZE:PAGE].sum()
+            child = parent.fork()
+            start = clock()
+            faults = child.touch(address, SIZE, write=True)
+            end = clock()
+            expect(faults, cow_copy=NPAGES)
+            assert child.read(address, len(MARK)) == MARK
+            m.verify()
+        return {"cow.fresh": (end - start) / NPAGES}
+
+    with Buffer(SIZE) as source:
+
+        def copy() -> dict[str, float]:
+            with Buffer(SIZE, fresh=True) as to:
+                start = clock()
+                bound().copy_buffer(to, source, NPAGES)
+                return {"cow.fresh": (clock() - start) / NPAGES}
+
+        yield {"kernel": lambda: {"cow.fresh": kernel("cow", SIZE)["cow"]}, "bound": copy, "vmemu": vmemu}
+
+
+@experiment("reuse", Line("reuse", "sole-owner reuse faults over 256 MiB", "page", (faster("kernel", 15, aim=25),)))
+def reuse() -> Iterator[Sides]:
+    with Machine(memory="1GiB") as m:
+        parent = m.spawn()
+        address = resident(parent, SIZE)
+        parent.write(address, MARK)
+
+        def vmemu() -> dict[str, float]:
+            reap(parent, parent.fork())
+            start = clock()
+            faults = parent.touch(address, SIZE, write=True)
+            end = clock()
+            expect(faults, cow_reuse=NPAGES)
+            assert parent.read(address, len(MARK)) == MARK
+            m.verify()
+            return {"reuse": (end - start) / NPAGES}
+
+        vmemu()
+        yield {"kernel": lambda: {"reuse": kernel("reuse", SIZE)["reuse"]}, "vmemu": vmemu}
+
+
+@experiment(
+    "zero",
+    Line(
+        "zero.recycled",
+        "demand-zero faults over 256 MiB, frames recycled",
+        "page",
+        (faster("kernel", 2.5), within("bound", 1.15)),
+        "memset of the same frames in the same order",
+    ),
+)
+def zero() -> Iterator[Sides]:
+    with Machine(memory="512MiB") as m:
+        process = m.spawn()
+        ram, spent = arena(m), 0.0
+
+        def vmemu() -> dict[str, float]:
+            nonlocal spent
+            address = process.mmap(None, SIZE, RW, PRIVATE)
+            start = clock()
+            faults = process.touch(address, SIZE, write=True)
+            end = clock()
+            expect(faults, zero_fill=NPAGES)
+            to = frames(process, address, NPAGES)
+            began = clock()
+            bound().zero(ram, to)  # they are zero already
+            spent = (clock() - began) / NPAGES
+            for at in range(0, SIZE, 7 * MIB):
+                assert process.read(address + at, PAGE) == bytes(PAGE)
+            for at in range(0, SIZE, PAGE):
+                process.write(address + at, MARK)  # the next round must not find zeros
+            m.verify()
+            process.munmap(address, SIZE)
+            return {"zero.recycled": (end - start) / NPAGES}
+
+        vmemu()
+        yield {
+            "kernel": lambda: {"zero.recycled": kernel("zero", SIZE)["zero"]},
+            "vmemu": vmemu,
+            "bound": lambda: {"zero.recycled": spent},
+        }
