@@ -20,6 +20,7 @@ PYTHON = """
     persona
     lifecycle
     execve ksm
+    plans
     loader memory
     kernel
     files pids interned limits credentials dispositions

@@ -12,31 +12,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Hashable, Sequence
 from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from vmemu import loader
+from vmemu import loader, plans
 from vmemu._native import Pattern, Trap
 from vmemu._native import constants as c
-from vmemu.credentials import Credentials
 from vmemu.errors import OutOfMemory, syscall_error
-from vmemu.files import File, Inode
+from vmemu.files import File
 from vmemu.kernel import Image, Kernel
 from vmemu.limits import Resource
 from vmemu.loader import ExecPlan, PastReturn, Seen, Segment
 from vmemu.memory import mprotect
 from vmemu.memory.mmap import map_private, vm_prot
 from vmemu.memory.space import Space
+from vmemu.plans import Kept, Made
 from vmemu.types import PAGE_SIZE, Overcommit, Prot
 
 __all__ = ["Executed", "build"]
 
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
-_KEPT_MAX = 128
-"""Plans that one machine keeps."""
-_STACK_MAX = 64 << 10
-"""Bytes of strings and vectors with which a plan is too large to keep."""
 
 
 class Executed(NamedTuple):
@@ -49,36 +45,6 @@ class Executed(NamedTuple):
     euid: int
     egid: int
     """Effective ids, set-ID bits taken into account."""
-
-
-class _Made(NamedTuple):
-    """What a plan came to in the core, to be made again."""
-
-    pattern: Pattern
-    inodes: tuple[tuple[Inode, int], ...]
-    """The files in it, and the objects that they had."""
-    charged: int
-    """Pages of the largest mapping that is charged."""
-    max_map_count: int
-
-
-class _Kept:
-    """What one request led to."""
-
-    __slots__ = ("image", "made", "plan", "seen")
-
-    def __init__(self, plan: ExecPlan, seen: Seen) -> None:
-        self.plan, self.seen = plan, seen
-        self.made: _Made | None = None
-        self.image = Image(
-            path=plan.path,
-            exec_fn=plan.exec_fn,
-            argv=plan.argv,
-            envp=plan.envp,
-            auxv=plan.auxv,
-            stack_pointer=plan.stack_pointer,
-            entry_point=plan.entry_point,
-        )
 
 
 def build(
@@ -98,76 +64,35 @@ def build(
     if isinstance(argv, str | bytes):
         raise TypeError("argv must be a sequence of strings, not one string")
     strings = (program,) if argv is None else tuple(argv)
-    variables: Dictionary[str, str] | Sequence[str | bytes] = {} if environment is None else environment
+    variables: plans.Environment = {} if environment is None else environment
     if type(variables) is not dict and not isinstance(variables, Dictionary | str | bytes):
         with contextlib.suppress(TypeError):  # the loader says what is wrong with it
             variables = tuple(variables)
     who, stack = kernel.credentials.of(pid), kernel.limits.of(pid).soft(Resource.STACK)
-    request = None if kernel.rng is not None else _request(program, strings, variables, who, stack, link)
+    request = None
+    if kernel.rng is None:
+        request = plans.request_of(strings, variables, program, who.uid, who.euid, who.gid, who.egid, stack, bool(link))
     with kernel.lock:
-        kept: _Kept | None = kernel.plans.get(request)
-        sid = 0
-        if kept is not None:
-            if (
-                not kept.seen.unchanged()
-                or not (sid := _make_again(kernel, pid, kept))
-                and not kept.seen.names_unchanged()
-            ):
-                kept = None
-        if kept is None:
+        found = None if request is None else plans.find(kernel.plans, request, strings, variables)
+        sid = 0 if found is None or found.made is None else _make_again(kernel, pid, found.made)
+        if found is not None and (sid or found.seen.names_unchanged()):
+            kept = found
+        else:
             layout = loader.Layout(
                 stack_limit=stack, rng=kernel.rng, uid=who.uid, euid=who.euid, gid=who.gid, egid=who.egid
             )
             seen = Seen()
-            kept = _Kept(loader.plan(program, strings, variables, layout=layout, link=link, seen=seen), seen)
-        may_keep = sid != 0
+            kept = Kept(loader.plan(program, strings, variables, layout=layout, link=link, seen=seen), seen)
+        holds = sid != 0
         if not sid:
             sid, kept.made = _make(kernel, pid, kept.plan)
-            may_keep = request is not None and _may_keep(kept, strings, variables)
-        kernel.plans.pop(request, None)
-        if may_keep:
-            kernel.plans[request] = kept  # the last used is the last
-            if len(kernel.plans) > _KEPT_MAX:
-                del kernel.plans[next(iter(kernel.plans))]
+            holds = kept.seen.lasting and request is not None and kept.seen.unchanged()
+        if holds and request is not None:
+            plans.keep(kernel.plans, request, kept, strings, variables)
     return Executed(sid, kept.image, kept.plan.comm, kept.plan.credentials.euid, kept.plan.credentials.egid)
 
 
-def _request(
-    program: str,
-    argv: tuple[str | bytes, ...],
-    environment: Dictionary[str, str] | Sequence[str | bytes],
-    who: Credentials,
-    stack: int,
-    link: bool,
-) -> Hashable:
-    """What a plan depends on besides the host's files, without randomisation. None if that cannot be compared."""
-    variables: object = environment
-    if type(environment) is dict or isinstance(environment, Dictionary):
-        variables = tuple(environment.items())
-    elif type(environment) is not tuple:
-        return None
-    request = (program, argv, variables, who.uid, who.euid, who.gid, who.egid, stack, bool(link))
-    try:
-        hash(request)
-    except TypeError:
-        return None
-    return request
-
-
-def _may_keep(
-    kept: _Kept, argv: tuple[str | bytes, ...], environment: Dictionary[str, str] | Sequence[str | bytes]
-) -> bool:
-    """Whether a plan just carried out can be found again, is small, and is still what the host's files say."""
-    if len(kept.plan.stack_data) > _STACK_MAX or not kept.seen.lasting:
-        return False
-    flat = (
-        [text for pair in environment.items() for text in pair] if isinstance(environment, Dictionary) else environment
-    )
-    comparable = all(type(text) in (str, bytes) for text in (*argv, *flat))
-    return comparable and kept.seen.unchanged()
-
-
-def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, _Made]:
+def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, Made]:
     """A new space as the plan says."""
     sid = kernel.core.space_new("execve")
     try:
@@ -178,10 +103,9 @@ def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, _Made]:
         raise
 
 
-def _make_again(kernel: Kernel, pid: int, kept: _Kept) -> int:
+def _make_again(kernel: Kernel, pid: int, made: Made) -> int:
     """The same once more; 0 if it may come out otherwise: a page cache is gone, a limit could be met."""
-    made = kept.made
-    if made is None or kernel.overcommit == Overcommit.NEVER or kernel.max_map_count != made.max_map_count:
+    if kernel.overcommit == Overcommit.NEVER or kernel.max_map_count != made.max_map_count:
         return 0
     if kernel.overcommit == Overcommit.HEURISTIC and made.charged > kernel.npages:
         return 0
@@ -213,27 +137,9 @@ def _finish(space: Space, pattern: Pattern, written: int, trap: Trap) -> None:
         space.kernel.core.reflag(space.sid, start, end, flags, "execve")
 
 
-def _carry_out(space: Space, plan: ExecPlan) -> _Made:
+def _carry_out(space: Space, plan: ExecPlan) -> Made:
     kernel = space.kernel
-    kernel.core.set_words(
-        space.sid,
-        [
-            plan.start_brk,
-            plan.brk,
-            plan.mmap_base,
-            plan.start_stack,
-            plan.arg_start,
-            plan.arg_end,
-            plan.env_start,
-            plan.env_end,
-            plan.start_code,
-            plan.end_code,
-            plan.start_data,
-            plan.end_data,
-            0,
-            0,
-        ],
-    )
+    kernel.core.set_words(space.sid, plan.words)
     files: dict[str, File] = {}  # held until everything is mapped
     try:
         for segment in plan.segments:
@@ -242,15 +148,15 @@ def _carry_out(space: Space, plan: ExecPlan) -> _Made:
     finally:
         for file in files.values():
             file.close()
-    vmas, words = kernel.core.mapped(space.sid)
+    vmas = kernel.core.mapped(space.sid)
     writes = [(plan.stack_data_address, plan.stack_data), *((start, bytes(end - start)) for start, end in plan.zero)]
     for address, data in writes:
         space.write(address, data)
     protected: list[tuple[int, int, int]] = []
     for start, end, prot in plan.protect:
         protected += mprotect.mprotect(space, start, end - start, prot)
-    return _Made(
-        pattern=Pattern(vmas, words, writes, protected),
+    return Made(
+        pattern=Pattern(vmas, plan.words, writes, protected),
         inodes=tuple((inode, inode.object) for inode in inodes),
         charged=max(segment.size // PAGE_SIZE for segment in plan.segments if segment.prot & Prot.WRITE),
         max_map_count=kernel.max_map_count,

@@ -12,14 +12,14 @@ import os
 import random
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
 from vmemu.loader.seen import Seen
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter"]
+__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter", "with_strings"]
 
 ARG_MAX = 131072
 """Bytes that argv and envp may always have together, whatever the stack limit."""
@@ -102,6 +102,8 @@ class Program:
     """After set-user-ID and set-group-ID bits."""
     stale: bytes = b""
     """What a script's longer argv[0] left in memory right below the strings."""
+    rewritten: list[list[bytes]] = field(default_factory=list)
+    """What each script put in place of argv[0]."""
 
     @property
     def strings_size(self) -> int:
@@ -143,7 +145,7 @@ def collect(
     file = _open(filename, cwd, credentials, seen)
     try:
         strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), layout.stack_limit)
-        interp = filename
+        interp, rewritten = filename, []
         for depth in range(SCRIPTS_MAX + 2):
             if depth > SCRIPTS_MAX:
                 raise syscall_error(
@@ -153,7 +155,8 @@ def collect(
             if script is None:
                 break
             name, argument = script
-            strings.replace_first([name, *([] if argument is None else [argument]), interp])
+            rewritten.append([name, *([] if argument is None else [argument]), interp])
+            strings.replace_first(rewritten[-1])
             interp = name
             next_file = _open(name, cwd, credentials, seen, f"interpreter of {os.fsdecode(file.path)}")
             file.close()
@@ -168,9 +171,18 @@ def collect(
             envp=strings.envp,
             credentials=_set_ids(file, credentials),
             stale=strings.stale,
+            rewritten=rewritten,
         )
     finally:
         file.close()
+
+
+def with_strings(program: Program, argv: Strings, envp: Environment, stack_limit: float) -> Program:
+    """The same program with other strings. Raises SyscallError as `collect` does for them."""
+    strings = _Strings(program.filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), stack_limit)
+    for new in program.rewritten:
+        strings.replace_first(new)
+    return replace(program, argv=strings.argv, envp=strings.envp, stale=strings.stale)
 
 
 def find_interpreter(

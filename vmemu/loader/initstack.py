@@ -22,7 +22,7 @@ from vmemu.loader.bprm import Layout, Program
 from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["InitialStack", "mmap_base"]
+__all__ = ["AT_BASE", "AT_ENTRY", "AT_PHDR", "InitialStack", "mmap_base"]
 
 AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY = 3, 4, 5, 6, 7, 8, 9
 AT_UID, AT_EUID, AT_GID, AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK = 11, 12, 13, 14, 15, 16, 17

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from vmemu.errors import SyscallError
 from vmemu.loader import bprm, elf, elfmap, initstack, linker
 from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
 from vmemu.loader.seen import Seen
-from vmemu.loader.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
+from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan", "with_strings"]
 
 BRK_RND_BITS = 18
 """Random bits of the brk, in pages: 1 GiB (arch_randomize_brk)."""
@@ -83,6 +83,9 @@ class ExecPlan:
     """getauxval(3) entries in order, without the final AT_NULL."""
     credentials: Credentials
     """After set-user-ID and set-group-ID bits."""
+    program: Program = field(compare=False, repr=False)
+    layout: Layout = field(compare=False, repr=False)
+    """What it was made from."""
 
     @property
     def stack_data_address(self) -> int:
@@ -93,6 +96,26 @@ class ExecPlan:
     def start_stack(self) -> int:
         """mm->start_stack; the mapping with this address is shown as [stack]."""
         return self.stack_pointer
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """What mm_struct keeps, in the order of `vmemu.memory.words`."""
+        return (
+            self.start_brk,
+            self.brk,
+            self.mmap_base,
+            self.start_stack,
+            self.arg_start,
+            self.arg_end,
+            self.env_start,
+            self.env_end,
+            self.start_code,
+            self.end_code,
+            self.start_data,
+            self.end_data,
+            0,
+            0,
+        )
 
     @property
     def stack(self) -> Segment:
@@ -188,4 +211,53 @@ def _load(
         env_end=stack.env_end,
         auxv=tuple(auxv),
         credentials=prog.credentials,
+        program=prog,
+        layout=layout,
     )
+
+
+def with_strings(old: ExecPlan, argv: Strings, envp: Environment) -> ExecPlan | None:
+    """The plan for the same program with other strings, while the host's files are as they were; None if more than the
+    stack could be another: with randomisation, other variables for ld.so, or mappings near the stack.
+
+    Raises SyscallError as `plan` does for the strings.
+    """
+    layout = old.layout
+    if layout.rng is not None or not _below(old, old.mmap_base):
+        return None
+    prog = bprm.with_strings(old.program, argv, envp, layout.stack_limit)
+    if linker.variables(prog.envp) != linker.variables(old.program.envp):
+        return None
+    sketch = Sketch(old.mmap_base, layout.huge_align)
+    stack = initstack.InitialStack(prog, layout)
+    stack.map(sketch)
+    vector = dict(old.auxv)
+    auxv = stack.auxv(phdr=vector[initstack.AT_PHDR], base=vector[initstack.AT_BASE], entry=vector[initstack.AT_ENTRY])
+    pointer, data = stack.build(auxv)
+    try:
+        stack.grow(sketch, pointer)
+    except MapError:
+        return None
+    if sketch.segments[0].start < old.mmap_base + STACK_GUARD_GAP:
+        return None
+    return replace(
+        old,
+        argv=tuple(prog.argv),
+        envp=tuple(prog.envp),
+        segments=(sketch.segments[0], *old.segments[1:]),
+        stack_data=data,
+        stack_pointer=pointer,
+        arg_start=stack.arg_start,
+        arg_end=stack.arg_end,
+        env_start=stack.arg_end,
+        env_end=stack.env_end,
+        auxv=tuple(auxv),
+        program=prog,
+    )
+
+
+def _below(plan: ExecPlan, top: int) -> bool:
+    """All but the stack lies below *top*, and the stack with its gap above it."""
+    stack, *others = plan.segments
+    ends = [segment.end for segment in others] + [last for _, last in plan.zero] + [last for _, last, _ in plan.protect]
+    return stack.growsdown and stack.start - STACK_GUARD_GAP >= top >= max(ends, default=0)
