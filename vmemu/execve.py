@@ -33,6 +33,8 @@ from vmemu.types import PAGE_SIZE, Overcommit, Prot
 __all__ = ["Executed", "build"]
 
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
+_WRITE = int(Prot.WRITE)
+"""A plain number: flags of an enum take long to combine."""
 
 
 class Executed(NamedTuple):
@@ -61,7 +63,7 @@ def build(
     *argv* is ``[program]`` if None, the environment empty if None. Raises SyscallError as execve(2) and the loader say,
     PastReturn where Linux kills the process, OutOfMemory if there are not enough frames.
     """
-    if isinstance(argv, str | bytes):
+    if isinstance(argv, (str, bytes)):
         raise TypeError("argv must be a sequence of strings, not one string")
     strings = (program,) if argv is None else tuple(argv)
     variables: plans.Environment = {} if environment is None else environment
@@ -85,11 +87,12 @@ def build(
             kept = Kept(loader.plan(program, strings, variables, layout=layout, link=link, seen=seen), seen)
         holds = sid != 0
         if not sid:
-            sid, kept.made = _make(kernel, pid, kept.plan)
+            sid, made = _make(kernel, pid, kept.plan)
+            kept.carried_out(made)
             holds = kept.seen.lasting and request is not None and kept.seen.unchanged()
         if holds and request is not None:
             plans.keep(kernel.plans, request, kept, strings, variables)
-    return Executed(sid, kept.image, kept.plan.comm, kept.plan.credentials.euid, kept.plan.credentials.egid)
+    return Executed(sid, kept.image, kept.name, kept.credentials.euid, kept.credentials.egid)
 
 
 def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, Made]:
@@ -158,7 +161,7 @@ def _carry_out(space: Space, plan: ExecPlan) -> Made:
     return Made(
         pattern=Pattern(vmas, plan.words, writes, protected),
         inodes=tuple((inode, inode.object) for inode in inodes),
-        charged=max(segment.size // PAGE_SIZE for segment in plan.segments if segment.prot & Prot.WRITE),
+        charged=max(segment.size // PAGE_SIZE for segment in plan.segments if int(segment.prot) & _WRITE),
         max_map_count=kernel.max_map_count,
     )
 
@@ -166,20 +169,20 @@ def _carry_out(space: Space, plan: ExecPlan) -> Made:
 def _map(space: Space, segment: Segment, files: dict[str, File]) -> None:
     """One mapping of the plan, charged as mmap charges it."""
     kernel = space.kernel
-    npages = (segment.end - segment.start) // PAGE_SIZE
-    if segment.prot & Prot.WRITE and not space.enough_memory(npages):
+    npages, prot = (segment.end - segment.start) // PAGE_SIZE, int(segment.prot)
+    if prot & _WRITE and not space.enough_memory(npages):
         why = f"overcommit: {npages} pages for the {segment.role}"
         if segment.growsdown:
             raise syscall_error("execve", errno.ENOMEM, why)
         raise PastReturn(errno.ENOMEM, f"execve: {os.strerror(errno.ENOMEM)} ({why})")
     if segment.path is None:
         extra = c.VM_GROWSDOWN if segment.growsdown else 0
-        map_private(space, segment.start, segment.end, segment.prot, "execve", extra)
+        map_private(space, segment.start, segment.end, prot, "execve", extra)
         return
     file = files.get(segment.path)
     if file is None:
         file = files[segment.path] = kernel.files.open_executable(segment.path)
-    flags = vm_prot(segment.prot) | _MAY | (c.VM_ACCOUNT if segment.prot & Prot.WRITE else 0)
+    flags = vm_prot(prot) | _MAY | (c.VM_ACCOUNT if prot & _WRITE else 0)
     inode = file.hold(kernel.files, "execve")
     kernel.core.map(
         space.sid, segment.start, segment.end, flags, inode.object, segment.offset // PAGE_SIZE, file.tag, "execve"

@@ -11,11 +11,10 @@ from collections.abc import Hashable, Sequence
 from collections.abc import Mapping as Dictionary
 from typing import Any, NamedTuple
 
-from vmemu import loader
 from vmemu._native import Pattern
 from vmemu.files import Inode
 from vmemu.kernel import Image
-from vmemu.loader import ExecPlan, Seen
+from vmemu.loader import ExecPlan, Restacked, Restacker, Seen
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["Kept", "Made", "Request", "find", "keep", "request_of"]
@@ -43,19 +42,54 @@ class Made(NamedTuple):
 class Kept:
     """What one request led to."""
 
-    __slots__ = ("image", "made", "plan", "seen")
+    __slots__ = ("_like", "_plan", "_restacker", "credentials", "image", "made", "name", "seen", "size")
 
-    def __init__(self, plan: ExecPlan, seen: Seen, made: Made | None = None) -> None:
-        self.plan, self.seen, self.made = plan, seen, made
+    def __init__(self, plan: ExecPlan, seen: Seen, strings: Restacked | None = None, made: Made | None = None) -> None:
+        """With *strings*, *plan* is that of a request with others."""
+        self._plan, self._like, self.seen, self.made = plan, strings, seen, made
+        self._restacker: Restacker | None = None
+        mine = plan if strings is None else strings
+        self.size = len(mine.stack_data)
+        self.name, self.credentials = plan.comm, plan.credentials
         self.image = Image(
             path=plan.path,
             exec_fn=plan.exec_fn,
-            argv=plan.argv,
-            envp=plan.envp,
-            auxv=plan.auxv,
-            stack_pointer=plan.stack_pointer,
+            argv=mine.argv,
+            envp=mine.envp,
+            auxv=mine.auxv,
+            stack_pointer=mine.stack_pointer,
             entry_point=plan.entry_point,
         )
+
+    @property
+    def is_base(self) -> bool:
+        """Others can be derived from it."""
+        return self._restacker is not None
+
+    @property
+    def plan(self) -> ExecPlan:
+        """The plan."""
+        if self._like is not None:
+            self._plan, self._like = self._like.put_into(self._plan), None
+        return self._plan
+
+    def carried_out(self, made: Made) -> None:
+        """The plan came to this, from which others can be derived."""
+        self.made = made
+        self._restacker = Restacker.of(self.plan)
+
+    def with_strings(self, argv: Arguments, environment: Environment) -> Kept | None:
+        """The same for other strings; None if they could change more than the stack. Raises SyscallError for strings as
+        execve(2) does."""
+        made = self.made
+        new = self._restacker.restack(argv, environment) if self._restacker is not None else None
+        if new is None or made is None:
+            return None
+        write = (new.stack_pointer, new.stack_data)
+        pattern = made.pattern.with_last(new.stack_start, new.stack_end, new.words(self._plan), write)
+        pages = (new.stack_end - new.stack_start) // PAGE_SIZE
+        made = Made(pattern, made.inodes, max(made.charged, pages), made.max_map_count)
+        return Kept(self._plan, self.seen, new, made)
 
 
 class Request(NamedTuple):
@@ -90,35 +124,25 @@ def find(plans: dict[Any, Any], request: Request, argv: Arguments, environment: 
     like: Kept | None = plans.get(request.place)
     if like is None or not like.seen.unchanged():
         return None
-    plan = loader.with_strings(like.plan, argv, environment)
-    return None if plan is None else Kept(plan, like.seen, _with_stack(like, plan))
-
-
-def _with_stack(like: Kept, plan: ExecPlan) -> Made | None:
-    """What was made, with the stack of a plan that differs in nothing else."""
-    made, stack = like.made, plan.segments[0]
-    if made is None:
-        return None
-    return made._replace(
-        pattern=made.pattern.with_last(stack.start, stack.end, plan.words, (plan.stack_data_address, plan.stack_data)),
-        charged=max(made.charged, stack.size // PAGE_SIZE),
-    )
+    return like.with_strings(argv, environment)
 
 
 def keep(plans: dict[Any, Any], request: Request, kept: Kept, argv: Arguments, environment: Environment) -> None:
-    """Keeps what has just been found to hold, unless it is large; what was not used for long goes."""
-    known = plans.pop(request.whole, None) is kept
-    if not known and (len(kept.plan.stack_data) > STACK_MAX or not _comparable(argv, environment)):
+    """Keeps what has just been found to hold, unless it is large; what was kept first goes first."""
+    if plans.get(request.whole) is kept:
         return
+    if kept.size > STACK_MAX or not _comparable(argv, environment):
+        return
+    base = plans.pop(request.place, None)
     plans[request.whole] = kept
-    if not known:
-        plans.pop(request.place, None)
-        plans[request.place] = kept
-        while len(plans) > PLANS_MAX:
-            del plans[next(iter(plans))]
+    plans[request.place] = kept if base is None or kept.is_base else base
+    while len(plans) > PLANS_MAX:
+        del plans[next(iter(plans))]
 
 
 def _comparable(argv: Arguments, environment: Environment) -> bool:
     """The strings are nothing but strings, which are equal when they are the same."""
-    pairs = environment.items() if isinstance(environment, Dictionary) else (environment,)
-    return all(type(text) in (str, bytes) for texts in (argv, *pairs) for text in texts)
+    types = {*map(type, argv), *map(type, environment)}
+    if isinstance(environment, Dictionary):
+        types.update(map(type, environment.values()))
+    return types <= {str, bytes}

@@ -28,10 +28,10 @@ class Pattern:
 
     def with_last(self, start: int, end: int, words: Sequence[int], write: tuple[int, bytes]) -> Pattern:
         """The same with other words, another last mapping of anonymous memory and another first write."""
-        n = self.struct.nvmas
-        vmas = ffi.new("struct vmemu_vma[]", n)
+        vmas = ffi.new("struct vmemu_vma[]", self.struct.nvmas)
         ffi.memmove(vmas, self.struct.vmas, ffi.sizeof(vmas))
-        vmas[n - 1].start, vmas[n - 1].end, vmas[n - 1].pgoff = start, end, start // PAGE_SIZE
+        last = vmas[self.struct.nvmas - 1]
+        last.start, last.end, last.pgoff = start, end, start // PAGE_SIZE
         return Pattern(vmas, words, (write, *self.writes[1:]), self.changes)
 
 

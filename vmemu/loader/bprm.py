@@ -11,15 +11,16 @@ import math
 import os
 import random
 import stat
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
 from vmemu.loader.seen import Seen
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter", "with_strings"]
+__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter", "strings_size", "with_strings"]
 
 ARG_MAX = 131072
 """Bytes that argv and envp may always have together, whatever the stack limit."""
@@ -32,6 +33,8 @@ SCRIPTS_MAX = 5
 RLIM_INFINITY = 0xFFFF_FFFF_FFFF_FFFF
 BUFFER_SIZE = 256
 """Bytes of a file that execve looks at; a ``#!`` line must end within them."""
+
+_ENCODING = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 Strings = Sequence[str | bytes]
 Environment = Mapping[str, str] | Mapping[bytes, bytes] | Sequence[str | bytes]
@@ -86,6 +89,11 @@ class Layout:
         return Credentials(self.uid, self.euid, self.gid, self.egid)
 
 
+def strings_size(strings: Sequence[bytes]) -> int:
+    """Bytes of strings with their NULs."""
+    return sum(map(len, strings)) + len(strings)
+
+
 @dataclass(slots=True)
 class Program:
     """The program that is to run, and its strings."""
@@ -108,7 +116,7 @@ class Program:
     @property
     def strings_size(self) -> int:
         """Bytes of all strings with their NULs, the file name included."""
-        return sum(len(text) + 1 for text in (*self.argv, *self.envp, self.filename))
+        return strings_size(self.argv) + strings_size(self.envp) + len(self.filename) + 1
 
 
 @dataclass(slots=True)
@@ -182,7 +190,16 @@ def with_strings(program: Program, argv: Strings, envp: Environment, stack_limit
     strings = _Strings(program.filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), stack_limit)
     for new in program.rewritten:
         strings.replace_first(new)
-    return replace(program, argv=strings.argv, envp=strings.envp, stale=strings.stale)
+    return Program(
+        filename=program.filename,
+        path=program.path,
+        image=program.image,
+        argv=strings.argv,
+        envp=strings.envp,
+        credentials=program.credentials,
+        stale=strings.stale,
+        rewritten=program.rewritten,
+    )
 
 
 def find_interpreter(
@@ -340,14 +357,17 @@ class _Strings:
 def _pairs(envp: Environment) -> Sequence[str | bytes]:
     if not isinstance(envp, Mapping):
         return envp
-    return [os.fsencode(name) + b"=" + os.fsencode(value) for name, value in envp.items()]
+    return [
+        f"{name}={value}" if type(name) is type(value) is str else os.fsencode(name) + b"=" + os.fsencode(value)
+        for name, value in envp.items()
+    ]
 
 
 def _encode(strings: Strings, what: str) -> list[bytes]:
     if isinstance(strings, (str, bytes)):
         raise TypeError(f"{what}: one string; execve takes a sequence of strings")
-    encoded = [os.fsencode(text) for text in strings]
-    for text in encoded:
-        if b"\0" in text:
-            raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")
+    encoded = [text.encode(*_ENCODING) if type(text) is str else os.fsencode(text) for text in strings]
+    if b"\0" in b"".join(encoded):
+        text = next(text for text in encoded if b"\0" in text)
+        raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")
     return encoded

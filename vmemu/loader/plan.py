@@ -16,15 +16,16 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vmemu.errors import SyscallError
 from vmemu.loader import bprm, elf, elfmap, initstack, linker
 from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
 from vmemu.loader.seen import Seen
-from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_up
+from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan", "with_strings"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Restacked", "Restacker", "Seen", "Segment", "plan"]
 
 BRK_RND_BITS = 18
 """Random bits of the brk, in pages: 1 GiB (arch_randomize_brk)."""
@@ -216,44 +217,79 @@ def _load(
     )
 
 
-def with_strings(old: ExecPlan, argv: Strings, envp: Environment) -> ExecPlan | None:
-    """The plan for the same program with other strings, while the host's files are as they were; None if more than the
-    stack could be another: with randomisation, other variables for ld.so, or mappings near the stack.
+class Restacked(NamedTuple):
+    """What of a plan is another with other strings; fields as there."""
 
-    Raises SyscallError as `plan` does for the strings.
-    """
-    layout = old.layout
-    if layout.rng is not None or not _below(old, old.mmap_base):
-        return None
-    prog = bprm.with_strings(old.program, argv, envp, layout.stack_limit)
-    if linker.variables(prog.envp) != linker.variables(old.program.envp):
-        return None
-    sketch = Sketch(old.mmap_base, layout.huge_align)
-    stack = initstack.InitialStack(prog, layout)
-    stack.map(sketch)
-    vector = dict(old.auxv)
-    auxv = stack.auxv(phdr=vector[initstack.AT_PHDR], base=vector[initstack.AT_BASE], entry=vector[initstack.AT_ENTRY])
-    pointer, data = stack.build(auxv)
-    try:
-        stack.grow(sketch, pointer)
-    except MapError:
-        return None
-    if sketch.segments[0].start < old.mmap_base + STACK_GUARD_GAP:
-        return None
-    return replace(
-        old,
-        argv=tuple(prog.argv),
-        envp=tuple(prog.envp),
-        segments=(sketch.segments[0], *old.segments[1:]),
-        stack_data=data,
-        stack_pointer=pointer,
-        arg_start=stack.arg_start,
-        arg_end=stack.arg_end,
-        env_start=stack.arg_end,
-        env_end=stack.env_end,
-        auxv=tuple(auxv),
-        program=prog,
-    )
+    argv: tuple[bytes, ...]
+    envp: tuple[bytes, ...]
+    auxv: tuple[tuple[int, int], ...]
+    stack_start: int
+    stack_end: int
+    stack_data: bytes
+    stack_pointer: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    program: Program
+
+    def put_into(self, plan: ExecPlan) -> ExecPlan:
+        """The whole plan."""
+        fields = self._asdict()
+        stack = replace(plan.segments[0], start=fields.pop("stack_start"), end=fields.pop("stack_end"))
+        return replace(plan, segments=(stack, *plan.segments[1:]), **fields)
+
+    def words(self, plan: ExecPlan) -> tuple[int, ...]:
+        """`ExecPlan.words` of the whole plan."""
+        words = plan.words
+        return (*words[:3], self.stack_pointer, self.arg_start, self.arg_end, self.env_start, self.env_end, *words[8:])
+
+
+class Restacker:
+    """Plans the same program with other strings, while the host's files are as they were."""
+
+    __slots__ = ("_plan", "_variables", "_vector")
+
+    def __init__(self, plan: ExecPlan) -> None:
+        self._plan = plan
+        self._vector = dict(plan.auxv)
+        self._variables = linker.variables(plan.program.envp)
+
+    @classmethod
+    def of(cls, plan: ExecPlan) -> Restacker | None:
+        """None if strings could change more of a plan than the stack: with randomisation, or mappings near it."""
+        return cls(plan) if plan.layout.rng is None and _below(plan, plan.mmap_base) else None
+
+    def restack(self, argv: Strings, envp: Environment) -> Restacked | None:
+        """None if more is another: with other variables for ld.so, or a stack that reaches far. Raises SyscallError as
+        `plan` does for strings."""
+        old, vector = self._plan, self._vector
+        layout = old.layout
+        prog = bprm.with_strings(old.program, argv, envp, layout.stack_limit)
+        if linker.variables(prog.envp) != self._variables:
+            return None
+        stack = initstack.InitialStack(prog, layout)
+        auxv = stack.auxv(
+            phdr=vector[initstack.AT_PHDR], base=vector[initstack.AT_BASE], entry=vector[initstack.AT_ENTRY]
+        )
+        pointer, data = stack.build(auxv)
+        start = min(stack.start, page_down(pointer))
+        if start < max(old.mmap_base + STACK_GUARD_GAP, stack.top - layout.stack_limit):
+            return None
+        return Restacked(
+            argv=tuple(prog.argv),
+            envp=tuple(prog.envp),
+            auxv=tuple(auxv),
+            stack_start=start,
+            stack_end=stack.top,
+            stack_data=data,
+            stack_pointer=pointer,
+            arg_start=stack.arg_start,
+            arg_end=stack.arg_end,
+            env_start=stack.arg_end,
+            env_end=stack.env_end,
+            program=prog,
+        )
 
 
 def _below(plan: ExecPlan, top: int) -> bool:
