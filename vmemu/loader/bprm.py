@@ -241,7 +241,7 @@ def _open(name: bytes, cwd: str | None, credentials: Credentials, seen: Seen, ro
             raise fail(errno.EACCES, kind)
         if not _may_execute(st, credentials):
             raise fail(errno.EACCES, f"mode {stat.filemode(st.st_mode)} does not let uid {credentials.euid} execute it")
-        flags = seen.mount_flags(path)
+        flags = seen.mount_flags(path, st)
         if flags & getattr(os, "ST_NOEXEC", 0):
             raise fail(errno.EACCES, "on a file system mounted noexec")
         real = seen.realpath(path)
