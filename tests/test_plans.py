@@ -308,26 +308,48 @@ def test_links_and_directories_that_move(tmp_path: Path) -> None:
                 assert m.spawn(str(link)).exe == str(elsewhere / name)
 
 
-def test_a_moved_library_is_named_anew(tmp_path: Path) -> None:
-    """Its mappings have the name by which its page cache was found; a page cache made anew has the new one."""
-    there = tmp_path / "there"
+def test_a_library_reached_through_a_link(tmp_path: Path) -> None:
+    """The directory that the link led to is another one now, and the library is still the same: once its page cache is
+    gone it is opened where it is."""
+    there, elsewhere, link = tmp_path / "there", tmp_path / "elsewhere", tmp_path / "link"
     there.mkdir()
-    found = files_of(tmp_path)
+    link.symlink_to(there)
     tinyelf.save(there / "e", tinyelf.library("e"))
-    tinyelf.save(tmp_path / "b", tinyelf.library("b", ["e"], runpath=str(there)))
-    tinyelf.save(tmp_path / "a", tinyelf.library("a", ["b"], runpath=str(tmp_path)))
-    tinyelf.save(
-        tmp_path / "linked",
-        tinyelf.library(needed=["a"], runpath=str(tmp_path), interp=b"%s/ld.so\0" % bytes(tmp_path)),
-    )
+    program = tinyelf.library(needed=["e"], runpath=str(link), interp=make_ld_so(tmp_path))
+    path = tinyelf.save(tmp_path / "prog", program)
     with machine() as m:
-        m.spawn(found["linked"], ["x"], link=True).exit()
-        (first,) = kept(m)
-        there.rename(tmp_path / "elsewhere")
-        there.symlink_to("elsewhere")
-        assert first.seen.unchanged()
-        assert not first.seen.names_unchanged()
-        maps("/elsewhere/e")(m, found["linked"])
+        first = m.spawn(path, ["x"], link=True)
+        (plan_,) = kept(m)
+        there.rename(elsewhere)
+        link.unlink()
+        link.symlink_to(elsewhere)
+        there.mkdir()
+        tinyelf.save(there / "e", tinyelf.library("e", ["missing"]))
+        assert plan_.seen.unchanged()
+        assert not plan_.seen.names_unchanged()
+        assert m.spawn(path, ["x"], link=True).maps() == first.maps()  # what is in memory has the name it was found by
+        for p in list(m.init.children):
+            p.exit()
+        assert m._kernel.core.info().nobjects == 0
+        maps("/elsewhere/e")(m, path)
+
+
+def test_an_object_with_the_number_of_another(tmp_path: Path) -> None:
+    """Page caches that are gone leave their numbers to others, which are not taken for them."""
+    for name in "abcdefgh":
+        parts = [tinyelf.Part(flags=5, vaddr=0x400000)]
+        tinyelf.save(tmp_path / name, tinyelf.tiny(parts, data={0x200: name.encode() * 8}))
+    numbers: dict[int, set[str]] = {}
+    with machine() as m:
+        for _ in range(20):
+            for name in "abcdefgh":
+                p = m.spawn(tmp_path / name)
+                assert p.read(0x400200, 8) == name.encode() * 8
+                text = m._kernel.core.find(m._kernel.processes.space[p.pid], 0x400000)
+                assert text is not None
+                numbers.setdefault(text.object, set()).add(name)
+                p.exit()
+    assert max(map(len, numbers.values())) > 1
 
 
 def test_set_id_bits_and_users(tmp_path: Path) -> None:
@@ -504,7 +526,7 @@ def test_limits_are_those_of_now(tmp_path: Path) -> None:
     settings = [{"max_map_count": 3}, {"overcommit": Overcommit.NEVER, "overcommit_kbytes": 4}, {"npages": 2}]
     with machine() as m:
         holder = m.spawn(path, ["x"], link=True)
-        usual = state(m, m.spawn(path, ["x"], link=True))
+        usual, before_npages = state(m, m.spawn(path, ["x"], link=True)), m._kernel.npages
         for setting in settings:
             before = {name: getattr(m._kernel, name) for name in setting}
             vars(m._kernel).update(setting)
@@ -518,6 +540,15 @@ def test_limits_are_those_of_now(tmp_path: Path) -> None:
             assert errors[0] == errors[1], setting
             vars(m._kernel).update(before)
             m.spawn(path, ["x"], link=True).exit()
+        for clear in (False, True):  # a longer stack
+            if clear:
+                m._kernel.plans.clear()
+            m._kernel.npages = 40
+            m.spawn(path, ["x"], link=True).exit()
+            with pytest.raises(SyscallError) as refused:
+                m.spawn(path, ["x" * 40_000], link=True)
+            assert refused.value.errno == errno.ENOMEM
+            m._kernel.npages = before_npages
         assert state(m, m.spawn(path, ["x"], link=True)) == usual
         p = m.spawn()
         p.setrlimit(Resource.STACK, (64 << 10, 64 << 10))
