@@ -68,7 +68,7 @@ print(full, unmapped, held() - before)
 
 
 def test_what_is_kept_for_reuse_is_the_hosts_to_take() -> None:
-    """Blocks that were given back and wanted again are kept from then on, up to a bound, and only as LazyFree memory."""
+    """Blocks that were given back and wanted again are kept from then on, up to a bound, as LazyFree memory."""
     kept, lent = host("""
 m = Machine("2GiB")
 p = m.spawn()
