@@ -57,6 +57,10 @@ def run(options: argparse.Namespace) -> int:
 
         path = options.output or check.BASELINE
         return check.check(path, not options.no_callgrind) if options.check else check.update(path)
+    if options.scaling:
+        from bench import scaling
+
+        return scaling.main(options.output or scaling.PICTURE, quick=options.quick)
     from bench import rows
     from bench.measure import EXPERIMENTS, chosen, measure
     from bench.report import print_results, write_results

@@ -60,9 +60,9 @@ class Report:
         out = file or sys.stdout
         console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 120)
         for line in self.compared:
-            console.print(f"compared: {line}")
+            console.print(f"compared: {line}", soft_wrap=True)
         for line in self.notes:
-            console.print(f"note: {line}")
+            console.print(f"note: {line}", soft_wrap=True)
         if not self.findings:
             console.print("nothing is worse than in the baseline")
             return

@@ -211,6 +211,12 @@ struct vmemu_sums {
 	uint64_t pool[2]; /* reserved in the pools of huge pages of 2 MiB and 1 GiB by mappings with POOL_OWNER */
 };
 
+/* What a system call on mappings asks first. */
+struct vmemu_survey {
+	struct vmemu_sums sums;
+	uint64_t words[14]; /* VMEMU_NWORDS */
+};
+
 struct vmemu_space_info {
 	struct vmemu_sums sums;
 	uint64_t anon; /* resident pages by kind */
@@ -383,8 +389,11 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
+/* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
+int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
+int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_faults(vmemu_machine *m, uint32_t space, const uint64_t *in);
 /* The caller's words of a space: kept, and the first of them copied by fork; VMEMU_NWORDS of them. */

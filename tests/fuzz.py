@@ -403,6 +403,10 @@ class Api(Round):
         self.say(f"{p.tid}")
         if self.rng.random() < 0.5:
             p.exit(self.rng.randrange(300))
+        elif self.rng.random() < 0.1:
+            kids = p.children
+            self.say(f"{[kid.pid for kid in kids]}")
+            self.machine.exit_many(kids, 3)
 
     def do_wait(self) -> None:
         self.process().wait(self.rng.choice((-1, 0, 3, 1 << 40)), self.rng.choice((0, os.WNOHANG, 99)))

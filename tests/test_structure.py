@@ -15,12 +15,14 @@ PYTHON = """
     lab
     machine
     procfs traces faultlog
+    crowd
     process
     task
     persona
     lifecycle
     execve ksm
     loader memory
+    handles
     kernel
     files pids interned limits credentials dispositions
     _native
@@ -33,9 +35,9 @@ PACKAGES = {
     "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
-    "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
+    "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits / commit / args words / __init__",
+    "/ limits / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }

@@ -6,7 +6,7 @@ import importlib
 
 __all__ = ["load"]
 
-ROOMS = ("faults", "forks", "many", "translation", "calls", "machines")
+ROOMS = ("faults", "forks", "many", "translation", "calls", "machines", "traces")
 
 
 def load() -> None:
