@@ -51,7 +51,7 @@ def test_clang_format(root: Path) -> None:
 
 
 def test_c_warnings(root: Path) -> None:
-    """The core and the programs of the bench compile without a warning; the flags of the build are in csrc/build_core.py."""
+    """The C here compiles without a warning; the flags of the build are in csrc/build_core.py."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"there is no {compiler[0]}")
