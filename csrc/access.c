@@ -2,6 +2,7 @@
 #include "access.h"
 
 #include "fault.h"
+#include "faultlog.h"
 
 /* What a call may do before it returns to its caller, who may have a signal to look at: well under 50 ms of hits, or of
  * faults, which may each bring fresh memory from the host. */
@@ -12,10 +13,9 @@
 #define AHEAD 64u
 
 /* An access outside the user half. */
-static int refuse(struct vm *vm, struct space *s)
+static int refuse(struct vm *vm, struct space *s, uint64_t va, int access)
 {
-	s->faults[VMEMU_SEGV_MAPERR]++;
-	vm->faults[VMEMU_SEGV_MAPERR]++;
+	fault_count(vm, s, va, access & VMEMU_WRITE ? VMEMU_WRITE : access, VMEMU_SEGV_MAPERR, 0);
 	return VMEMU_SEGV_MAPERR;
 }
 
@@ -27,7 +27,7 @@ int access_one(struct vm *vm, struct space *s, uint64_t va, int access, const pt
 	if (*pte)
 		return VMEMU_NONE;
 	if (va >= TASK_SIZE)
-		return refuse(vm, s);
+		return refuse(vm, s, va, access);
 	kind = fault_resolve(vm, s, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, trap);
 	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 		return kind;
@@ -107,7 +107,7 @@ static int fault_and_mark(struct fault *f, uint64_t va, int access, uint64_t npa
 
 	f->before = 0;
 	if (va >= TASK_SIZE)
-		return refuse(vm, f->space);
+		return refuse(vm, f->space, va, access);
 	kind = fault_run(f, va, access == VMEMU_GUP_WRITE ? VMEMU_WRITE : access, npages);
 	if (kind < 0 || kind >= VMEMU_SEGV_MAPERR)
 		return kind;

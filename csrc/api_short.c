@@ -41,7 +41,7 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 		return -EBADF;
 	if (mode < VMEMU_FORK_EAGER || mode > VMEMU_FORK_ON_DEMAND)
 		return leave(m, -EINVAL);
-	if (s->vmas.sums.account > most)
+	if (vmas_sums(&s->vmas)->account > most)
 		return leave(m, -EDQUOT);
 	rc = fork_space(&m->vm, s, mode, &child);
 	if (!rc)
@@ -67,4 +67,38 @@ int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults)
 	left = m->vm.objects.count;
 	(void)leave(m, 0);
 	return left << 1 | had;
+}
+
+int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major)
+{
+	struct vm *vm = &m->vm;
+
+	enter(m);
+	for (uint32_t i = 0; i < n; i++)
+		if (!spaces[i] || spaces[i] >= vm->capacity || !vm->spaces[spaces[i]])
+			return leave(m, -EBADF);
+	for (uint32_t i = 0; i < n; i++) {
+		struct space *s = vm->spaces[spaces[i]];
+
+		minor[i] = major[i] = 0;
+		if (!s) /* the second time */
+			continue;
+		major[i] = s->faults[VMEMU_FILE_MAJOR] + s->faults[VMEMU_SWAP_IN];
+		for (int kind = VMEMU_NONE + 1; kind < VMEMU_SEGV_MAPERR; kind++)
+			minor[i] += s->faults[kind];
+		minor[i] -= major[i];
+		space_free(vm, s);
+	}
+	return leave(m, 0);
+}
+
+int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *out)
+{
+	struct space *s = enter_space(m, space);
+
+	if (!s)
+		return -EBADF;
+	out->sums = *vmas_sums(&s->vmas);
+	memcpy(out->words, s->words, sizeof(out->words));
+	return leave(m, 0);
 }

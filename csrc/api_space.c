@@ -99,7 +99,7 @@ int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out)
 
 	if (!s)
 		return -EBADF;
-	*out = s->vmas.sums;
+	*out = *vmas_sums(&s->vmas);
 	return leave(m, 0);
 }
 

@@ -84,7 +84,7 @@ static int check_slots(const struct check *c, const struct space *s)
 		CHECK(hole == ix->slot[k].hole, "space %u: VMA block %u: hole %#llx, counted %#llx", s->id, k,
 		      (unsigned long long)ix->slot[k].hole, (unsigned long long)hole);
 	}
-	CHECK(!memcmp(&sums, &s->vmas.sums, sizeof(sums)), "space %u: sums of its mappings are wrong", s->id);
+	CHECK(!memcmp(&sums, vmas_sums(&s->vmas), sizeof(sums)), "space %u: sums of its mappings are wrong", s->id);
 	return 0;
 }
 
@@ -199,7 +199,7 @@ int check_spaces(const struct check *c)
 		if (!s)
 			continue;
 		n++;
-		account += s->vmas.sums.account;
+		account += vmas_sums(&s->vmas)->account;
 		if (s->root == NO_PFN) {
 			rc = check_space(c, s);
 			continue;

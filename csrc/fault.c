@@ -1,6 +1,8 @@
 /* Page faults: the effects, one handler an action. See fault.h; the decision is in classify.c. Source: Linux mm/memory.c. */
 #include "fault.h"
 
+#include "faultlog.h"
+
 int fault_prepare_anon(struct fault *f)
 {
 	if (f->vma.anon)
@@ -155,6 +157,9 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	f->va = f->facts.va = va;
 	f->access = f->facts.access = access;
 	f->before = 0;
+	f->facts.pte = 0;
+	if (f->vm->log.ring) /* each page is recorded */
+		npages = 1;
 	f->facts.vma = find_mapping(f);
 	mapped = f->facts.vma == &f->vma;
 	if (mapped && f->object) {
@@ -175,7 +180,9 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	if (f->before)
 		count(f, f->kind, f->before);
 	if (kind >= 0)
-		count(f, kind, 1);
+		fault_count(f->vm, f->space, va, access, kind, f->facts.pte);
+	else
+		f->trap->access = (uint32_t)access;
 	return kind;
 }
 

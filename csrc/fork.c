@@ -115,26 +115,31 @@ static int copy_huge(struct copy_range *r, pte_t *e, uint64_t va)
 	return rc;
 }
 
-/* What most entries are: a page of anonymous memory, to be shared write-protected. 0: not this one. */
-static int share_plain(const struct copy_range *r, pte_t *e, unsigned int i, const struct leaf *leaf)
+/* What most entries are: pages of anonymous memory, to be shared write-protected. Goes through [first, last) up to an entry that is
+ * something else; returns which. */
+static unsigned int share_plain(struct tables *tables, pte_t *e, pte_t *copy, unsigned int first, unsigned int last,
+				struct table_info *info)
 {
-	struct tables *tables = &r->c->vm->tables;
-	struct table_info *info = table_info(tables, leaf->table);
-	struct frame *fr;
+	struct frame *of = tables->frames->of;
+	uint32_t shared = 0;
+	unsigned int i = first;
 
-	if (!(e[i] & PTE_P))
-		return 0;
-	fr = frame_of(tables->frames, pte_pfn(e[i]));
-	if ((fr->flags & (FRAME_ANON | FRAME_LARGE)) != FRAME_ANON)
-		return 0;
-	fr->refs++;
-	fr->flags &= (uint16_t)~FRAME_EXCLUSIVE;
-	if (e[i] & PTE_W)
-		e[i] &= ~PTE_W;
-	(leaf->pte - leaf->index)[i] = e[i] & ~PTE_A;
-	info->used++;
-	info->resident[RESIDENT_ANON]++;
-	return 1;
+	for (; i < last; i++) {
+		pte_t entry = e[i];
+		struct frame *fr = &of[pte_pfn(entry)];
+
+		if (!entry)
+			continue;
+		if (!(entry & PTE_P) || !frame_share(fr))
+			break;
+		if (entry & PTE_W)
+			e[i] = entry & ~PTE_W;
+		copy[i] = entry & ~(PTE_W | PTE_A);
+		shared++;
+	}
+	info->used = (uint16_t)(info->used + shared);
+	info->resident[RESIDENT_ANON] += shared;
+	return i;
 }
 
 /* copy_pte_range(): the child gets a table where the parent has one, even if it is empty. */
@@ -155,8 +160,9 @@ static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 		struct leaf at;
 		pte_t copy;
 
-		table_prefetch(tables, e, i + TABLE_AHEAD);
-		if (!e[i] || (!r->c->eager && share_plain(r, e, i, &leaf)))
+		if (!r->c->eager)
+			i = share_plain(tables, e, leaf.pte - leaf.index, i, last, table_info(tables, leaf.table));
+		if (i == last || !e[i])
 			continue;
 		rc = copy_entry(r->c, r->vma, &e[i], &copy);
 		if (rc)
@@ -222,7 +228,7 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 		child->root = parent->root;
 		table_get(&vm->tables, child->root);
 	}
-	if (!parent->vmas.sums.special)
+	if (!vmas_sums(&parent->vmas)->special)
 		return 0;
 	while (!rc && (v = vmas_find(&child->vmas, at, &pos)) != NULL) {
 		vma_t part = *v;

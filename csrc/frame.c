@@ -19,6 +19,22 @@ static void *reserve(uint64_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
+/* The same from a multiple of 2 MiB on. */
+static void *reserve_blocks(uint64_t size)
+{
+	const uint64_t block = BLOCK_FRAMES * PAGE_BYTES;
+	uint8_t *all = reserve(size + block);
+	uint64_t before;
+
+	if (!all)
+		return NULL;
+	before = -(uintptr_t)all & (block - 1);
+	if (before)
+		(void)munmap(all, before);
+	(void)munmap(all + before + size, block - before);
+	return all + before;
+}
+
 int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t nframes, uint32_t contents)
 {
 	memset(f, 0, sizeof(*f));
@@ -28,7 +44,7 @@ int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t 
 	f->nblocks = (nframes + BLOCK_FRAMES - 1) / BLOCK_FRAMES;
 	f->zero = f->huge_zero = NO_PFN;
 	f->contents = contents;
-	f->ram = reserve(nframes << PAGE_SHIFT);
+	f->ram = reserve_blocks(nframes << PAGE_SHIFT);
 	f->of = reserve(nframes * sizeof(*f->of));
 	f->blocks = reserve(f->nblocks * sizeof(*f->blocks));
 	f->folios = reserve(f->nblocks * sizeof(*f->folios));

@@ -42,6 +42,9 @@ struct frame {
 	uint16_t cgroup; /* owner's memory cgroup; 0: root */
 };
 
+_Static_assert(sizeof(struct frame) == sizeof(uint64_t) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+	       "a record is a word; tables in RAM are those of x86");
+
 enum block_kind { BLOCK_WHOLE = 0, BLOCK_DATA = 1, BLOCK_TABLES = 2 };
 
 struct block {
@@ -83,7 +86,7 @@ struct pool {
 };
 
 struct frames {
-	uint8_t *ram;
+	uint8_t *ram; /* at a multiple of 2 MiB, so that a block can be a huge page of the host's */
 	struct frame *of;
 	struct block *blocks;
 	struct folio *folios; /* by block; meaningful where the block is a folio */
@@ -163,6 +166,29 @@ static inline void frame_get(struct frames *f, pfn_t pfn)
 		folio_get_frame(f, pfn);
 	else
 		fr->refs++;
+}
+
+/* An ordinary anonymous frame gets one more reference, and is exclusive no more; 0: it is something else, nothing done. Its record
+ * goes in and out as one word, refs being the lower half. */
+static inline int frame_share(struct frame *fr)
+{
+	uint64_t word;
+
+	memcpy(&word, fr, sizeof(word));
+	if ((word >> 32 & (FRAME_ANON | FRAME_LARGE)) != FRAME_ANON)
+		return 0;
+	word = (word + 1) & ~((uint64_t)FRAME_EXCLUSIVE << 32);
+	memcpy(fr, &word, sizeof(word));
+	return 1;
+}
+
+/* An ordinary anonymous frame that others have too loses a reference; 0: it is something else, nothing done. */
+static inline int frame_leave(struct frame *fr)
+{
+	if (fr->refs <= 1 || (fr->flags & (FRAME_ANON | FRAME_LARGE)) != FRAME_ANON)
+		return 0;
+	fr->refs--;
+	return 1;
 }
 
 static inline uint8_t *frame_bytes(const struct frames *f, pfn_t pfn)

@@ -1,6 +1,8 @@
 /* Same-page merging. See ksm.h. */
 #include "ksm.h"
 
+#include "faultlog.h"
+
 /* ---- finding ---- */
 
 /* Any good mix of all bits will do: equal hashes are compared byte by byte before anything is merged. */
@@ -160,9 +162,9 @@ static int break_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 	const struct breaking *b = ctx;
 	struct frames *frames = &b->vm->frames;
 
-	(void)va;
-	for (unsigned int i = first; i < last; i++) {
+	for (unsigned int i = first; i < last; i++, va += PAGE_BYTES) {
 		struct leaf leaf = { table, i, &e[i] };
+		pte_t old = e[i];
 		int kind = VMEMU_COW_COPY, rc;
 		pfn_t pfn;
 
@@ -178,8 +180,7 @@ static int break_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		if (rc)
 			return rc;
 		table_set(&b->vm->tables, &leaf, (e[i] & ~(PTE_FRAME | PTE_D)) | ((uint64_t)pfn << PAGE_SHIFT) | PTE_A);
-		b->space->faults[kind]++;
-		b->vm->faults[kind]++;
+		fault_count(b->vm, b->space, va, VMEMU_READ, kind, old);
 	}
 	return 0;
 }

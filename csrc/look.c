@@ -372,7 +372,7 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	struct table_sum sum = { { 0 }, 0, 0 };
 
 	table_sum(&vm->tables, s->root, &sum);
-	out->sums = s->vmas.sums;
+	out->sums = *vmas_sums(&s->vmas);
 	out->anon = sum.resident[RESIDENT_ANON];
 	out->file = sum.resident[RESIDENT_FILE];
 	out->shmem = sum.resident[RESIDENT_SHMEM];
@@ -380,7 +380,7 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	out->tables = sum.tables;
 	out->shared_tables = sum.shared;
 	out->peak_rss = max_u64(s->peak_rss, out->anon + out->file + out->shmem);
-	out->peak_total = max_u64(s->peak_total, s->vmas.sums.total);
+	out->peak_total = max_u64(s->peak_total, vmas_sums(&s->vmas)->total);
 }
 
 void look_machine(const struct vm *vm, struct vmemu_machine_info *out)

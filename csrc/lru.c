@@ -177,7 +177,7 @@ static void flip_marks(struct freeing *f)
 	for (uint32_t id = 1; id < vm->capacity; id++) {
 		struct space *s = vm->spaces[id];
 		struct vma_pos pos;
-		const vma_t *v = s && s->vmas.sums.locked ? vmas_find(&s->vmas, 0, &pos) : NULL;
+		const vma_t *v = s && vmas_sums(&s->vmas)->locked ? vmas_find(&s->vmas, 0, &pos) : NULL;
 
 		for (; v; v = vmas_next(&s->vmas, &pos))
 			if (v->flags & VMEMU_VM_LOCKED)

@@ -36,6 +36,17 @@ struct lazy {
 	uint32_t n;
 };
 
+/* Where faults are recorded; see faultlog.h. */
+struct fault_log {
+	struct vmemu_fault *ring; /* NULL: off */
+	uint64_t capacity;	  /* in records */
+	uint64_t at;		  /* slot of the next one */
+	uint64_t n;		  /* records in the ring */
+	uint64_t next;		  /* sequence number of the next one */
+	const uint32_t *owners;	  /* process by space id, to be recorded */
+	uint64_t nowners;
+};
+
 struct trace_way;
 
 struct vm {
@@ -46,6 +57,7 @@ struct vm {
 	struct objects objects;
 	struct mapcounts mapcounts;
 	struct lazy lazy;
+	struct fault_log log;
 	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
 	struct space **spaces;	/* by id; NULL where free, [0] never used */
 	uint32_t capacity;	/* of spaces */

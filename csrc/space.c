@@ -57,9 +57,9 @@ void space_mark_peak(struct vm *vm, struct space *s, uint64_t start, uint64_t en
 	struct table_sum sum = { { 0 }, 0, 0 };
 	uint64_t rss = 0;
 
-	s->peak_total = max_u64(s->peak_total, s->vmas.sums.total);
+	s->peak_total = max_u64(s->peak_total, vmas_sums(&s->vmas)->total);
 	/* no more can be resident, or no less will be: summing up looks at every table of the space */
-	if (s->vmas.sums.total <= s->peak_rss || !table_occupied(&vm->tables, s->root, start, end))
+	if (vmas_sums(&s->vmas)->total <= s->peak_rss || !table_occupied(&vm->tables, s->root, start, end))
 		return;
 	table_sum(&vm->tables, s->root, &sum);
 	for (int kind = 0; kind < NRESIDENT; kind++)

@@ -26,7 +26,7 @@ void space_reserve_again(struct vm *vm, struct space *s, uint64_t start, uint64_
 	struct vma_pos pos;
 	const vma_t *v;
 
-	if (!s->vmas.sums.pool[0] && !s->vmas.sums.pool[1])
+	if (!vmas_sums(&s->vmas)->pool[0] && !vmas_sums(&s->vmas)->pool[1])
 		return;
 	for (v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos))
 		if (v->flags & VMEMU_VM_POOL_OWNER)

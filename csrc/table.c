@@ -75,17 +75,13 @@ static void release_all(struct tables *t, const pte_t *e, unsigned int used)
 	struct frame *of = t->frames->of;
 
 	for (unsigned int i = 0; used; i++) {
-		struct frame *fr;
+		pte_t entry = e[i];
 
-		if (!e[i])
+		if (!entry)
 			continue;
 		used--;
-		table_prefetch(t, e, i + TABLE_AHEAD);
-		fr = &of[pte_pfn(e[i])];
-		if (e[i] & PTE_P && fr->refs > 1 && (fr->flags & (FRAME_ANON | FRAME_LARGE)) == FRAME_ANON)
-			fr->refs--;
-		else
-			table_release(t, e[i]);
+		if (!(entry & PTE_P) || !frame_leave(&of[pte_pfn(entry)]))
+			table_release(t, entry);
 	}
 }
 

@@ -58,9 +58,6 @@ static inline pfn_t leaf_pfn(pte_t e, uint64_t va)
 	return pte_pfn(e) + ((pfn_t)(va >> PAGE_SHIFT) & (pte_frames(e) - 1));
 }
 
-/* Entries of a leaf table ahead of the one that is looked at whose frames' records are fetched. */
-#define TABLE_AHEAD 16u
-
 int tables_init(struct tables *t, struct frames *frames);
 void tables_destroy(struct tables *t);
 
@@ -72,12 +69,6 @@ static inline pte_t *table_entries(const struct tables *t, pfn_t table)
 static inline struct table_info *table_info(const struct tables *t, pfn_t table)
 {
 	return &t->blocks[table / BLOCK_FRAMES][table % BLOCK_FRAMES];
-}
-
-static inline void table_prefetch(const struct tables *t, const pte_t *entries, unsigned int i)
-{
-	if (i < TABLE_ENTRIES)
-		__builtin_prefetch(&t->frames->of[pte_pfn(entries[i])], 1);
 }
 
 static inline int table_is_shared(const struct tables *t, pfn_t table)

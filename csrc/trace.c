@@ -175,7 +175,7 @@ int trace_run(struct vm *vm, const struct vmemu_record *records, uint64_t n, con
 {
 	int64_t work = SLICE_WORK;
 
-	if (!vm->ways && !(vm->ways = host_zalloc(&vm->host, NWAYS * sizeof(*vm->ways))))
+	if (run->at < n && !vm->ways && !(vm->ways = host_zalloc(&vm->host, NWAYS * sizeof(*vm->ways))))
 		return -ENOMEM;
 	while (run->at < n) {
 		const struct vmemu_record *r = &records[run->at];

@@ -118,6 +118,7 @@ static int own_index(struct vma_env *env, struct vmas *s, uint32_t extra)
 		copy->refs = 1;
 		copy->count = count;
 		copy->capacity = capacity;
+		copy->sums = *vmas_sums(s);
 		if (ix) {
 			memcpy(copy->slot, ix->slot, count * sizeof(*ix->slot));
 			if (ix->refs > 1) {
@@ -310,7 +311,7 @@ static void replace_blocks(struct vma_env *env, struct vma_index *ix, uint32_t f
 int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n)
 {
 	struct vma_block *fresh[3] = { NULL, NULL, NULL }, *first = NULL, *last = NULL;
-	sums_t before = s->sums;
+	sums_t before = *vmas_sums(s);
 	uint32_t nfresh = 0, nt = 0, from = 0, to = 0;
 	struct vma_pos stop = pos, at = pos;
 	struct vma_index *ix;
@@ -342,11 +343,11 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 		}
 		at = pos;
 		for (uint32_t left = ndel; left; left--, (void)vmas_next(s, &at))
-			sums_add(&s->sums, vmas_at(s, at), (uint64_t)-1);
+			sums_add(&ix->sums, vmas_at(s, at), (uint64_t)-1);
 		replace_blocks(env, ix, from, to, fresh, nfresh);
 	} else { /* in place */
 		for (uint32_t i = pos.i; i < stop.i; i++)
-			sums_add(&s->sums, &first->v[i], (uint64_t)-1);
+			sums_add(&ix->sums, &first->v[i], (uint64_t)-1);
 		use_all(env, with, n, 1);
 		use_all(env, &first->v[pos.i], ndel, -1);
 		memmove(&first->v[pos.i + n], &first->v[stop.i], nt * sizeof(vma_t));
@@ -357,9 +358,9 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 			vma_slot_update(ix, from + 1);
 	}
 	for (uint32_t i = 0; i < n; i++)
-		sums_add(&s->sums, &with[i], 1);
+		sums_add(&ix->sums, &with[i], 1);
 	charge(env, &before, (uint64_t)-1);
-	charge(env, &s->sums, 1);
+	charge(env, &ix->sums, 1);
 	return 0;
 }
 
@@ -384,12 +385,13 @@ void vmas_set_anon(struct vmas *s, uint64_t va, uint64_t anon)
 void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t flags)
 {
 	vma_t *v = own_vma(s, va);
+	sums_t *sums = &s->index->sums;
 
-	charge(env, &s->sums, (uint64_t)-1);
-	sums_add(&s->sums, v, (uint64_t)-1);
+	charge(env, sums, (uint64_t)-1);
+	sums_add(sums, v, (uint64_t)-1);
 	v->flags = flags;
-	sums_add(&s->sums, v, 1);
-	charge(env, &s->sums, 1);
+	sums_add(sums, v, 1);
+	charge(env, sums, 1);
 }
 
 int vmas_prepare_anon(struct vma_env *env, struct vmas *s, uint64_t va)
@@ -424,7 +426,7 @@ int vmas_append(struct vma_env *env, struct vmas *s, const vma_t *v)
 void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *child)
 {
 	*child = *parent;
-	charge(env, &child->sums, 1);
+	charge(env, vmas_sums(child), 1);
 	if (child->index) {
 		child->index->refs++;
 		child->inherited = 1;
@@ -433,7 +435,7 @@ void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *chi
 
 void vmas_destroy(struct vma_env *env, struct vmas *s)
 {
-	charge(env, &s->sums, (uint64_t)-1);
+	charge(env, vmas_sums(s), (uint64_t)-1);
 	if (s->index && --s->index->refs == 0) {
 		for (uint32_t k = 0; k < s->index->count; k++)
 			block_put(env, s->index->slot[k].block);

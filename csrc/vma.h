@@ -63,13 +63,13 @@ struct vma_index {
 	uint32_t refs;
 	uint32_t count;
 	uint32_t capacity;
+	sums_t sums; /* over all its VMAs */
 	struct vma_slot slot[];
 };
 
 struct vmas {
 	struct vma_index *index; /* NULL: no mappings */
-	sums_t sums;
-	uint32_t inherited; /* the index is shared with, or left over from, the parent */
+	uint32_t inherited;	 /* the index is shared with, or left over from, the parent */
 };
 
 /* A place in the order: block and position; block == index->count is the end. */
@@ -103,7 +103,7 @@ void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t f
  * has one, so that the two can merge later (__anon_vma_prepare(), find_mergeable_anon_vma()). -ENOMEM. */
 int vmas_prepare_anon(struct vma_env *env, struct vmas *s, uint64_t va);
 
-/* Makes `child`, which is empty, share everything with its parent; the sums too. */
+/* Makes `child`, which is empty, share everything with its parent. */
 void vmas_share(struct vma_env *env, const struct vmas *parent, struct vmas *child);
 /* Adds a VMA above all others. -ENOMEM. */
 int vmas_append(struct vma_env *env, struct vmas *s, const vma_t *v);
@@ -118,6 +118,13 @@ uint32_t vma_append_merged(vma_t *list, uint32_t n, const vma_t *v);
 
 /* Adds (by = 1) or takes (by = -1) one VMA's share. */
 void sums_add(sums_t *sums, const vma_t *v, uint64_t by);
+
+static inline const sums_t *vmas_sums(const struct vmas *s)
+{
+	static const sums_t none;
+
+	return s->index ? &s->index->sums : &none;
+}
 
 static inline uint64_t vma_pages(const vma_t *v)
 {

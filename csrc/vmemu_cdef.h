@@ -72,6 +72,7 @@ struct vmemu_trap {
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
 	uint32_t object;  /* TRAP_PAGE */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
 
 /* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
@@ -210,6 +211,12 @@ struct vmemu_sums {
 	uint64_t pool[2]; /* reserved in the pools of huge pages of 2 MiB and 1 GiB by mappings with POOL_OWNER */
 };
 
+/* What a system call on mappings asks first. */
+struct vmemu_survey {
+	struct vmemu_sums sums;
+	uint64_t words[14]; /* VMEMU_NWORDS */
+};
+
 struct vmemu_space_info {
 	struct vmemu_sums sums;
 	uint64_t anon; /* resident pages by kind */
@@ -309,6 +316,22 @@ struct vmemu_pool {
 	uint64_t reserved; /* of the free ones */
 };
 
+/* A fault as it was recorded. Frames are UINT32_MAX where the entry mapped none. */
+struct vmemu_fault {
+	uint64_t sequence; /* 0 for the first of this log */
+	uint64_t address;  /* first byte that was accessed */
+	uint32_t pid;	   /* the owner's number, as the caller gave it */
+	uint16_t kind;	   /* enum vmemu_kind */
+	uint16_t access;   /* enum vmemu_access */
+	uint32_t old_frame;
+	uint32_t new_frame;
+};
+
+struct vmemu_log_info {
+	uint64_t n;    /* records in the ring */
+	uint64_t next; /* sequence number of the next one */
+};
+
 typedef struct vmemu_machine vmemu_machine;
 
 /* ---- machine ---- */
@@ -366,8 +389,11 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
+/* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
+int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
+int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
 int vmemu_space_set_faults(vmemu_machine *m, uint32_t space, const uint64_t *in);
 /* The caller's words of a space: kept, and the first of them copied by fork; VMEMU_NWORDS of them. */
@@ -481,6 +507,17 @@ int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, ui
 int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Pages merged with the zero page. */
 int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
+
+/* ---- fault log ---- */
+
+/* From now on faults are recorded in ring[capacity], the newest in place of the oldest when it is full; owners[nowners] says by
+ * space whose it is. Both are lent until ring == NULL switches the log off. -EINVAL: no capacity; -EBUSY: it is on. */
+int vmemu_machine_log(vmemu_machine *m, struct vmemu_fault *ring, uint64_t capacity, const uint32_t *owners,
+		      uint64_t nowners);
+/* How much was recorded; the records are in ring[0] to ring[n - 1] now, in their order. clear: after that the ring is empty. */
+int vmemu_machine_log_sort(vmemu_machine *m, int clear, struct vmemu_log_info *out);
+/* Records what an access came to that stopped with a trap and was refused by the caller. */
+int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int access, int kind);
 
 /* ---- objects ---- */
 

@@ -25,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.linux_seed = random.randrange(1 << 32) if chosen is None else chosen
     if not list((ROOT / "vmemu").glob("_core*.so")):  # `python -m pytest` puts the checkout into sys.path
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "vmemu"]:
+            del sys.modules[name]  # the plugin has been loaded from there
     os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
     try:
         importlib.import_module("vmemu._core")

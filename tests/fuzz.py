@@ -27,18 +27,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from vmemu._core import ffi, lib
 
 from vmemu import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    TRACE_DTYPE,
     Advice,
     Clone,
+    FaultLog,
     File,
     ForkMode,
     Machine,
     Map,
+    Operation,
     Overcommit,
     Process,
     VmemuError,
@@ -137,6 +141,7 @@ class Api(Round):
         ) as m:
             self.machine = m
             self.files: list[File] = []
+            self.log_: FaultLog | None = None
             calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
             weights = [8 if f.__name__ in ("do_write", "do_mmap", "do_fork", "do_touch") else 3 for f in calls]
             with contextlib.suppress(VmemuError):
@@ -227,6 +232,37 @@ class Api(Round):
         advice = self.rng.choice((*Advice, Advice.DONTNEED, Advice.REMOVE, Advice.WIPEONFORK, Advice.DONTFORK, -1, 999))
         self.say(f"{p.pid} {a:#x} {n:#x} {advice}")
         p.madvise(a, n, advice)
+
+    def do_run(self) -> None:
+        """A trace, good or bad, of a few processes."""
+        r, n = self.rng, self.rng.choice((0, 1, 50))
+        rows = np.zeros(n, TRACE_DTYPE)
+        for row in rows:
+            row["operation"] = r.choice((0, 1, 1, 2)) if r.random() < 0.9 else r.randrange(12 if n < 50 else 10)
+            row["pid"], row["address"], row["size"] = r.randrange(2), self.address(), r.choice((1, 8, PAGE, 9 * PAGE))
+            if row["operation"] >= Operation.MMAP:
+                row["address"] = self.page()
+        given = [self.process(), self.process()]
+        self.say(f"{n} {given}")
+        if any(p.pid == 1 for p in given):
+            rows["operation"] %= 3
+        with contextlib.suppress(ValueError):
+            self.machine.run(rows, given, outcomes=r.random() < 0.5)
+
+    def do_log(self) -> None:
+        r = self.rng
+        if self.log_ is None:
+            self.log_ = self.machine.trace_faults(r.choice((1, 7, 1000)))
+        elif r.random() < 0.3:
+            self.log_.close()
+            self.log_ = None
+        else:
+            lost = self.log_.lost
+            steps = np.diff(self.log_.records["sequence"].astype(np.int64))
+            assert np.all(steps == 1)
+            assert not lost or len(self.log_) == self.log_.capacity
+            if r.random() < 0.3:
+                self.log_.clear()
 
     def do_merge(self) -> None:
         ksm = self.machine.ksm
@@ -367,6 +403,10 @@ class Api(Round):
         self.say(f"{p.tid}")
         if self.rng.random() < 0.5:
             p.exit(self.rng.randrange(300))
+        elif self.rng.random() < 0.1:
+            kids = p.children
+            self.say(f"{[kid.pid for kid in kids]}")
+            self.machine.exit_many(kids, 3)
 
     def do_wait(self) -> None:
         self.process().wait(self.rng.choice((-1, 0, 3, 1 << 40)), self.rng.choice((0, os.WNOHANG, 99)))
@@ -455,6 +495,8 @@ class Border(Round):
         self.holds: collections.Counter[int] = collections.Counter()
         self.message = ffi.new("char[512]")
         self.trap = ffi.new("struct vmemu_trap *")
+        self.lent: list[object] = []
+        self.ring, self.capacity = ffi.NULL, 0
         try:
             calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
             weights = [8 if f.__name__ in ("do_map", "do_write", "do_touch", "do_fork") else 3 for f in calls]
@@ -728,6 +770,56 @@ class Border(Round):
         writes = self.rng.choice((ffi.NULL, ffi.new("uint8_t[]", [self.rng.getrandbits(1) for _ in range(n + 1)])))
         kinds = ffi.new("uint8_t[]", n + 1)
         self.access(lib.vmemu_space_access(self.m, self.space(), where, writes, 1, n, kinds, self.trap))
+
+    def do_run(self) -> None:
+        """A trace with any operations and labels, checked and then run though it is bad."""
+        r, m, n, nlabels = self.rng, self.m, self.rng.choice((0, 1, 40, 300)), self.rng.choice((0, 1, 4, 4))
+        records, labels = ffi.new("struct vmemu_record[]", n + 1), [self.space() for _ in range(nlabels)]
+        for i in range(n):
+            records[i].address = self.address()
+            records[i].size = r.choice((0, 1, 8, 8, 8, PAGE, 3 * PAGE, self.length() % TOP))
+            records[i].pid = r.randrange(4) if r.random() < 0.98 else r.choice((4, 2**32 - 1))
+            records[i].operation = r.choice((0, 1, 1, 2)) if r.random() < 0.97 else r.choice((3, 4, 9, 10, 2**32 - 1))
+        self.say(f"{n} {labels}")
+        alive = ffi.new("uint8_t[]", [r.getrandbits(1) for _ in range(nlabels + 1)])
+        bad = ffi.new("uint64_t *")
+        if self.ok(lib.vmemu_trace_check(records, n, alive, nlabels, bad)):
+            assert bad[0] < n
+        spaces, kinds = ffi.new("uint32_t[]", [*labels, 0]), r.choice((ffi.NULL, ffi.new("uint8_t[]", n + 1)))
+        counts, at = ffi.new("uint64_t[]", lib.VMEMU_NKINDS), ffi.new("struct vmemu_run *")
+        for _ in range(n + 20):
+            rc = lib.vmemu_machine_run(m, records, n, spaces, nlabels, kinds, counts, at, self.trap)
+            self.ok(rc, errno.ESRCH, errno.ENOMEM)
+            assert at.at <= n
+            if rc in (0, -errno.ENOMEM):
+                break
+            if rc == lib.VMEMU_TRAP_CALL or rc == -errno.ESRCH or r.random() < 0.5:
+                at.at, at.bytes, at.worst = at.at + 1, 0, 0
+            elif rc == lib.VMEMU_TRAP_PAGE:
+                data = ffi.from_buffer(bytes(PAGE))
+                self.ok(lib.vmemu_object_fill(m, self.trap.object, self.trap.index, 1, data, PAGE, 0), errno.ENOMEM)
+
+    def do_log(self) -> None:
+        """The fault log on and off, and read; one buffer for each, kept as long as the machine."""
+        r, m = self.rng, self.m
+        capacity, nowners = r.choice((0, 1, 2, 7, 64)), r.choice((0, 1, 64))
+        lent = (ffi.new("struct vmemu_fault[]", capacity + 1), ffi.new("uint32_t[]", nowners + 1))
+        self.lent.append(lent)
+        if self.ok(lib.vmemu_machine_log(m, lent[0], capacity, lent[1], nowners), errno.EBUSY, errno.EINVAL) == 0:
+            self.ring, self.capacity = lent[0], capacity
+        out = ffi.new("struct vmemu_log_info *")
+        self.ok(lib.vmemu_machine_log_sort(m, r.random() < 0.3, out))
+        assert out.n <= self.capacity and out.n <= out.next
+        for i in range(out.n):
+            assert self.ring[i].sequence == out.next - out.n + i
+            assert 0 < self.ring[i].kind < lib.VMEMU_NKINDS
+        self.ok(
+            lib.vmemu_space_log(m, self.space(), self.address(), r.choice((0, 1, 2, 3, -1)), r.choice((1, 10, 14, -1))),
+            *(errno.EBADF, errno.EINVAL),
+        )
+        if r.random() < 0.3:
+            self.ok(lib.vmemu_machine_log(m, ffi.NULL, 0, ffi.NULL, 0))
+            self.capacity = 0
 
     def do_look(self) -> None:
         s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 700))

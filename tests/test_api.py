@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import errno
@@ -55,6 +56,28 @@ def test_every_public_name_is_importable_from_vmemu() -> None:
     assert set(NAMES) <= set(vmemu.__all__)
     assert len(vmemu.__all__) == len(set(vmemu.__all__))
     assert vmemu.__all__ == sorted(vmemu.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+
+
+def test_public_names_are_where_the_door_says() -> None:
+    """They are imported when they are asked for; what type checkers read and what is done agree."""
+    tree = ast.parse(Path(vmemu.__file__).read_text())
+    read: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vmemu."):
+            read[str(node.module).removeprefix("vmemu.")] = sorted(alias.name for alias in node.names)
+    assert read == {home: sorted(names.split()) for home, names in vmemu._HOMES.items()}
+    assert sorted(vmemu.__all__) == sorted(name for names in read.values() for name in names)
+    assert set(vmemu.__all__) <= set(dir(vmemu))
+    with pytest.raises(AttributeError, match="has no attribute 'Maschine'"):
+        vmemu.Maschine  # type: ignore[attr-defined]  # noqa: B018
+    code = (
+        "import sys, vmemu\n"
+        "assert {m for m in sys.modules if m.startswith('vmemu')} == {'vmemu'}\n"
+        "assert vmemu.types.PAGE_SIZE == vmemu.PAGE_SIZE\n"
+        "from vmemu import *\n"
+        "assert Machine is vmemu.Machine"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_importing_vmemu_does_not_import_numpy() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from linux import tinyelf
 from vmemu._core import ffi, lib
@@ -20,11 +21,13 @@ from vmemu._core import ffi, lib
 from vmemu import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    TRACE_DTYPE,
     Advice,
     Clone,
     ForkMode,
     Machine,
     Map,
+    Operation,
     OutOfMemory,
     Process,
     Prot,
@@ -48,6 +51,7 @@ LINUX_KEEPS = (
     "write heap",
     "push",
     "pwrite",
+    "run writes",
 )
 """Steps that may do part of their work."""
 
@@ -165,11 +169,25 @@ def _script() -> None:
         "pool shared", lambda w: w.p.mmap(H + 12 * HUGE, HUGE, RW, Map.SHARED | Map.ANONYMOUS | Map.FIXED | Map.HUGETLB)
     )
     add("pool shared write", lambda w: w.p.write(H + 12 * HUGE, b"all"))
+    add("run writes", _run_writes)
+    add("run forks", _run_forks)
     add("exit", lambda w: w.v.exit())  # type: ignore[union-attr]
 
 
 def _reads(p: Process | None, address: int, data: bytes) -> None:
     assert p is not None and p.read(address, len(data)) == data
+
+
+def _run_writes(w: World) -> None:
+    rows = [(A + page * PAGE, 8, 0, Operation.WRITE) for page in (8, 9, 11)]
+    rows += [(B, 8, 0, Operation.READ), (F, 2 * PAGE, 0, Operation.WRITE)]
+    if w.machine.run(np.array(rows, TRACE_DTYPE), [w.p]).counts.oom:
+        raise OutOfMemory(12, "run")
+
+
+def _run_forks(w: World) -> None:
+    rows = [(1, 0, 0, Operation.FORK), (0, 0, 1, Operation.EXIT), (0, 0, 0, Operation.WAIT)]
+    w.machine.run(np.array(rows, TRACE_DTYPE), [w.p])
 
 
 def _brk(p: Process) -> None:

@@ -10,17 +10,19 @@ import pytest
 
 PYTHON = """
     __init__ __main__
-    cli workloads
+    cli workloads testing
     cli_look
     lab
     machine
-    procfs traces
+    procfs traces faultlog
+    crowd
     process
     task
     persona
     lifecycle
     execve ksm
     loader memory
+    handles
     kernel
     files pids interned limits credentials dispositions
     _native
@@ -33,9 +35,9 @@ PACKAGES = {
     "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
-    "lifecycle": "birth sending waiting identity check / program / death / signals / memory / __init__",
+    "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits / commit / args words / __init__",
+    "/ limits / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }
@@ -48,6 +50,7 @@ C = """
     ksm lru mark move
     space space_build space_object space_pool
     fault fault_anon fault_file fault_huge fault_pool classify
+    faultlog
     mm
     object table table_huge table_range
     pool

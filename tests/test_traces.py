@@ -307,6 +307,10 @@ def test_processes_by_label_or_in_a_sequence() -> None:
         assert (p.faults.zero_fill, q.faults.zero_fill) == (0, 1)
         result = m.run(trace((A, 8, 4_000_000, Operation.WRITE), (5, 0, 4_000_000, Operation.FORK)), {4_000_000: p})
         assert (p.faults.zero_fill, q.faults.zero_fill) == (1, 1)
+        many = m.run(
+            trace(*((label, 0, 0, Operation.FORK) for label in (1, 5000, 1023, 1024, 100_000, 4_194_303))), [p]
+        )
+        assert list(many.processes) == [0, 1, 5000, 1023, 1024, 100_000, 4_194_303]
         assert result.processes[4_000_000] == p and result.processes[5].ppid == p.pid
 
 

@@ -13,52 +13,57 @@
 Reference: Linux on x86-64. Every public name is importable from here and listed in `__all__`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmemu.errors import (
-    BusError,
-    InvariantError,
-    MemoryFault,
-    OutOfMemory,
-    ProcessKilled,
-    SegmentationFault,
-    SyscallError,
-    TraceError,
-    VmemuError,
-)
-from vmemu.files import File
-from vmemu.ksm import KsmCounts, KsmStat
-from vmemu.limits import RLIM_INFINITY, Resource
-from vmemu.machine import Machine
-from vmemu.process import Process
-from vmemu.traces import RunResult, load_trace, save_trace
-from vmemu.types import (
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    PAGE_SIZE,
-    Advice,
-    ByKind,
-    Clone,
-    FaultCounts,
-    FaultKind,
-    ForkMode,
-    FrameStats,
-    HugePool,
-    Map,
-    Mapping,
-    MappingUsage,
-    MemInfo,
-    Operation,
-    Overcommit,
-    Prot,
-    Translation,
-)
+if TYPE_CHECKING:
+    from vmemu.errors import (
+        BusError,
+        FaultsLost,
+        InvariantError,
+        MemoryFault,
+        OutOfMemory,
+        ProcessKilled,
+        SegmentationFault,
+        SyscallError,
+        TraceError,
+        VmemuError,
+    )
+    from vmemu.faultlog import FAULT_DTYPE, NO_FRAME, FaultLog
+    from vmemu.files import File
+    from vmemu.ksm import KsmCounts, KsmStat
+    from vmemu.limits import RLIM_INFINITY, Resource
+    from vmemu.machine import Machine
+    from vmemu.process import Process
+    from vmemu.traces import TRACE_DTYPE, RunResult, load_trace, save_trace
+    from vmemu.types import (
+        MREMAP_DONTUNMAP,
+        MREMAP_FIXED,
+        MREMAP_MAYMOVE,
+        PAGE_SIZE,
+        Advice,
+        ByKind,
+        Clone,
+        FaultCounts,
+        FaultKind,
+        ForkMode,
+        FrameStats,
+        HugePool,
+        Map,
+        Mapping,
+        MappingUsage,
+        MemInfo,
+        Operation,
+        Overcommit,
+        Prot,
+        Translation,
+    )
 
 __all__ = [
+    "FAULT_DTYPE",
     "MREMAP_DONTUNMAP",
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
+    "NO_FRAME",
     "PAGE_SIZE",
     "RLIM_INFINITY",
     "TRACE_DTYPE",
@@ -68,6 +73,8 @@ __all__ = [
     "Clone",
     "FaultCounts",
     "FaultKind",
+    "FaultLog",
+    "FaultsLost",
     "File",
     "ForkMode",
     "FrameStats",
@@ -99,14 +106,36 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from vmemu.traces import TRACE_DTYPE
-else:
+_HOMES = {
+    "errors": "BusError FaultsLost InvariantError MemoryFault OutOfMemory ProcessKilled SegmentationFault "
+    "SyscallError TraceError VmemuError",
+    "faultlog": "FAULT_DTYPE NO_FRAME FaultLog",
+    "files": "File",
+    "ksm": "KsmCounts KsmStat",
+    "limits": "RLIM_INFINITY Resource",
+    "machine": "Machine",
+    "process": "Process",
+    "traces": "TRACE_DTYPE RunResult load_trace save_trace",
+    "types": "MREMAP_DONTUNMAP MREMAP_FIXED MREMAP_MAYMOVE PAGE_SIZE Advice ByKind Clone FaultCounts FaultKind "
+    "ForkMode FrameStats HugePool Map Mapping MappingUsage MemInfo Operation Overcommit Prot Translation",
+}
+"""Where the names are. A module is imported when the first of its names is asked for (PEP 562): so pytest, which loads
+`vmemu.testing` and with it this, begins no later than without vmemu."""
 
-    def __getattr__(name: str) -> object:
-        """`TRACE_DTYPE`, for which NumPy is imported; importing vmemu does not do that."""
-        if name != "TRACE_DTYPE":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from vmemu.traces import TRACE_DTYPE
+if not TYPE_CHECKING:
 
-        return TRACE_DTYPE
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of vmemu."""
+        import importlib
+
+        if name in _HOMES:
+            return importlib.import_module(f"vmemu.{name}")
+        for home, names in _HOMES.items():
+            if name in names.split():
+                found = globals()[name] = getattr(importlib.import_module(f"vmemu.{home}"), name)
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """The public names too that nobody has asked for."""
+        return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ from vmemu.types import FaultKind
 
 __all__ = [
     "BusError",
+    "FaultsLost",
     "InvariantError",
     "KilledInExec",
     "MemoryFault",
@@ -59,6 +60,10 @@ class TraceError(VmemuError, ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class FaultsLost(UserWarning):
+    """A fault log was full: its oldest records were overwritten before they were read."""
 
 
 class OutOfMemory(SyscallError, MemoryError):

@@ -168,6 +168,7 @@ def _may_keep(
 def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, _Made]:
     """A new space as the plan says."""
     sid = kernel.core.space_new("execve")
+    kernel.own(sid, kernel.processes.process(pid))
     try:
         return sid, _carry_out(Space(kernel, sid, pid), plan)
     except BaseException:
@@ -179,6 +180,8 @@ def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, _Made]:
 def _make_again(kernel: Kernel, pid: int, kept: _Kept) -> int:
     """The same once more; 0 if it may come out otherwise: a page cache is gone, a limit could be met."""
     made = kept.made
+    if kernel.log_owners is not None:  # whose the faults are is said when the space is there
+        return 0
     if made is None or kernel.overcommit == Overcommit.NEVER or kernel.max_map_count != made.max_map_count:
         return 0
     if kernel.overcommit == Overcommit.HEURISTIC and made.charged > kernel.npages:

@@ -98,10 +98,17 @@ class Kernel:
         """Frame of the zero page."""
         self.shared: dict[int, SharedSpace] = {}
         """By id: the spaces that several tasks use."""
+        self.log_owners: Any = None
+        """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
         self.threads_faults: dict[int, Sequence[int]] = {}
         """By pid: faults by kind of those of its tasks that have ended."""
+
+    def own(self, sid: int, pid: int) -> None:
+        """From now on the faults of a space are recorded as those of process *pid*."""
+        if self.log_owners is not None:
+            self.log_owners[sid] = pid
 
     @property
     def closed(self) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
+from vmemu.crowd import exit_many
 from vmemu.errors import VmemuError
+from vmemu.faultlog import FaultLog
 from vmemu.files import File
+from vmemu.handles import ProcessMap
 from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
 from vmemu.lifecycle import birth
@@ -21,7 +24,7 @@ from vmemu.lifecycle.check import check
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
-from vmemu.process import Process, ProcessMap
+from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
@@ -143,7 +146,7 @@ class Machine:
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
         self.init = Process(self._kernel, birth.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""
-        self.processes = ProcessMap(self._kernel)
+        self.processes = ProcessMap(self._kernel, Process)
         """pid -> Process, zombies included; a live view."""
         self.ksm = Ksm(self._kernel)
         """Same-page merging: `m.ksm.scan()`, `m.ksm.counts`."""
@@ -185,6 +188,13 @@ class Machine:
         path = None if program is None else os.fspath(program)
         return Process(self._kernel, birth.spawn(self._kernel, path, argv, environment, link))
 
+    def exit_many(self, processes: Iterable[Process], code: int = 0) -> None:
+        """_exit(2) of each, in order: as `Process.exit` of one after the other, but cheap for many with pids in a row,
+        such as those of `fork_many`. The first that cannot exit raises; those before it have ended then. ValueError
+        for a process of another machine.
+        """
+        exit_many(self._kernel, processes, code)
+
     def open_file(self, path: str | os.PathLike[str]) -> File:
         """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it
         is opened.
@@ -218,6 +228,13 @@ class Machine:
         that names the record: those before it are done. Other threads can't make or end processes meanwhile.
         """
         return traces.run(self._kernel, trace, processes, outcomes)
+
+    def trace_faults(self, capacity: int = 65536) -> FaultLog:
+        """Records every fault from now on, the last *capacity* of them, until the log is closed; a context manager.
+
+        ValueError while another log of this machine is open.
+        """
+        return FaultLog(self._kernel, capacity)
 
     @property
     def zero_pfn(self) -> int | None:

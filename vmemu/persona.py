@@ -38,6 +38,10 @@ class Persona:
     def __repr__(self) -> str:
         return f"<vmemu.Process {self.pid} {'of a closed machine' if self._kernel.closed else self.state}>"
 
+    def belongs_to(self, kernel: Kernel) -> bool:
+        """It is a process of that machine."""
+        return self._kernel is kernel
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Persona) or self._kernel is not other._kernel:
             return False

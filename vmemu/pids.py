@@ -335,10 +335,11 @@ class ProcessTable:
     def _grow(self, end: int) -> None:
         """Rows up to *end* at least, and some to spare; new ones are free."""
         more = min(max(end, len(self.state) * 9 // 8 + 64), PID_MAX) - len(self.state)
-        for text in (self.state, self.exit_signal, self.flags):
-            text.extend(bytes(more))
-        for column in (self.parent, self.started_ns, *self._fresh, *self._inherited):
-            column.frombytes(bytes(more * column.itemsize))
+        zeros = memoryview(bytes(8 * more))
+        for column in (self.state, self.exit_signal, self.flags):
+            column.extend(zeros[:more])
+        for wide in (self.parent, self.started_ns, *self._fresh, *self._inherited):
+            wide.frombytes(zeros[: more * wide.itemsize])
 
     def _append(self, parent: int, first: int, last: int) -> None:
         tail = self._last_child[parent]

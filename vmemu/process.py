@@ -7,12 +7,13 @@ is in `lifecycle`, what the calls on mappings do in `memory`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from vmemu._native import constants, read_short, to_short_trap, write_short
-from vmemu.kernel import Image, Kernel
+from vmemu.handles import Children
+from vmemu.kernel import Image
 from vmemu.lifecycle import birth
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, process_faults, use
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from vmemu.files import File
 
-__all__ = ["Children", "Process", "ProcessMap", "Thread"]
+__all__ = ["Process", "Thread"]
 
 _READ = constants.READ
 _SHORT = 65536
@@ -225,7 +226,7 @@ class Process(Task):
             raise ValueError(f"n: {count} is negative")
         self._space("fork_many")
         pids = birth.fork_many(self._kernel, self.tid, count, self._mode(mode)) if count else range(0)
-        return Children(self._kernel, pids)
+        return Children(self._kernel, pids, Process)
 
     def _mode(self, mode: ForkMode | int | None) -> ForkMode:
         return self._kernel.fork_mode if mode is None else ForkMode(mode)
@@ -401,49 +402,3 @@ class Thread(Process):
 
     def _faults(self) -> Sequence[int]:
         return faults(self._kernel, self.tid)
-
-
-class Children(Sequence[Process]):
-    """Processes of consecutive pids; handles are made when asked for."""
-
-    def __init__(self, kernel: Kernel, pids: range) -> None:
-        self._kernel = kernel
-        self._pids = pids
-
-    def __len__(self) -> int:
-        return len(self._pids)
-
-    def __iter__(self) -> Iterator[Process]:
-        kernel = self._kernel
-        return (Process(kernel, pid) for pid in self._pids)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self._pids[index]
-        return Children(self._kernel, found) if isinstance(found, range) else Process(self._kernel, found)
-
-    def __repr__(self) -> str:
-        return f"<vmemu.Children: {len(self)} processes>"
-
-
-class ProcessMap(Dictionary[int, Process]):
-    """pid -> Process of one machine, zombies included; a live view, handles are made when asked for."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    def __len__(self) -> int:
-        return len(self._kernel.processes)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._kernel.processes)
-
-    def __contains__(self, pid: object) -> bool:
-        return pid in self._kernel.processes
-
-    def __getitem__(self, pid: int) -> Process:
-        if pid not in self:
-            raise KeyError(pid)
-        return Process(self._kernel, pid)
-
-    def __repr__(self) -> str:
-        return f"<vmemu.ProcessMap: {'closed' if self._kernel.closed else f'{len(self)} processes'}>"

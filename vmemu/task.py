@@ -22,7 +22,7 @@ from vmemu.persona import Persona
 from vmemu.pids import INIT
 from vmemu.types import FaultCounts
 
-__all__ = ["ChildInfo", "Task", "Usage"]
+__all__ = ["ChildInfo", "Task", "Usage", "exit_status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,13 @@ class Usage(NamedTuple):
 
     ru_minflt: int
     ru_majflt: int
+
+
+def exit_status(code: int) -> int:
+    """An exit code as wait(2) tells it."""
+    if not isinstance(code, int):
+        raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
+    return (code & 0xFF) << 8
 
 
 class Task(Persona):
@@ -146,18 +153,16 @@ class Task(Persona):
         self._end(code, False)
 
     def _end(self, code: int, group: bool) -> None:
-        if not isinstance(code, int):
-            raise TypeError(f"exit: code must be an int, not {type(code).__name__}")
-        kernel = self._kernel
+        kernel, status = self._kernel, exit_status(code)
         with kernel.lock:
             if not alone(kernel, self.tid):
                 self._use("exit")
             if self.pid == INIT and (group or len(kernel.processes.tasks(INIT)) == 1):
                 raise syscall_error("exit", errno.EPERM, "init cannot exit")
             if group:
-                death.die(kernel, self.pid, (code & 0xFF) << 8)
+                death.die(kernel, self.pid, status)
             else:
-                death.end_task(kernel, self.tid, (code & 0xFF) << 8)
+                death.end_task(kernel, self.tid, status)
             if kernel.signalled:
                 death.settle(kernel)
 

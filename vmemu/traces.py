@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ _WRONG = {
 }
 
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # PEP 562
 
     def __getattr__(name: str) -> Any:
         """`TRACE_DTYPE`, made when it is asked for: NumPy is imported when it is first needed."""
@@ -157,18 +157,33 @@ def run(
     with kernel.lock:
         if kernel.closed:
             raise VmemuError("the machine is closed")
-        runner = _Runner(kernel, _given(kernel, processes))
-        alive = np.zeros(_LABELS, np.uint8)
-        alive[list(runner.pids)] = 1
-        wrong, index = kernel.core.trace_check(records, n, alive)
-        if wrong:
-            raise _complaint(wrong, index, records[index])
+        given = _given(kernel, processes)
+        runner = _Runner(kernel, given, _check(kernel, records, given))
         kinds = np.zeros(n, np.uint8) if outcomes else None
         counts = array("Q", bytes(8 * _KINDS))
         runner.run(kernel.core.trace(records, n, runner.spaces, kinds, counts))
         return RunResult(
             FaultCounts(*counts), kinds, {label: Process(kernel, pid) for label, pid in runner.pids.items()}
         )
+
+
+def _check(kernel: Kernel, records: NDArray[np.void], given: Iterable[int]) -> int:
+    """How many labels there have to be. TraceError for the first bad record."""
+    import numpy as np
+
+    nlabels = max(given, default=0) + 1
+    while True:
+        nlabels = min(_LABELS, 1 << max(10, (nlabels - 1).bit_length()))
+        alive = np.zeros(nlabels, np.uint8)
+        alive[list(given)] = 1
+        wrong, index = kernel.core.trace_check(records, len(records), alive)
+        if not wrong:
+            return nlabels
+        bad = records[index]
+        label = max(int(bad["pid"]), int(bad["address"]) if bad["operation"] == Operation.FORK else 0)
+        if wrong != c.BAD_LABEL or label >= _LABELS:
+            raise _complaint(wrong, index, bad)
+        nlabels = label + 1
 
 
 def _given(kernel: Kernel, processes: Mapping[int, Process] | Sequence[Process] | None) -> dict[int, int]:
@@ -202,13 +217,13 @@ class _Runner:
     """Who is who while a trace runs, and the decisions that it needs. The kernel's lock is held, so nobody else makes
     or ends processes; accesses of other threads come between the slices of the run."""
 
-    def __init__(self, kernel: Kernel, given: dict[int, int]) -> None:
+    def __init__(self, kernel: Kernel, given: dict[int, int], nlabels: int) -> None:
         import numpy as np
 
         self.kernel = kernel
         self.pids = given
         """Task by label."""
-        self.spaces = np.zeros(_LABELS, np.uint32)
+        self.spaces = np.zeros(nlabels, np.uint32)
         """Id of its space by label, as lent to the core."""
         owners: dict[int, int] = {}
         for label, tid in given.items():

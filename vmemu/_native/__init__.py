@@ -48,6 +48,7 @@ class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCa
         if handle == ffi.NULL:
             raise OutOfMemory(errno.ENOMEM, f"the host has no address space for a machine of {nframes} frames")
         self._m = ffi.gc(handle, lib.vmemu_machine_free)
+        self._lent = None
         self._ended = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
         self.handle = self._m
         """For `read_short` and `write_short`."""

@@ -96,6 +96,7 @@ class Trap(NamedTuple):
     """Index of the missing page in `object`."""
     object: int = 0
     kind: int = 0
+    access: int = 0
 
 
 def byte_view(data: Any) -> memoryview:
@@ -119,7 +120,7 @@ def to_trap(reason: int, trap: Any) -> Trap:
     """A struct vmemu_trap with what the call returned."""
     if reason < 0:
         fail(reason, "access")
-    return Trap(reason, trap.done, trap.address, trap.index, trap.object, trap.kind)
+    return Trap(reason, trap.done, trap.address, trap.index, trap.object, trap.kind, trap.access)
 
 
 def to_vma(v: Any) -> Vma:
@@ -130,8 +131,10 @@ def to_vma(v: Any) -> Vma:
 class Handle:
     """One machine in C, for the rooms of the border: each has the functions of one part of csrc/vmemu_cdef.h."""
 
-    __slots__ = ("_ended", "_m")
+    __slots__ = ("_ended", "_lent", "_m")
     _m: Any
+    _lent: Any
+    """What the fault log keeps alive."""
     _ended: Any
     """Scratch of space_end."""
 

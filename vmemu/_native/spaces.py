@@ -13,6 +13,7 @@ __all__ = ["SpaceCalls"]
 
 _COUNTS = f"uint64_t[{lib.VMEMU_NKINDS}]"
 _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
+_SURVEY, _VMA = ffi.typeof("struct vmemu_survey *"), ffi.typeof("struct vmemu_vma *")
 _BATCH = 64
 _NKINDS: int = lib.VMEMU_NKINDS
 _NO_FAULTS = (0,) * _NKINDS
@@ -62,6 +63,21 @@ class SpaceCalls(Handle):
         left: int = _end(self._m, space, self._ended)
         return ffi.unpack(self._ended, _NKINDS) if left & 1 else _NO_FAULTS, left >> 1
 
+    def space_end_many(self, spaces: array.array[int]) -> tuple[array.array[int], array.array[int]]:
+        """Ends spaces -> the minor and the major faults of each."""
+        n = len(spaces)
+        minor, major = array.array("Q", bytes(8 * n)), array.array("Q", bytes(8 * n))
+        rc = lib.vmemu_space_end_many(
+            self._m,
+            ffi.from_buffer("uint32_t[]", spaces),
+            n,
+            ffi.from_buffer("uint64_t[]", minor),
+            ffi.from_buffer("uint64_t[]", major),
+        )
+        if rc:
+            fail(rc, "exit")
+        return minor, major
+
     def space_abandon(self, space: int) -> None:
         """Ends a space that came to nothing."""
         lib.vmemu_space_abandon(self._m, space)
@@ -70,6 +86,12 @@ class SpaceCalls(Handle):
         """struct vmemu_sums."""
         out = ffi.new("struct vmemu_sums *")
         lib.vmemu_space_sums(self._m, space, out)
+        return out
+
+    def survey(self, space: int) -> Any:
+        """struct vmemu_survey."""
+        out = ffi.new(_SURVEY)
+        lib.vmemu_space_survey(self._m, space, out)
         return out
 
     def faults(self, space: int) -> tuple[int, ...]:

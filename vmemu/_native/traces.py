@@ -1,4 +1,4 @@
-"""Runs of traces."""
+"""Runs of traces, and the fault log."""
 
 from __future__ import annotations
 
@@ -89,3 +89,28 @@ class TraceCalls(Handle):
     def trace(self, records: Any, n: int, spaces: Any, kinds: Any, counts: Any) -> TraceRun:
         """A run of a trace, at its beginning."""
         return TraceRun(self._m, records, n, spaces, kinds, counts)
+
+    def log_start(self, ring: Any, owners: Any) -> bool:
+        """Records faults in *ring* (32 bytes each), and whose they are by *owners* (uint32 by space). False: it is on.
+        Both are lent until the log is stopped or this is gone."""
+        rows = ffi.from_buffer("struct vmemu_fault[]", ring, require_writable=True)
+        by_space = ffi.from_buffer("uint32_t[]", owners)
+        if lib.vmemu_machine_log(self._m, rows, len(rows), by_space, len(by_space)):
+            return False
+        self._lent = (rows, by_space)
+        return True
+
+    def log_stop(self) -> None:
+        """Stops that."""
+        lib.vmemu_machine_log(self._m, ffi.NULL, 0, ffi.NULL, 0)
+        self._lent = None
+
+    def log_sort(self, clear: bool) -> tuple[int, int]:
+        """(records in the ring, in order from now on; sequence number of the next one); then *clear* empties it."""
+        out = ffi.new("struct vmemu_log_info *")
+        lib.vmemu_machine_log_sort(self._m, clear, out)
+        return int(out.n), int(out.next)
+
+    def log_refused(self, space: int, address: int, access: int, kind: int) -> None:
+        """Records what an access came to that was not made after a trap."""
+        lib.vmemu_space_log(self._m, space, address, access, kind)

@@ -73,6 +73,7 @@ def _empty(kernel: Kernel, parent: int) -> int:
     sid = kernel.core.space_new("spawn")
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
     table.space[pid] = sid
+    kernel.own(sid, pid)
     table.image[pid] = 0
     kernel.core.set_words(sid, EMPTY)
     return pid
@@ -145,6 +146,7 @@ def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = 
         child = kernel.core.space_fork_one(sid, mode, MASK)
     _enrol(kernel, pid, creator, uid, parent)
     table.space[pid] = child
+    kernel.own(child, pid)
     return pid
 
 
@@ -159,6 +161,9 @@ def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
         spaces = _fork_spaces(space, mode, n)
         _enrol_many(kernel, pids, creator, uid)
         table.space[pids[0] : pids[-1] + 1] = spaces
+        if kernel.log_owners is not None:
+            for sid, pid in zip(spaces, pids, strict=True):
+                kernel.own(sid, pid)
         return pids
 
 

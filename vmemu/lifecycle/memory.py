@@ -78,6 +78,7 @@ def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
         if shared.current == tid:
             shared.current = next(iter(shared.saved))
             kernel.core.set_faults(sid, shared.saved[shared.current])
+            kernel.own(sid, table.process(shared.current))
         if len(shared.saved) == 1:
             del kernel.shared[sid]
     table.space[tid] = 0
@@ -98,6 +99,7 @@ def hand_on_space(kernel: Kernel, tid: int, to: int) -> None:
     if shared is not None:
         shared.saved[to] = shared.saved.pop(tid)
         shared.current = to if shared.current == tid else shared.current
+    kernel.own(sid, table.process(shared.current if shared else to))
     lender = table.lender.pop(tid, 0)
     if lender:
         table.lender[to], table.borrower[lender] = lender, to
@@ -107,6 +109,7 @@ def _switch(kernel: Kernel, sid: int, tid: int) -> None:
     """From now on the space counts for this task."""
     shared = kernel.shared.get(sid)
     if shared is not None and shared.current != tid:
+        kernel.own(sid, kernel.processes.process(tid))
         shared.saved[shared.current] = list(kernel.core.faults(sid))
         kernel.core.set_faults(sid, shared.saved[tid])
         shared.current = tid

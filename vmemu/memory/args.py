@@ -10,6 +10,7 @@ from vmemu.errors import syscall_error
 __all__ = ["MASK", "TASK_SIZE", "i32", "integer", "page_up", "u32", "u64"]
 
 MASK = (1 << 64) - 1
+_LEAST = -(1 << 63)
 TASK_SIZE = 0x7FFF_FFFF_F000
 """End of the user half; the last page below 2^47 cannot be mapped."""
 
@@ -25,8 +26,10 @@ def integer(value: SupportsIndex, call: str, what: str) -> int:
 def u64(value: SupportsIndex, call: str, what: str) -> int:
     """*value* as a register holds it: negative numbers wrap. TypeError if it is no integer, EINVAL if it has
     over 64 bits."""
-    number = integer(value, call, what)
-    if not -(1 << 63) <= number <= MASK:
+    number = value if type(value) is int else integer(value, call, what)
+    if 0 <= number <= MASK:
+        return number
+    if not _LEAST <= number < 0:
         raise syscall_error(call, errno.EINVAL, f"{what} {number:#x} does not fit in 64 bits")
     return number & MASK
 

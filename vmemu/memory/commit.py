@@ -21,9 +21,9 @@ def commit_limit(kernel: Kernel) -> int:
 
 def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:
     """Whether *npages* more may be charged on behalf of space *sid*; *admin*: by who has CAP_SYS_ADMIN."""
-    if kernel.overcommit == Overcommit.ALWAYS:
+    if kernel.overcommit is Overcommit.ALWAYS:
         return True
-    if kernel.overcommit == Overcommit.HEURISTIC:
+    if kernel.overcommit is Overcommit.HEURISTIC:
         return npages <= kernel.npages
     allowed = commit_limit(kernel)
     if not admin:

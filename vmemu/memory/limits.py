@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
 from vmemu.kernel import Kernel
@@ -11,6 +13,9 @@ from vmemu.memory.words import END_DATA, LOCKED_EXTRA, START_BRK, START_DATA
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["Holder"]
+
+_AS, _DATA = int(Resource.AS), int(Resource.DATA)
+_WRITABLE_KINDS = c.VM_WRITE | c.VM_SHARED | c.VM_GROWSDOWN
 
 
 class Holder:
@@ -36,15 +41,17 @@ class Holder:
         """Overcommit lets it be promised *npages* more (security_vm_enough_memory_mm())."""
         return enough_memory(self.kernel, self.sid, npages, self.capable(Capability.SYS_ADMIN))
 
-    def may_expand(self, flags: int, npages: int) -> bool:
+    def may_expand(self, flags: int, npages: int, sums: Any = None) -> bool:
         """RLIMIT_AS and RLIMIT_DATA let a mapping with these VM flags have *npages* more (may_expand_vm()). A soft
-        limit of 0 on data means the hard one, for Valgrind's sake."""
-        limits, sums = self.kernel.limits.of(self.pid), self.kernel.core.sums(self.sid)
-        if int(sums.total) + npages > limits.soft(Resource.AS) // PAGE_SIZE:
+        limit of 0 on data means the hard one, for Valgrind's sake. *sums*: the space's, if they are known."""
+        limits = self.kernel.limits.of(self.pid).pairs
+        if sums is None:
+            sums = self.kernel.core.sums(self.sid)
+        if int(sums.total) + npages > limits[_AS][0] // PAGE_SIZE:
             return False
-        if flags & (c.VM_WRITE | c.VM_SHARED | c.VM_GROWSDOWN) != c.VM_WRITE:
+        if flags & _WRITABLE_KINDS != c.VM_WRITE:
             return True
-        allowed, hard = limits[Resource.DATA]
+        allowed, hard = limits[_DATA]
         return int(sums.data) + npages <= (allowed or hard) // PAGE_SIZE
 
     def may_move_break(self, words: list[int], to: int) -> bool:

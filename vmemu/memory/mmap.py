@@ -5,7 +5,7 @@ mmap_region(), the last of which has already unmapped what MAP_FIXED replaces wh
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
@@ -13,10 +13,29 @@ from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
 from vmemu.memory import hugetlb
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
+from vmemu.memory.bits import (
+    MAP_ANONYMOUS,
+    MAP_DROPPABLE,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_SYNC,
+    MAP_TYPE,
+    PROT_WRITE,
+)
 from vmemu.memory.place import MMAP_MIN_ADDR, place
 from vmemu.memory.space import Space
-from vmemu.memory.words import DEF_FLAGS
-from vmemu.types import PAGE_SIZE, Map, Overcommit, Prot
+from vmemu.memory.words import DEF_FLAGS, MMAP_BASE
+from vmemu.types import PAGE_SIZE, Overcommit
 
 __all__ = ["map_private", "mmap", "munmap", "remap_file_pages", "vm_prot"]
 
@@ -56,7 +75,7 @@ class _Wish(NamedTuple):
 
     @property
     def huge(self) -> bool:
-        return bool(self.flags & Map.HUGETLB)
+        return self.flags & MAP_HUGETLB != 0
 
 
 def mmap(
@@ -89,8 +108,8 @@ def _wish(
     if where % PAGE_SIZE:
         raise syscall_error(CALL, errno.EINVAL, f"offset {where:#x} is not a multiple of the page size")
     backing = None
-    if flags & Map.ANONYMOUS:
-        if flags & Map.HUGETLB:
+    if flags & MAP_ANONYMOUS:
+        if flags & MAP_HUGETLB:
             size = hugetlb.whole_pages(size, flags)
     elif not isinstance(file, File):
         if file is not None:
@@ -99,14 +118,14 @@ def _wish(
     else:
         inode = file.hold(space.kernel.files, CALL)
         backing = _Backing(inode.object, file.tag, inode.on_disk, file.writable, file.readable, file.name)
-        if flags & Map.HUGETLB:
+        if flags & MAP_HUGETLB:
             raise syscall_error(CALL, errno.EINVAL, "MAP_HUGETLB with an ordinary file")
     if not size:
         raise syscall_error(CALL, errno.EINVAL, "length 0")
     size = page_up(size)
     if not size:
         raise syscall_error(CALL, errno.ENOMEM, "length wraps around")
-    if not flags & (Map.FIXED | Map.FIXED_NOREPLACE):
+    if not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
         addr &= -PAGE_SIZE
         if addr:
             addr = max(addr, MMAP_MIN_ADDR)  # round_hint_to_min()
@@ -116,29 +135,30 @@ def _wish(
 def _map(space: Space, wish: _Wish) -> int:
     """do_mmap(), and what it does for mmap_region() to fail."""
     kernel, flags, size = space.kernel, wish.flags, wish.size
-    if not space.room_for_split(0):
+    now = kernel.core.survey(space.sid)
+    if now.sums.nvmas > kernel.max_map_count:
         raise syscall_error(CALL, errno.ENOMEM, f"more than {kernel.max_map_count} mappings")
-    vm_flags = vm_prot(wish.prot) | _MAY | _other_flags(flags) | kernel.core.words(space.sid)[DEF_FLAGS]
-    object_ = wish.file.object if wish.file is not None else -1 if flags & Map.SHARED else 0
-    if wish.huge and flags & (Map.FIXED | Map.FIXED_NOREPLACE):
+    vm_flags = wish.prot & 7 | _MAY | _other_flags(flags) | now.words[DEF_FLAGS]
+    object_ = wish.file.object if wish.file is not None else -1 if flags & MAP_SHARED else 0
+    if wish.huge and flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
         hugetlb.check_aligned(hugetlb.page_of(flags), wish.address, call=CALL)
-    start = place(space, wish.address, size, flags, object_, wish.pgoff, CALL)
+    start = place(space, wish.address, size, flags, object_, wish.pgoff, CALL, now.words[MMAP_BASE])
     end = start + size
-    if flags & Map.FIXED_NOREPLACE:
+    if flags & MAP_FIXED_NOREPLACE:
         there = kernel.core.find(space.sid, start)
         if there is not None and there.start < end:
             raise syscall_error(CALL, errno.EEXIST, f"{there.start:#x}-{there.end:#x} is mapped")
-    if flags & Map.LOCKED and not space.may_lock():
+    if flags & MAP_LOCKED and not space.may_lock():
         raise syscall_error(CALL, errno.EPERM, "RLIMIT_MEMLOCK is 0")
     if not space.may_lock_more(vm_flags, size):
         raise syscall_error(CALL, errno.EAGAIN, f"RLIMIT_MEMLOCK: {size} bytes more")
     vm_flags |= _anonymous_flags(wish, vm_flags) if wish.file is None else _file_flags(wish, wish.file)
     if vm_flags & (c.VM_SHARED | c.VM_MAYSHARE) == c.VM_MAYSHARE:
         vm_flags &= ~c.VM_MAYWRITE
-    if flags & Map.NORESERVE and (wish.huge or kernel.overcommit != Overcommit.NEVER):
+    if flags & MAP_NORESERVE and (wish.huge or kernel.overcommit is not Overcommit.NEVER):
         vm_flags |= c.VM_NORESERVE
-    vm_flags |= _charge(space, wish, start, vm_flags)
-    populate = vm_flags & c.VM_LOCKED or flags & (Map.POPULATE | Map.NONBLOCK) == Map.POPULATE
+    vm_flags |= _charge(space, wish, start, vm_flags, now.sums)
+    populate = vm_flags & c.VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
     if vm_flags & c.VM_DROPPABLE:
         vm_flags &= ~_LOCKED
     _install(space, wish, start, vm_flags)
@@ -160,50 +180,50 @@ def _populate(space: Space, start: int, end: int, vm_flags: int) -> None:
 
 def _other_flags(flags: int) -> int:
     """calc_vm_flag_bits()."""
-    out = c.VM_GROWSDOWN if flags & Map.GROWSDOWN else 0
-    if flags & Map.LOCKED:
+    out = c.VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
+    if flags & MAP_LOCKED:
         out |= c.VM_LOCKED
-    if flags & Map.SYNC:
+    if flags & MAP_SYNC:
         out |= c.VM_SYNC
-    if flags & Map.STACK:  # no other effect
+    if flags & MAP_STACK:  # no other effect
         out |= c.VM_NOHUGEPAGE
     return out
 
 
 def _file_flags(wish: _Wish, file: _Backing) -> int:
     """The sharing part for a file mapping."""
-    flags, kind = wish.flags, wish.flags & 0xF
+    flags, kind = wish.flags, wish.flags & MAP_TYPE
     if wish.pgoff + wish.size // PAGE_SIZE > _MAX_FILE_PAGES:
         raise syscall_error(CALL, errno.EOVERFLOW, "offset and length are beyond the largest file")
     out = 0
-    if kind == Map.SHARED_VALIDATE and flags & ~(_LEGACY_FLAGS | (int(Map.SYNC) if file.on_disk else 0)):
+    if kind == MAP_SHARED_VALIDATE and flags & ~(_LEGACY_FLAGS | (MAP_SYNC if file.on_disk else 0)):
         raise syscall_error(CALL, errno.EOPNOTSUPP, f"flags {flags:#x}")
-    if kind in (Map.SHARED, Map.SHARED_VALIDATE):
-        if wish.prot & Prot.WRITE and not file.writable:
+    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if wish.prot & PROT_WRITE and not file.writable:
             raise syscall_error(CALL, errno.EACCES, f"{file.name} is open read-only")
         # VM_SHARED says that it may become writable
         out = c.VM_SHARED | c.VM_MAYSHARE if file.writable else c.VM_MAYSHARE
-    elif kind != Map.PRIVATE:
+    elif kind != MAP_PRIVATE:
         raise syscall_error(CALL, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
     if not file.readable:
         raise syscall_error(CALL, errno.EACCES, f"{file.name} is open for writing only")
-    if flags & Map.GROWSDOWN:
+    if flags & MAP_GROWSDOWN:
         raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with a file")
     return out
 
 
 def _anonymous_flags(wish: _Wish, vm_flags: int) -> int:
     """The sharing part for anonymous memory, which with MAP_HUGETLB is a file's."""
-    kind = wish.flags & 0xF
-    if kind == Map.DROPPABLE and not wish.huge:
-        if wish.flags & Map.LOCKED or vm_flags & c.VM_GROWSDOWN:
+    kind = wish.flags & MAP_TYPE
+    if kind == MAP_DROPPABLE and not wish.huge:
+        if wish.flags & MAP_LOCKED or vm_flags & c.VM_GROWSDOWN:
             raise syscall_error(CALL, errno.EINVAL, "MAP_DROPPABLE with MAP_LOCKED or MAP_GROWSDOWN")
         return c.VM_DROPPABLE | c.VM_NORESERVE | c.VM_WIPEONFORK | c.VM_DONTDUMP
-    if kind not in (Map.SHARED, Map.PRIVATE):
+    if kind not in (MAP_SHARED, MAP_PRIVATE):
         raise syscall_error(CALL, errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
-    if (kind == Map.SHARED or wish.huge) and vm_flags & c.VM_GROWSDOWN:
+    if (kind == MAP_SHARED or wish.huge) and vm_flags & c.VM_GROWSDOWN:
         raise syscall_error(CALL, errno.EINVAL, "MAP_GROWSDOWN with MAP_SHARED or MAP_HUGETLB")
-    return c.VM_SHARED | c.VM_MAYSHARE if kind == Map.SHARED else 0
+    return c.VM_SHARED | c.VM_MAYSHARE if kind == MAP_SHARED else 0
 
 
 def _to_unmap(space: Space, start: int, end: int, call: str) -> list[Vma]:
@@ -220,16 +240,17 @@ def _to_unmap(space: Space, start: int, end: int, call: str) -> list[Vma]:
     return vmas
 
 
-def _charge(space: Space, wish: _Wish, start: int, vm_flags: int) -> int:
+def _charge(space: Space, wish: _Wish, start: int, vm_flags: int, sums: Any) -> int:
     """What mmap_region() checks before it unmaps anything; what is replaced is given credit for. VM_ACCOUNT if the
-    mapping is charged."""
+    mapping is charged. *sums*: of the space."""
     end, npages = start + wish.size, wish.size // PAGE_SIZE
     replaced = charged = 0
-    for vma in _to_unmap(space, start, end, CALL):
-        pages = (min(vma.end, end) - max(vma.start, start)) // PAGE_SIZE
-        replaced += pages
-        charged += pages if vma.flags & c.VM_ACCOUNT else 0
-    if not space.may_expand(vm_flags, npages - replaced):
+    if wish.flags & MAP_FIXED:  # else there is nothing
+        for vma in _to_unmap(space, start, end, CALL):
+            pages = (min(vma.end, end) - max(vma.start, start)) // PAGE_SIZE
+            replaced += pages
+            charged += pages if vma.flags & c.VM_ACCOUNT else 0
+    if not space.may_expand(vm_flags, npages - replaced, sums):
         raise syscall_error(CALL, errno.ENOMEM, f"RLIMIT_AS or RLIMIT_DATA: {wish.size} bytes more")
     if wish.huge or vm_flags & (c.VM_NORESERVE | c.VM_SHARED | c.VM_WRITE) != c.VM_WRITE:
         return 0
@@ -242,7 +263,7 @@ def _install(space: Space, wish: _Wish, start: int, vm_flags: int) -> None:
     """Makes the mapping. Where that fails what was there is gone nevertheless (vms_abort_munmap_vmas())."""
     core, files, end = space.kernel.core, space.kernel.files, start + wish.size
     if wish.file is not None:
-        if wish.flags & Map.SYNC and wish.file.on_disk:  # the file system's own mmap
+        if wish.flags & MAP_SYNC and wish.file.on_disk:  # the file system's own mmap
             core.unmap(space.sid, start, end, CALL)
             raise syscall_error(CALL, errno.EOPNOTSUPP, f"MAP_SYNC: {wish.file.name} is not on persistent memory")
         core.map(space.sid, start, end, vm_flags, wish.file.object, wish.pgoff, wish.file.tag, CALL)
@@ -284,8 +305,8 @@ def remap_file_pages(
             at = part.end
         if at < start + size:
             raise syscall_error(call, errno.EINVAL, f"{start:#x}-{start + size:#x} does not map one file alike")
-        how = Map.SHARED | Map.FIXED | Map.POPULATE | (Map.LOCKED if vma.flags & c.VM_LOCKED else 0)
-        how |= u64(flags, call, "flags") & Map.NONBLOCK
+        how = MAP_SHARED | MAP_FIXED | MAP_POPULATE | (MAP_LOCKED if vma.flags & c.VM_LOCKED else 0)
+        how |= u64(flags, call, "flags") & MAP_NONBLOCK
         file = _Backing(vma.object, vma.tag, space.kernel.files.on_disk(vma.object))
         _map(space, _Wish(start, size, vma.flags & 7, how, file, first))
 
@@ -307,5 +328,5 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:
     """Private anonymous memory at a place already decided on; charged if it is writable. *apart*: see Core.map()."""
-    flags = vm_prot(prot) | _MAY | extra | (c.VM_ACCOUNT if prot & Prot.WRITE else 0)
+    flags = vm_prot(prot) | _MAY | extra | (c.VM_ACCOUNT if prot & PROT_WRITE else 0)
     space.kernel.core.map(space.sid, start, end, flags, 0, start // PAGE_SIZE, 0, call, apart)

@@ -182,6 +182,12 @@ class Space(Holder):
 
     def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
+        kind = self._decide_on(trap, major)
+        if kind is not None and trap.reason != c.TRAP_FAULT and self.kernel.log_owners is not None:
+            self.kernel.core.log_refused(self.sid, trap.address, trap.access, kind)
+        return kind
+
+    def _decide_on(self, trap: Trap, major: bool) -> FaultKind | None:
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
         if trap.reason == c.TRAP_PAGE:

@@ -1,0 +1,62 @@
+"""The ends of many processes at once: where all are plain, what `death.die` does to each is done to columns."""
+
+from __future__ import annotations
+
+import errno
+
+from vmemu.errors import syscall_error
+from vmemu.kernel import Kernel
+from vmemu.lifecycle.death import die, settle
+from vmemu.lifecycle.memory import use
+from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE
+
+__all__ = ["exit_many"]
+
+_AT_ONCE = 1024
+"""Ends between which Ctrl-C has its chance."""
+
+
+def exit_many(kernel: Kernel, pids: range, status: int) -> None:
+    """Processes with pids in a row exit, the first one first. The first that cannot raises ESRCH, EBUSY or EPERM; those
+    before it have ended then."""
+    for first in range(pids.start, pids.stop, _AT_ONCE):
+        end = min(first + _AT_ONCE, pids.stop)
+        with kernel.lock:
+            if _plain(kernel, first, end):
+                _end_plain(kernel, first, end, status)
+                continue
+            for pid in range(first, end):
+                use(kernel, pid, "exit")
+                if pid == INIT:
+                    raise syscall_error("exit", errno.EPERM, "init cannot exit")
+                die(kernel, pid, status)
+                settle(kernel)
+
+
+def _plain(kernel: Kernel, first: int, end: int) -> bool:
+    """Each runs, alone in its memory and without threads, children or a signal to anybody; the parent, who is one for
+    all, is told nothing but waits for them."""
+    table, n = kernel.processes, end - first
+    parent = table.parent[first]
+    return (
+        end <= len(table.state)
+        and not (kernel.shared or kernel.threads_faults or table.threads or table.borrower or table.stopped)
+        and not (table.report or table.pending or table.pending_task or table.death_signal or table.same_handlers)
+        and parent != INIT
+        and not (table.signals[parent] or table.blocked[parent])
+        and table.state.count(RUNNING, first, end) == n
+        and table.exit_signal.count(SIGCHLD, first, end) == n
+        and table.parent[first:end].count(parent) == n
+        and table.first_child[first:end].count(0) == n
+    )
+
+
+def _end_plain(kernel: Kernel, first: int, end: int, status: int) -> None:
+    table, n = kernel.processes, end - first
+    minor, major = kernel.core.space_end_many(table.space[first:end])
+    for column, values in ((table.minor, minor), (table.major, major)):
+        column[first:end] = values
+    for column, value in ((table.space, 0), (table.status, status)):
+        column[first:end] = type(column)(column.typecode, [value]) * n
+    table.state[first:end] = bytes([ZOMBIE]) * n
+    kernel.files.tidy()
