@@ -413,6 +413,13 @@ int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t hi
  * apart: it does not become one with its neighbours. */
 int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma, int apart);
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* The usual case of either in one call; -EAGAIN where it is not, and nothing has happened then.
+ * map_plain: private anonymous memory of `length` bytes in the highest hole below word `base` -> where, if a hole is there, no
+ * word is set that fork does not copy, and the space has at most `nvmas` mappings before, `total` pages and `data` afterwards.
+ * unmap_plain: nothing in [start, end) is sealed, and no mapping goes on at both ends. */
+int64_t vmemu_space_map_plain(vmemu_machine *m, uint32_t space, uint64_t length, uint64_t flags, uint32_t base,
+			      uint64_t nvmas, uint64_t total, uint64_t data);
+int vmemu_space_unmap_plain(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. Not SHARED and MAYSHARE: -EINVAL. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
 /* Gives the mapping that holds `at` an identity, as its first anonymous frame would. -ENOENT: there is none. */
