@@ -600,15 +600,15 @@ class Border(Round):
             changes.append((start & -PAGE, (start & -PAGE) + PAGE, r.choice((0, 1, 3, 5, 7)) | 0x70))
         parts = ffi.new("struct vmemu_write[]", writes), ffi.new("struct vmemu_change[]", changes)
         pattern = ffi.new("struct vmemu_pattern *", (vmas, *parts, n, len(writes), len(changes)))
-        out, written = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        out = ffi.new("struct vmemu_built *")
         rc = self.ok(
-            lib.vmemu_space_build(self.m, pattern, out, written, self.trap),
+            lib.vmemu_space_build(self.m, pattern, out),
             *(errno.ENOMEM, errno.EINVAL, errno.ESTALE),
             say=f"{n} {writes} {changes}",
         )
         if rc >= 0:
-            assert rc == 0 or written[0] < len(writes)
-            self.spaces.append(out[0])
+            assert rc == 0 or out.written < len(writes)
+            self.spaces.append(out.space)
 
     def where(self, vmas: Any, n: int) -> int:
         """An address, mostly inside a mapping."""

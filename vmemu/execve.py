@@ -85,8 +85,9 @@ def build(
             )
             seen = Seen()
             kept = Kept(loader.plan(program, strings, variables, layout=layout, link=link, seen=seen), seen)
-        holds = sid != 0
-        if not sid:
+        if sid:
+            holds = not kept.stored
+        else:
             sid, made = _make(kernel, pid, kept.plan)
             kept.carried_out(made)
             holds = kept.seen.lasting and request is not None and kept.seen.unchanged()

@@ -42,12 +42,14 @@ class Made(NamedTuple):
 class Kept:
     """What one request led to."""
 
-    __slots__ = ("_like", "_plan", "_restacker", "credentials", "image", "made", "name", "seen", "size")
+    __slots__ = ("_like", "_plan", "_restacker", "credentials", "image", "made", "name", "seen", "size", "stored")
 
     def __init__(self, plan: ExecPlan, seen: Seen, strings: Restacked | None = None, made: Made | None = None) -> None:
         """With *strings*, *plan* is that of a request with others."""
         self._plan, self._like, self.seen, self.made = plan, strings, seen, made
         self._restacker: Restacker | None = None
+        self.stored = False
+        """`keep` has it."""
         mine = plan if strings is None else strings
         self.size = len(mine.stack_data)
         self.name, self.credentials = plan.comm, plan.credentials
@@ -102,23 +104,21 @@ class Request(NamedTuple):
 
 
 def request_of(argv: Arguments, environment: Environment, *others: Hashable) -> Request | None:
-    """*others* are all else that a plan depends on. None if the strings can't be compared."""
+    """*others* are all else that a plan depends on. None if what is to be the strings is not any."""
     strings: object = environment
     if type(environment) is dict or isinstance(environment, Dictionary):
         strings = tuple(environment.items())
     elif type(environment) is not tuple:
         return None
-    request = Request((others, argv, strings), others)
-    try:
-        hash(request)
-    except TypeError:
-        return None
-    return request
+    return Request((others, argv, strings), others)
 
 
 def find(plans: dict[Any, Any], request: Request, argv: Arguments, environment: Environment) -> Kept | None:
     """What is kept for a request, if it still holds. Raises SyscallError for strings as execve(2) does."""
-    kept: Kept | None = plans.get(request.whole)
+    try:
+        kept: Kept | None = plans.get(request.whole)
+    except TypeError:  # some of them can't be compared
+        return None
     if kept is not None:
         return kept if kept.seen.unchanged() else None
     like: Kept | None = plans.get(request.place)
@@ -129,12 +129,10 @@ def find(plans: dict[Any, Any], request: Request, argv: Arguments, environment: 
 
 def keep(plans: dict[Any, Any], request: Request, kept: Kept, argv: Arguments, environment: Environment) -> None:
     """Keeps what has just been found to hold, unless it is large; what was kept first goes first."""
-    if plans.get(request.whole) is kept:
-        return
     if kept.size > STACK_MAX or not _comparable(argv, environment):
         return
     base = plans.pop(request.place, None)
-    plans[request.whole] = kept
+    plans[request.whole], kept.stored = kept, True
     plans[request.place] = kept if base is None or kept.is_base else base
     while len(plans) > PLANS_MAX:
         del plans[next(iter(plans))]

@@ -51,11 +51,11 @@ class BuildCalls(Handle):
 
     def space_build(self, pattern: Pattern, call: str) -> tuple[int, int, Trap | None]:
         """(space, writes done, why the next one stopped); (0, 0, None) if one of its objects is gone."""
-        space, written, trap = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("struct vmemu_trap *")
-        rc = lib.vmemu_space_build(self._m, pattern.struct, space, written, trap)
+        out = ffi.new("struct vmemu_built *")
+        rc = lib.vmemu_space_build(self._m, pattern.struct, out)
         if rc < 0 and rc != -errno.ESTALE:
             fail(rc, call)
-        return space[0], written[0], to_trap(rc, trap) if rc > 0 else None
+        return out.space, out.written, to_trap(rc, out.trap) if rc > 0 else None
 
     def space_succeed(self, space: int, old: int, call: str) -> None:
         """A space takes the place of another, which ends."""
