@@ -10,7 +10,8 @@
 /* A buffer of its own on huge pages, every page written; NULL if the host has no memory. size: a multiple of 2 MiB. */
 uint8_t *bound_buffer(uint64_t size, int written)
 {
-	uint8_t *p = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *p =
+		mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	uint8_t *at;
 
 	if (p == MAP_FAILED)

@@ -184,7 +184,8 @@ static void work_map(struct stage *s)
 static void work_unmap(struct stage *s)
 {
 	for (uint64_t i = 0; i < NCALLS; i++)
-		check(vmemu_space_unmap(s->m, s->parent, 2 * BASE + 2 * i * PAGE, 2 * BASE + (2 * i + 1) * PAGE), "unmap");
+		check(vmemu_space_unmap(s->m, s->parent, 2 * BASE + 2 * i * PAGE, 2 * BASE + (2 * i + 1) * PAGE),
+		      "unmap");
 }
 
 static void work_hit_touch(struct stage *s)
@@ -203,7 +204,8 @@ static void work_hit_read(struct stage *s)
 	uint64_t word;
 
 	for (uint64_t i = 0; i < NPAGES; i++)
-		check(vmemu_space_read(s->m, s->parent, s->addresses[i], &word, sizeof(word), VMEMU_READ, &trap), "read");
+		check(vmemu_space_read(s->m, s->parent, s->addresses[i], &word, sizeof(word), VMEMU_READ, &trap),
+		      "read");
 }
 
 #define SCENARIOS                                                                                                      \

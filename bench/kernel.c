@@ -302,8 +302,8 @@ static void unmap(size_t length)
 
 	for (int i = 0; i <= TRIES; i++) {
 		double start = now();
-		volatile char *p = mmap(NULL, length, PROT_READ | PROT_WRITE,
-					MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		volatile char *p =
+			mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 		mapped[i] = now() - start;
 		madvise((void *)p, length, MADV_NOHUGEPAGE);

@@ -31,7 +31,7 @@ def c_files(root: Path) -> list[Path]:
     files = sorted(root.glob("csrc/*.[ch]"))
     if not files:
         pytest.skip("the sources of the core are not here")
-    return files
+    return files + sorted(root.glob("bench/*.c"))
 
 
 def test_ruff_check(root: Path) -> None:
@@ -51,11 +51,11 @@ def test_clang_format(root: Path) -> None:
 
 
 def test_c_warnings(root: Path) -> None:
-    """The core compiles without a warning; the flags of the build are in csrc/build_core.py."""
+    """The C here compiles without a warning; the flags of the build are in csrc/build_core.py."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"there is no {compiler[0]}")
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
     for file in c_files(root):
         if file.suffix == ".c":
-            check(*compiler, *flags, "-fsyntax-only", f"-I{file.parent}", file, cwd=root)
+            check(*compiler, *flags, "-fsyntax-only", f"-I{root / 'csrc'}", file, cwd=root)

@@ -1,0 +1,361 @@
+"""The harness of `python -m bench`: what it concludes from figures. Nothing here measures a time."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import check, core, counters, measure, report
+from bench.__main__ import main
+from bench.measure import Experiment, Line, Result, Sides, Skip, at_most, faster, within
+from bench.rows import load
+
+
+def line(*targets: measure.Target, key: str = "row", unit: str = "page") -> Line:
+    return Line(key, "what is done", unit, targets)
+
+
+def result(*targets: measure.Target, **values: float) -> Result:
+    return Result(line(*targets), {side: [value] for side, value in values.items()})
+
+
+# ---- targets ----
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "figure", "met"),
+    [
+        (faster("kernel", 3), {"kernel": 300.0, "vmemu": 100.0}, 3.0, True),
+        (faster("kernel", 3), {"kernel": 299.0, "vmemu": 100.0}, 2.99, False),
+        (within("bound", 1.15), {"bound": 100.0, "vmemu": 115.0}, 1.15, True),
+        (within("bound", 1.15), {"bound": 100.0, "vmemu": 116.0}, 1.16, False),
+        (at_most(512), {"vmemu": 512.0}, 512.0, True),
+        (at_most(512), {"vmemu": 513.0}, 513.0, False),
+        (faster("kernel", 3), {"vmemu": 100.0}, None, None),
+        (within("bound", 1), {"bound": 1.0}, None, None),
+    ],
+)
+def test_target(target: measure.Target, values: dict[str, float], figure: float | None, met: bool | None) -> None:
+    assert target.figure(values) == figure
+    assert target.met(values) is met
+
+
+def test_a_result_is_met_by_all_its_targets() -> None:
+    both = (faster("kernel", 3), within("bound", 1.15))
+    assert result(*both, kernel=300, bound=100, vmemu=100).met is True
+    assert result(*both, kernel=300, bound=80, vmemu=100).met is False
+    assert result(*both, kernel=300, vmemu=100).met is None  # a side is missing
+    assert result(*both, kernel=200, vmemu=100).met is False  # which can't help
+    assert result(vmemu=100).met is None  # nothing to reach
+    failed = result(*both, kernel=300, bound=100, vmemu=100)
+    failed.failed = "AssertionError: contents"
+    assert failed.met is False
+
+
+def test_ratios_are_of_medians() -> None:
+    one = Result(line(faster("kernel", 3)), {"kernel": [300.0, 900.0, 310.0], "vmemu": [100.0, 90.0, 1000.0]})
+    assert one.values == {"kernel": 310.0, "vmemu": 100.0}
+
+
+# ---- rounds ----
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> Callable[[], dict[str, float]]:
+        def once() -> dict[str, float]:
+            order.append(name)
+            return {"row": float(len(order))}
+
+        return once
+
+    sides: Sides = {name: side(name) for name in ("kernel", "bound", "vmemu")}
+    (found,) = measure.measure(experiment(given(**sides)), 3)
+    assert order == ["kernel", "bound", "vmemu"] * 3
+    assert found.samples == {"kernel": [1, 4, 7], "bound": [2, 5, 8], "vmemu": [3, 6, 9]}
+
+
+def given(**sides: measure.Side) -> Callable[[], Iterator[Sides]]:
+    def setup() -> Iterator[Sides]:
+        yield sides
+
+    return setup
+
+
+def experiment(setup: Callable[[], Iterator[Sides]], *lines: Line, rounds: int = 99) -> Experiment:
+    return Experiment("name", lines or (line(),), contextmanager(setup), rounds)
+
+
+def test_the_experiment_limits_its_rounds() -> None:
+    (found,) = measure.measure(experiment(given(vmemu=lambda: {"row": 1.0}), rounds=2), 7)
+    assert found.samples["vmemu"] == [1.0, 1.0]
+
+
+def test_a_failed_check_is_told_and_hides_nothing() -> None:
+    def wrong() -> dict[str, float]:
+        raise AssertionError("faults {}, expected {'cow_copy': 1}")
+
+    (found,) = measure.measure(experiment(given(kernel=lambda: {"row": 5.0}, vmemu=wrong)), 3)
+    assert found.failed == "AssertionError: faults {}, expected {'cow_copy': 1}" and found.met is False
+    assert found.samples == {"kernel": [5.0]}
+
+
+def test_a_side_that_cannot_be_had_is_left_out() -> None:
+    def peer() -> dict[str, float]:
+        raise Skip("Unicorn is not installed")
+
+    (found,) = measure.measure(experiment(given(bound=peer, vmemu=lambda: {"row": 1.0})), 2)
+    assert found.samples == {"vmemu": [1.0, 1.0]} and found.skipped == "bound: Unicorn is not installed"
+
+
+def test_an_experiment_that_cannot_be_had_is_told() -> None:
+    def setup() -> Iterator[Sides]:
+        raise Skip("needs two CPUs")
+        yield {}
+
+    (found,) = measure.measure(experiment(setup), 2)
+    assert found.skipped == "needs two CPUs" and not found.samples and found.met is None
+
+
+def test_the_cpus_are_given_back() -> None:
+    before = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+
+    def once() -> dict[str, float]:
+        seen.append(os.sched_getaffinity(0))
+        return {"row": 1.0}
+
+    measure.measure(experiment(given(vmemu=once)), 1)
+    assert [len(cpus) for cpus in seen] == [1] and os.sched_getaffinity(0) == before
+
+
+def test_rows_are_named_once_and_each_has_a_vmemu_target_or_says_nothing() -> None:
+    load()
+    keys = [line.key for one in measure.EXPERIMENTS for line in one.lines]
+    assert len(keys) == len(set(keys)) > 30
+    for one in measure.EXPERIMENTS:
+        for each in one.lines:
+            if any(target.of == "bound" for target in each.targets):
+                assert each.bound, f"{each.key} does not say what its bound is"
+
+
+def test_rows_are_chosen_by_parts_of_their_names() -> None:
+    load()
+    assert [one.name for one in measure.chosen(measure.EXPERIMENTS, "exit.cow")] == ["fork"]
+    assert {one.name for one in measure.chosen(measure.EXPERIMENTS, "zero.,million")} >= {"zero", "million"}
+    assert measure.chosen(measure.EXPERIMENTS, "") == measure.EXPERIMENTS
+    assert not measure.chosen(measure.EXPERIMENTS, "no such row")
+
+
+# ---- the table and the record ----
+
+
+def test_table() -> None:
+    results = [
+        result(faster("kernel", 3), within("bound", 1.15), kernel=3000, bound=500, vmemu=600),
+        result(at_most(512), vmemu=100),
+        result(vmemu=12.34),
+    ]
+    results[2].failed = "InvariantError: a frame has 2 references"
+    out = io.StringIO()
+    report.print_results(results, out)
+    text = out.getvalue()
+    assert "3,000" in text and "5x" in text and "1.2x" in text and "short" in text and "pass" in text
+    assert "FAILED" in text and "a frame has 2 references" in text
+    assert "1 pass, 2 short, 0 without a verdict" in text
+
+
+def test_record_is_json_with_times_ratios_targets_and_no_names() -> None:
+    found = report.record([result(faster("kernel", 3, aim=7), kernel=300, vmemu=60)])
+    text = json.dumps(found)
+    row = found["lines"]["row"]
+    assert row["medians"] == {"kernel": 300, "vmemu": 60} and row["met"] is True
+    assert row["targets"] == [{"of": "kernel", "at_least": 3, "aim": 7, "figure": 5, "met": True}]
+    assert found["machine"]["cpus"] >= 1
+    for name in (platform.node(), getpass.getuser()):
+        assert len(name) < 4 or name not in text
+
+
+# ---- arguments ----
+
+
+def test_unknown_rows(capsys: pytest.CaptureFixture[str], built: None) -> None:
+    assert main(["--rows", "no such row"]) == 2
+    assert "no row contains 'no such row'" in capsys.readouterr().err
+
+
+def test_list(capsys: pytest.CaptureFixture[str], built: None) -> None:
+    assert main(["--list", "--rows", "cow"]) == 0
+    assert "cow.recycled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--rounds", "-1"], ["--rounds", "x"], ["--check", "--update"], ["--no-such-option"]]
+)
+def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_no_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, built: None) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    assert main(["--list"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_installed_otherwise(root: Path, tmp_path: Path) -> None:
+    """A checkout whose vmemu was not built in place says so in one line."""
+    shutil.copytree(root / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vmemu").mkdir()
+    done = subprocess.run([sys.executable, "-m", "bench"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "pip install -e ." in done.stderr
+
+
+# ---- the check ----
+
+
+def test_counters_are_the_same_each_time() -> None:
+    once = counters.count_all()
+    assert once == counters.count_all()
+    assert all(isinstance(n, int) for one in once.values() for n in one.values())
+    assert once["reuse"]["faults.cow_reuse"] == 512 and once["reuse"]["frames.copied"] == 0
+    total = {kind: sum(one[f"faults.{kind}"] for one in once.values()) for kind in ("cow_copy", "zero_map", "shm_fill")}
+    assert all(total.values())
+
+
+def test_differences() -> None:
+    then = {"a": {"copied": 1, "tables": 4}, "gone": {"x": 1}}
+    now = {"a": {"copied": 2, "tables": 4, "new": 0}}
+    assert counters.differences(then, now) == [
+        ("a", "copied", 1, 2),
+        ("a", "new", None, 0),
+        ("gone", "x", 1, None),
+    ]
+    assert not counters.differences(then, then)
+
+
+def test_a_time_must_be_worse_in_each_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.time, "sleep", lambda _: None)
+    asked: list[list[str]] = []
+    tries = iter([{"a": 1.3, "b": 1.3, "c": 1.1}, {"a": 1.3, "b": 1.19}, {"a": 1.25}])
+
+    def take(names: list[str]) -> dict[str, float]:
+        asked.append(names)
+        return next(tries)
+
+    found = check.worse_in_each_try({"a": 1.0, "b": 1.0, "c": 1.0}, take)
+    assert found == {"a": [1.3, 1.3, 1.25]}
+    assert asked == [["a", "b", "c"], ["a", "b"], ["a"]]
+
+
+def test_a_time_is_judged_by_its_own_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.time, "sleep", lambda _: None)
+    found = check.worse_in_each_try({"a": 2.0, "b": 0.5}, lambda _: {"a": 2.39, "b": 0.61})
+    assert list(found) == ["b"]
+
+
+PROFILE = """\
+events: Ir
+fn=(1) measure_cow
+10 5
+cfn=(2) touch
+calls=1 20
+11 700
++1 3
+fn=(2)
+20 650
+cfn=(3) memcpy
+calls=4 1
+21 50
+fn=(4) measure_zero
+* 7
+cfn=(2)
+calls=1 20
+* 93
+
+totals: 808
+"""
+
+
+def test_callgrind_profile() -> None:
+    assert core.parse_callgrind(PROFILE) == {"cow": 708, "zero": 100}
+
+
+def test_a_check_without_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.check(tmp_path / "baseline.json") == 2
+    (tmp_path / "baseline.json").write_text("{")
+    assert check.check(tmp_path / "baseline.json") == 2
+    assert capsys.readouterr().err.count("--update") == 2
+
+
+@pytest.fixture
+def no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check without a core to build and with ratios that are as they were."""
+
+    def blind(of: str = "") -> core.Core:
+        raise core.Blind("the baseline's revision is not in a git history here")
+
+    monkeypatch.setattr(check, "Core", blind)
+    monkeypatch.setattr(check, "measure_ratios", lambda names: dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(check.time, "sleep", lambda _: None)
+
+
+def write_baseline(path: Path, ratio: float = 1.0, cpu: str = "", **change: int) -> Path:
+    counts = counters.count_all()
+    for key, by in change.items():
+        counts["reuse"][key.replace("__", ".")] += by
+    facts = report.machine_facts() | ({"cpu": cpu} if cpu else {})
+    baseline = {"revision": "0" * 40, "machine": facts, "counters": counts, "ratios": {"cow.copy": ratio}}
+    path.write_text(json.dumps(baseline))
+    return path
+
+
+@pytest.mark.usefixtures("no_times")
+def test_check(tmp_path: Path) -> None:
+    path, out = tmp_path / "baseline.json", io.StringIO()
+    assert check.check(write_baseline(path), file=out) == 0
+    assert "nothing is worse" in out.getvalue()
+    assert "changes of less than 20 % in the cost of the core can't be seen" in out.getvalue()
+
+
+@pytest.mark.usefixtures("no_times")
+def test_check_tells_a_counter_that_differs(tmp_path: Path) -> None:
+    path, out = tmp_path / "baseline.json", io.StringIO()
+    assert check.check(write_baseline(path, frames__copied=1), file=out) == 1
+    assert "reuse: frames.copied" in out.getvalue() and "-1" in out.getvalue()
+
+
+@pytest.mark.usefixtures("no_times")
+def test_check_tells_a_ratio_that_is_worse(tmp_path: Path) -> None:
+    path, out = tmp_path / "baseline.json", io.StringIO()
+    assert check.check(write_baseline(path, ratio=0.8), file=out) == 1
+    assert "cow.copy" in out.getvalue() and "+25.0 %" in out.getvalue()
+
+
+@pytest.mark.usefixtures("no_times")
+def test_ratios_of_another_cpu_are_not_judged(tmp_path: Path) -> None:
+    path, out = tmp_path / "baseline.json", io.StringIO()
+    assert check.check(write_baseline(path, ratio=0.8, cpu="another one"), file=out) == 0
+    assert "are of another CPU" in out.getvalue()
+
+
+def test_the_committed_baseline(root: Path) -> None:
+    """It has what the check reads, counters as integers, and is of workloads that exist."""
+    path = root / "bench" / "baseline.json"
+    baseline = json.loads(path.read_text())
+    assert {"revision", "machine", "counters", "ratios"} <= baseline.keys()
+    assert baseline["counters"].keys() == counters.WORKLOADS.keys()
+    assert all(type(n) is int for one in baseline["counters"].values() for n in one.values())
