@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from bench import subject
 from bench.measure import Line, Sides, Skip, at_most, experiment, faster
 from bench.native import Buffer, bound
-from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, expect, reap, resident
+from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, cpu_clock, expect, reap, resident
 from vmemu import Machine
 
 FAULTS = 100_000
@@ -157,15 +157,15 @@ def contents() -> Iterator[Sides]:
 
             def timed() -> dict[str, float]:
                 child = parent.fork()
-                start = clock()
+                start = cpu_clock()
                 copied = child.touch(address, SIZE, write=True)
-                copy = clock() - start
+                copy = cpu_clock() - start
                 expect(copied, cow_copy=NPAGES)
                 reap(parent, child)
                 other = parent.mmap(None, SIZE, RW, PRIVATE)
-                start = clock()
+                start = cpu_clock()
                 filled = parent.touch(other, SIZE, write=True)
-                zero = clock() - start
+                zero = cpu_clock() - start
                 expect(filled, zero_fill=NPAGES)
                 parent.munmap(other, SIZE)
                 m.verify()
