@@ -33,16 +33,15 @@ static int change_one(struct vm *vm, struct space *s, const struct vmemu_change 
 	return space_reflag(vm, s, c->start, c->end, c->flags);
 }
 
-static int write_and_change(struct vm *vm, struct space *s, const struct vmemu_pattern *p, uint32_t *written,
-			    struct vmemu_trap *trap)
+static int write_and_change(struct vm *vm, struct space *s, const struct vmemu_pattern *p, struct vmemu_built *out)
 {
 	int rc = 0;
 
 	vm->frames.space = s->birth;
-	for (*written = 0; *written < p->nwrites; ++*written) {
-		const struct vmemu_write *w = &p->writes[*written];
+	for (out->written = 0; out->written < p->nwrites; out->written++) {
+		const struct vmemu_write *w = &p->writes[out->written];
 
-		rc = access_write(vm, s, w->address, w->data, w->length, trap);
+		rc = access_write(vm, s, w->address, w->data, w->length, &out->trap);
 		if (rc)
 			return rc;
 	}
@@ -51,8 +50,7 @@ static int write_and_change(struct vm *vm, struct space *s, const struct vmemu_p
 	return rc;
 }
 
-int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t *space, uint32_t *written,
-		      struct vmemu_trap *trap)
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, struct vmemu_built *out)
 {
 	struct space *s;
 	int rc;
@@ -63,11 +61,11 @@ int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uin
 		rc = space_build(&m->vm, pattern->vmas, pattern->nvmas, pattern->words, &s);
 	if (rc)
 		return leave(m, rc);
-	rc = write_and_change(&m->vm, s, pattern, written, trap);
+	rc = write_and_change(&m->vm, s, pattern, out);
 	if (rc < 0)
 		space_abandon(&m->vm, s);
 	else
-		*space = s->id;
+		out->space = s->id;
 	return leave(m, rc);
 }
 

@@ -102,3 +102,52 @@ int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *ou
 	memcpy(out->words, s->words, sizeof(out->words));
 	return leave(m, 0);
 }
+
+static int bounded(const struct space *s, uint64_t pages, uint64_t flags, uint64_t nvmas, uint64_t total, uint64_t data)
+{
+	const uint64_t kinds = VMEMU_VM_WRITE | VMEMU_VM_SHARED | VMEMU_VM_GROWSDOWN;
+	const sums_t *sums = vmas_sums(&s->vmas);
+
+	for (int word = VMEMU_NWORDS_INHERITED; word < VMEMU_NWORDS; word++)
+		if (s->words[word])
+			return 0;
+	return sums->nvmas <= nvmas && sums->total + pages <= total &&
+	       ((flags & kinds) != VMEMU_VM_WRITE || sums->data + pages <= data);
+}
+
+int64_t vmemu_space_map_plain(vmemu_machine *m, uint32_t space, uint64_t length, uint64_t flags, uint32_t base,
+			      uint64_t nvmas, uint64_t total, uint64_t data)
+{
+	const uint64_t other = VMEMU_VM_SHARED | VMEMU_VM_MAYSHARE | VMEMU_VM_HUGETLB | VMEMU_VM_GIANT |
+			       VMEMU_VM_POOL_OWNER | VMEMU_VM_POOL_UNMAPPED;
+	struct space *s = enter_space(m, space);
+	struct vmemu_vma v = { .flags = flags };
+	int rc;
+
+	if (!s)
+		return -EBADF;
+	if (!length || length & PAGE_MASK || length > TASK_SIZE || base >= VMEMU_NWORDS || flags & other)
+		return leave(m, -EINVAL);
+	if (!bounded(s, length >> PAGE_SHIFT, flags, nvmas, total, data) || s->words[base] > TASK_SIZE ||
+	    vmas_hole(&s->vmas, PAGE_BYTES, s->words[base], length, PAGE_BYTES, 1, &v.start))
+		return leave(m, -EAGAIN);
+	v.end = v.start + length;
+	v.pgoff = v.start >> PAGE_SHIFT;
+	rc = leave(m, space_map(&m->vm, s, &v, 0));
+	return rc ? rc : (int64_t)v.start;
+}
+
+int vmemu_space_unmap_plain(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end)
+{
+	struct space *s = enter_space(m, space);
+	struct vma_pos pos;
+
+	if (!s)
+		return -EBADF;
+	if (bad_range(start, end))
+		return leave(m, -EINVAL);
+	for (const vma_t *v = vmas_find(&s->vmas, start, &pos); v && v->start < end; v = vmas_next(&s->vmas, &pos))
+		if (v->flags & VMEMU_VM_SEALED || (v->start < start && v->end > end))
+			return leave(m, -EAGAIN);
+	return leave(m, space_unmap(&m->vm, s, start, end));
+}

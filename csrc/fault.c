@@ -109,6 +109,7 @@ static int find_entry(struct fault *f)
 	/* whether a frame is shared can be told only when the tables that lead to it are not */
 	if (e && pte_mapped(*e) && f->access == VMEMU_WRITE && !f->walk.writable &&
 	    fault_allowed(f->vma.flags, f->access)) {
+		f->facts.pte = *e;
 		if (fault_own(f, &leaf))
 			return -ENOMEM;
 		e = leaf.pte;
@@ -157,8 +158,7 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	f->va = f->facts.va = va;
 	f->access = f->facts.access = access;
 	f->before = 0;
-	f->facts.pte = 0;
-	if (f->vm->log.ring) /* each page is recorded */
+	if (npages > 1 && f->vm->log.ring) /* each page is recorded */
 		npages = 1;
 	f->facts.vma = find_mapping(f);
 	mapped = f->facts.vma == &f->vma;
@@ -180,7 +180,7 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	if (f->before)
 		count(f, f->kind, f->before);
 	if (kind >= 0)
-		fault_count(f->vm, f->space, va, access, kind, f->facts.pte);
+		fault_count(f->vm, f->space, va, access, kind, mapped ? f->facts.pte : 0);
 	else
 		f->trap->access = (uint32_t)access;
 	return kind;

@@ -140,6 +140,12 @@ struct vmemu_pattern {
 	uint64_t words[VMEMU_NWORDS];
 };
 
+struct vmemu_built {
+	struct vmemu_trap trap;
+	uint32_t space;
+	uint32_t written; /* writes that are done */
+};
+
 enum vmemu_fork_mode { VMEMU_FORK_EAGER = 0, VMEMU_FORK_COW = 1, VMEMU_FORK_ON_DEMAND = 2 };
 
 /* Options of a machine: what a mechanism buys can be measured by leaving it out. */
@@ -376,10 +382,9 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
-/* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_*, with how many
- * writes are done in *written; the rest of it, later ones and the changes are the caller's then. -ESTALE: an object is gone. */
-int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t *space, uint32_t *written,
-		      struct vmemu_trap *trap);
+/* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_* and why in
+ * out->trap; the rest of that write, those behind it and the changes are the caller's then. -ESTALE: an object is gone. */
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, struct vmemu_built *out);
 /* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
 int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
@@ -413,6 +418,13 @@ int vmemu_space_hole(vmemu_machine *m, uint32_t space, uint64_t low, uint64_t hi
  * apart: it does not become one with its neighbours. */
 int vmemu_space_map(vmemu_machine *m, uint32_t space, const struct vmemu_vma *vma, int apart);
 int vmemu_space_unmap(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
+/* The usual case of either in one call; -EAGAIN where it is not, and nothing has happened then.
+ * map_plain: private anonymous memory of `length` bytes in the highest hole below word `base` -> where, if a hole is there, no
+ * word is set that fork does not copy, and the space has at most `nvmas` mappings before, `total` pages and `data` afterwards.
+ * unmap_plain: nothing in [start, end) is sealed, and no mapping goes on at both ends. */
+int64_t vmemu_space_map_plain(vmemu_machine *m, uint32_t space, uint64_t length, uint64_t flags, uint32_t base,
+			      uint64_t nvmas, uint64_t total, uint64_t data);
+int vmemu_space_unmap_plain(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Gives [start, end), which lies in one mapping, these flags; page-table permissions follow. Not SHARED and MAYSHARE: -EINVAL. */
 int vmemu_space_reflag(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, uint64_t flags);
 /* Gives the mapping that holds `at` an identity, as its first anonymous frame would. -ENOENT: there is none. */

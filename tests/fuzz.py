@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from vmemu._core import ffi, lib
@@ -578,6 +578,49 @@ class Border(Round):
         )
         if rc == 0:
             self.spaces += list(out)[:n]
+
+    def do_build(self) -> None:
+        """A space in one piece: after one that is there, or of mappings out of order, objects that are gone."""
+        r = self.rng
+        if len(self.spaces) > 14:
+            return
+        vmas = ffi.new("struct vmemu_vma[90]")
+        n = max(0, lib.vmemu_space_vmas(self.m, self.space(), 0, vmas, r.choice((0, 3, 90))))
+        if n > 1 and r.random() < 0.2:
+            vmas[r.randrange(n)] = vmas[r.randrange(n)]
+        if n and r.random() < 0.1:
+            vmas[r.randrange(n)].object = self.object()
+        if n and r.random() < 0.1:
+            vmas[r.randrange(n)].end = self.address()
+        data = ffi.new("uint8_t[]", 9000)
+        writes = [(self.where(vmas, n), r.choice((0, 1, 5000, 9000)), data) for _ in range(r.choice((0, 1, 3)))]
+        changes = []
+        for _ in range(r.choice((0, 0, 1, 2))):
+            start = self.where(vmas, n)
+            changes.append((start & -PAGE, (start & -PAGE) + PAGE, r.choice((0, 1, 3, 5, 7)) | 0x70))
+        parts = ffi.new("struct vmemu_write[]", writes), ffi.new("struct vmemu_change[]", changes)
+        pattern = ffi.new("struct vmemu_pattern *", (vmas, *parts, n, len(writes), len(changes)))
+        out = ffi.new("struct vmemu_built *")
+        rc = self.ok(
+            lib.vmemu_space_build(self.m, pattern, out),
+            *(errno.ENOMEM, errno.EINVAL, errno.ESTALE),
+            say=f"{n} {writes} {changes}",
+        )
+        if rc >= 0:
+            assert rc == 0 or out.written < len(writes)
+            self.spaces.append(out.space)
+
+    def where(self, vmas: Any, n: int) -> int:
+        """An address, mostly inside a mapping."""
+        r = self.rng
+        return r.randrange(vmas[i].start, max(vmas[i].end, vmas[i].start + 1)) if (i := r.randrange(n + 1)) < n else 0
+
+    def do_succeed(self) -> None:
+        s, old = self.space(), self.space()
+        rc = self.ok(lib.vmemu_space_succeed(self.m, s, old), errno.EBADF, errno.EINVAL, say=f"{s} {old}")
+        assert (rc == 0) == (s in self.spaces[1:] and old in self.spaces[1:] and s != old)
+        if rc == 0:
+            self.spaces.remove(old)
 
     def do_info(self) -> None:
         m, s, r = self.m, self.space(), self.rng

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from machines import ANON, PAGE, RW, SHARED, A, R, anon, every_mode, machine, program
+from machines import ANON, PAGE, RW, SHARED, A, R, anon, every_mode, machine, program, sharing_mode
 
 import vmemu
 from vmemu import (
@@ -229,6 +229,21 @@ def test_ids_of_spaces_are_used_again_and_pids_are_not_mixed_up() -> None:
             anon(kid, 1, A)
             kid.write(A, b"x")
         assert log.records["pid"][-5:].tolist() == [kid.pid for kid in kids]
+
+
+@sharing_mode
+def test_no_frame_left(mode: ForkMode) -> None:
+    """The fault is recorded, with the frame that stays."""
+    with machine(fork_mode=mode) as m:
+        p = m.spawn()
+        a = anon(p, 2)
+        p.write(a, b"x")
+        c = p.fork()
+        with m.trace_faults() as log:
+            m._kernel.core.fail(1)
+            assert c.access([a], write=True).tolist() == [FaultKind.OOM]
+            m._kernel.core.fail(0)
+            assert rows(log.records) == [(c.pid, "OOM", 1, frame(p, a), frame(p, a))]
 
 
 def test_what_the_machine_refuses_after_it_asked() -> None:

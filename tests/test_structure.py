@@ -21,6 +21,7 @@ PYTHON = """
     persona
     lifecycle
     execve ksm
+    plans
     loader memory
     handles
     kernel

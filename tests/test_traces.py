@@ -4,8 +4,10 @@ traces."""
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -579,6 +581,56 @@ def test_a_run_listens_to_signals(alarm: None, size: int) -> None:
             m.run(rows, [p])
         assert raised.type.__name__ == "Interrupted"
         m.verify()
+
+
+def test_other_threads_access_memory_meanwhile() -> None:
+    """Between the slices of a run; who makes or ends processes waits for its end."""
+    with machine(memory="64MiB") as m:
+        p, q = m.spawn(), m.spawn()
+        for who in (p, q):
+            anon(who, 8, A)
+        rows = np.zeros(3_000_000, TRACE_DTYPE)
+        rows["operation"], rows["size"] = Operation.WRITE, 8
+        rows["address"] = A + np.arange(len(rows)) % 8 * PAGE
+        results: list[RunResult] = []
+        threads = [threading.Thread(target=lambda: results.append(m.run(rows, [p]))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        turns = 0
+        while any(thread.is_alive() for thread in threads):
+            q.write(A + turns % 8 * PAGE, b"meanwhile")
+            p.read(A, 8)
+            turns += 1
+        c = p.fork()
+        for thread in threads:
+            thread.join()
+        assert turns > 10 and c.read(A, 8) == bytes(8)
+        assert sum((result.counts for result in results), FaultCounts()) == counts(none=6_000_000 - 8, zero_fill=8)
+
+
+def test_an_array_that_changes_while_it_runs_does_no_harm() -> None:
+    """It is lent, not copied: whatever another thread puts there, the machine stays consistent."""
+    r = random.Random(1)
+    with machine(memory="64MiB") as m:
+        p = m.spawn()
+        anon(p, 8, A)
+        for _ in range(10):
+            rows = np.zeros(300_000, TRACE_DTYPE)
+            rows["operation"], rows["size"], rows["address"] = Operation.WRITE, 8, A
+            stop = threading.Event()
+
+            def change(rows: Any = rows, stop: threading.Event = stop) -> None:
+                while not stop.is_set():
+                    field = r.choice(("pid", "operation", "size", "address"))
+                    rows[field][r.randrange(len(rows))] = r.choice((0, 1, 4, 7, 10, 5000, 2**32 - 1))
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            with contextlib.suppress(VmemuError):
+                m.run(rows, [p])
+            stop.set()
+            thread.join()
+            m.verify()
 
 
 def test_a_program_that_execs_is_traced_too(tmp_path: Path) -> None:

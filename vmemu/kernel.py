@@ -17,7 +17,7 @@ from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
-from vmemu.pids import ProcessTable
+from vmemu.pids import ProcessTable, Watched
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace"]
@@ -96,7 +96,7 @@ class Kernel:
         """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
-        self.shared: dict[int, SharedSpace] = {}
+        self.shared: Watched[SharedSpace] = table.watch()
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from vmemu.errors import syscall_error
 
@@ -42,6 +43,37 @@ class Flag:
 
 
 _INHERITED = Flag.INHERITED
+_V = TypeVar("_V")
+
+
+class Watched(dict[int, _V]):
+    """A dictionary of what makes tasks other than plain; it tells the table when something came or went."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def __setitem__(self, key: int, value: _V) -> None:
+        super().__setitem__(key, value)
+        self._changed()
+
+    def __delitem__(self, key: int) -> None:
+        super().__delitem__(key)
+        self._changed()
+
+    def pop(self, key: int, default: Any = None) -> Any:
+        """As a dict's, with None as the default."""
+        value = super().pop(key, default)
+        self._changed()
+        return value
+
+    def setdefault(self, key: int, default: Any = None) -> _V:
+        """As a dict's."""
+        value: _V = super().setdefault(key, default)
+        self._changed()
+        return value
 
 
 class ProcessTable:
@@ -54,6 +86,7 @@ class ProcessTable:
         "_last",
         "_last_child",
         "_used",
+        "_watched",
         "_wrapped",
         "blocked",
         "born",
@@ -79,6 +112,7 @@ class ProcessTable:
         "parent",
         "pending",
         "pending_task",
+        "plain",
         "prev",
         "report",
         "same_handlers",
@@ -164,10 +198,13 @@ class ProcessTable:
         """Of a process: its tasks besides the first, in order of birth."""
         self.leader: dict[int, int] = {}
         """Of such a task: its process."""
-        self.borrower: dict[int, int] = {}
+        self._watched: list[Watched[Any]] = []
+        self.plain = True
+        """Nothing is in any `Watched`: no task is suspended or stopped, each is alone in its memory."""
+        self.borrower: Watched[int] = self.watch()
         self.lender: dict[int, int] = {}
         """A task suspended in vfork -> the child that it waits for, and back."""
-        self.stopped: dict[int, int] = {}
+        self.stopped: Watched[int] = self.watch()
         """Of a stopped process: the signal that did it."""
         self.report: dict[int, int] = {}
         """Of a process that stopped or went on since it was last waited for: its status."""
@@ -188,6 +225,14 @@ class ProcessTable:
         """Processes made so far."""
         self._wrapped = False
         self._count = 0
+
+    def watch(self) -> Watched[Any]:
+        """One more dictionary that `plain` depends on."""
+        self._watched.append(Watched(self._look_round))
+        return self._watched[-1]
+
+    def _look_round(self) -> None:
+        self.plain = not any(self._watched)
 
     def __len__(self) -> int:
         return self._count

@@ -151,12 +151,7 @@ class Process(Task):
         table = kernel.processes
         sid = table.space[self.tid]
         # the usual case: nothing that `use` looks into is so, nothing is to be converted
-        if (
-            sid
-            and type(address) is type(length) is int
-            and 0 <= length <= _SHORT
-            and not (fetch or table.borrower or table.stopped or kernel.shared)
-        ):
+        if sid and type(address) is type(length) is int and 0 <= length <= _SHORT and table.plain and not fetch:
             data = bytes(length)  # filled in place: nobody else has it
             try:
                 outcome = read_short(kernel.core.handle, sid, address, data, length)
@@ -178,10 +173,7 @@ class Process(Task):
         table = kernel.processes
         sid = table.space[self.tid]
         if (  # as in `read`
-            sid
-            and type(address) is int
-            and type(data) is bytes
-            and not (table.borrower or table.stopped or kernel.shared)
+            sid and type(address) is int and type(data) is bytes and table.plain
         ):
             try:
                 outcome = write_short(kernel.core.handle, sid, address, data, len(data))

@@ -209,8 +209,11 @@ def _complaint(wrong: int, index: int, record: Any) -> TraceError:
     fields = {name: int(record[name]) for name, _ in _FIELDS}
     operation = fields["operation"]
     fields["child"] = fields["address"] if operation == Operation.FORK else fields["pid"]
-    name = Operation(operation).name if operation < len(Operation) else "?"
-    return TraceError(f"record {index} ({name}): {_WRONG[wrong].format(**fields)}", index)
+    return TraceError(f"record {index} ({_name(operation)}): {_WRONG[wrong].format(**fields)}", index)
+
+
+def _name(operation: int) -> str:
+    return Operation(operation).name if operation < len(Operation) else "?"
 
 
 class _Runner:
@@ -246,7 +249,7 @@ class _Runner:
                     self._decide(going, trap)
         except VmemuError as error:
             record = going.record
-            error.add_note(f"at record {going.at} of the trace: {Operation(record.operation).name}, label {record.pid}")
+            error.add_note(f"at record {going.at} of the trace: {_name(record.operation)}, label {record.pid}")
             raise
 
     def _decide(self, going: TraceRun, trap: Trap) -> None:
@@ -261,7 +264,12 @@ class _Runner:
         """The system calls from here on, up to the next access."""
         record = going.record
         call = _CALLS.get(record.operation)
-        if call is None or (record.pid not in self.pids and record.operation != Operation.SPAWN):
+        born = {int(Operation.SPAWN): record.pid, int(Operation.FORK): record.address}.get(record.operation)
+        if (
+            call is None
+            or (record.operation != Operation.SPAWN and record.pid not in self.pids)
+            or (born is not None and (born >= len(self.spaces) or born in self.pids))
+        ):
             raise TraceError(f"record {going.at}: the trace has changed since it was checked", going.at)
         call(self, record.pid, record.address, record.size)
         going.done()

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmemu._native.border import Handle, Trap, fail, ffi, lib, to_trap
+from vmemu.types import PAGE_SIZE
 
 __all__ = ["BuildCalls", "Pattern"]
-
-_WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
 
 
 class Pattern:
@@ -18,7 +17,8 @@ class Pattern:
 
     __slots__ = ("_held", "changes", "struct", "writes")
 
-    def __init__(self, vmas: Any, words: Any, writes: Sequence[tuple[int, bytes]], changes: Sequence[Any]) -> None:
+    def __init__(self, vmas: Any, words: Sequence[int], writes: Sequence[Any], changes: Sequence[Any]) -> None:
+        """*writes*: (address, bytes); *changes*: (start, end, VM flags)."""
         self.writes, self.changes = tuple(writes), tuple(changes)
         data = [ffi.from_buffer(data) for _, data in writes]
         pieces = [(address, len(text), there) for (address, text), there in zip(writes, data, strict=True)]
@@ -26,29 +26,36 @@ class Pattern:
         self._held = (data, parts)  # the struct has but pointers
         self.struct = ffi.new("struct vmemu_pattern *", (*parts, *map(len, parts), words))
 
+    def with_last(self, start: int, end: int, words: Sequence[int], write: tuple[int, bytes]) -> Pattern:
+        """The same with other words, another last mapping of anonymous memory and another first write."""
+        vmas = ffi.new("struct vmemu_vma[]", self.struct.nvmas)
+        ffi.memmove(vmas, self.struct.vmas, ffi.sizeof(vmas))
+        last = vmas[self.struct.nvmas - 1]
+        last.start, last.end, last.pgoff = start, end, start // PAGE_SIZE
+        return Pattern(vmas, words, (write, *self.writes[1:]), self.changes)
+
 
 class BuildCalls(Handle):
     """See csrc/vmemu_cdef.h."""
 
     __slots__ = ()
 
-    def mapped(self, space: int) -> tuple[Any, Any]:
-        """The mappings and the words of a space, for a Pattern."""
+    def mapped(self, space: int) -> Any:
+        """The mappings of a space, for a Pattern."""
         sums = ffi.new("struct vmemu_sums *")
         lib.vmemu_space_sums(self._m, space, sums)
-        vmas, words = ffi.new("struct vmemu_vma[]", sums.nvmas), ffi.new(_WORDS)
+        vmas = ffi.new("struct vmemu_vma[]", sums.nvmas)
         n = lib.vmemu_space_vmas(self._m, space, 0, vmas, sums.nvmas)
         assert n == sums.nvmas  # noqa: S101 - a space that nobody else has
-        lib.vmemu_space_words(self._m, space, words)
-        return vmas, words
+        return vmas
 
     def space_build(self, pattern: Pattern, call: str) -> tuple[int, int, Trap | None]:
         """(space, writes done, why the next one stopped); (0, 0, None) if one of its objects is gone."""
-        space, written, trap = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("struct vmemu_trap *")
-        rc = lib.vmemu_space_build(self._m, pattern.struct, space, written, trap)
+        out = ffi.new("struct vmemu_built *")
+        rc = lib.vmemu_space_build(self._m, pattern.struct, out)
         if rc < 0 and rc != -errno.ESTALE:
             fail(rc, call)
-        return space[0], written[0], to_trap(rc, trap) if rc > 0 else None
+        return out.space, out.written, to_trap(rc, out.trap) if rc > 0 else None
 
     def space_succeed(self, space: int, old: int, call: str) -> None:
         """A space takes the place of another, which ends."""

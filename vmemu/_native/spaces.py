@@ -18,6 +18,7 @@ _BATCH = 64
 _NKINDS: int = lib.VMEMU_NKINDS
 _NO_FAULTS = (0,) * _NKINDS
 _fork_one, _end = lib.vmemu_space_fork_one, lib.vmemu_space_end
+_map_plain, _unmap_plain = lib.vmemu_space_map_plain, lib.vmemu_space_unmap_plain
 
 
 class SpaceCalls(Handle):
@@ -166,6 +167,22 @@ class SpaceCalls(Handle):
         rc = lib.vmemu_space_unmap(self._m, space, start, end)
         if rc:
             fail(rc, call)
+
+    def map_plain(self, space: int, length: int, flags: int, base: int, nvmas: int, total: int, data: int) -> int:
+        """Where it is now; 0: it is not the usual case."""
+        start: int = _map_plain(self._m, space, length, flags, base, nvmas, total, data)
+        if start < 0:
+            if start == -errno.EAGAIN:
+                return 0
+            fail(start, "mmap")
+        return start
+
+    def unmap_plain(self, space: int, start: int, end: int, call: str) -> bool:
+        """False: it is not the usual case."""
+        rc = _unmap_plain(self._m, space, start, end)
+        if rc and rc != -errno.EAGAIN:
+            fail(rc, call)
+        return not rc
 
     def reflag(self, space: int, start: int, end: int, flags: int, call: str) -> None:
         """New flags for a range inside one mapping."""

@@ -92,6 +92,7 @@ def _sparse(kernel: Kernel, states: dict[int, int]) -> None:
     for pid in (*table.stopped, *table.report, *table.pending, *table.same_handlers):
         if pid in table.leader or not table.alive(pid):
             raise InvariantError(f"process {pid} is dead and has signals")
+    _equal("all plain", table.plain, not (table.borrower or table.stopped or kernel.shared))
     if INIT in table.stopped:
         raise InvariantError("init is stopped")
     for pid, same in table.same_handlers.items():

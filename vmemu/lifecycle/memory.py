@@ -30,7 +30,7 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
 def alone(kernel: Kernel, tid: int) -> int:
     """The space of a task that may use it at once and does so alone; 0: `use` has to look closer."""
     table = kernel.processes
-    return 0 if table.borrower or table.stopped or kernel.shared else table.space[tid]
+    return table.space[tid] if table.plain else 0
 
 
 def use(kernel: Kernel, tid: int, call: str) -> Space:

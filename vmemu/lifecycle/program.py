@@ -43,7 +43,8 @@ def execve(
             die(kernel, pid, signal.SIGSEGV)
             settle(kernel)
             raise KilledInExec(pid, signal.SIGSEGV, error.errno or 0, error.strerror or "") from None
-        stay_alone(kernel, tid)
+        if tid != pid or pid in table.threads:
+            stay_alone(kernel, tid)
         _change_space(kernel, pid, made.space)
         kernel.images.give(pid, made.image)
         kernel.names.give(pid, made.name)

@@ -10,6 +10,6 @@ initstack  what the stack holds at the first instruction
 linker     what ld.so would map after that (--link)
 """
 
-from vmemu.loader.plan import ExecPlan, Layout, PastReturn, Seen, Segment, plan
+from vmemu.loader.plan import ExecPlan, Layout, PastReturn, Restacked, Restacker, Seen, Segment, plan
 
-__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Restacked", "Restacker", "Seen", "Segment", "plan"]

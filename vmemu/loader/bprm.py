@@ -11,6 +11,7 @@ import math
 import os
 import random
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from vmemu.loader import elf
 from vmemu.loader.seen import Seen
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter"]
+__all__ = ["Credentials", "Layout", "Program", "collect", "find_interpreter", "strings_size", "with_strings"]
 
 ARG_MAX = 131072
 """Bytes that argv and envp may always have together, whatever the stack limit."""
@@ -32,6 +33,8 @@ SCRIPTS_MAX = 5
 RLIM_INFINITY = 0xFFFF_FFFF_FFFF_FFFF
 BUFFER_SIZE = 256
 """Bytes of a file that execve looks at; a ``#!`` line must end within them."""
+
+_ENCODING = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 Strings = Sequence[str | bytes]
 Environment = Mapping[str, str] | Mapping[bytes, bytes] | Sequence[str | bytes]
@@ -86,6 +89,11 @@ class Layout:
         return Credentials(self.uid, self.euid, self.gid, self.egid)
 
 
+def strings_size(strings: Sequence[bytes]) -> int:
+    """Bytes of strings with their NULs."""
+    return sum(map(len, strings)) + len(strings)
+
+
 @dataclass(slots=True)
 class Program:
     """The program that is to run, and its strings."""
@@ -102,11 +110,13 @@ class Program:
     """After set-user-ID and set-group-ID bits."""
     stale: bytes = b""
     """What a script's longer argv[0] left in memory right below the strings."""
+    rewritten: list[list[bytes]] = field(default_factory=list)
+    """What each script put in place of argv[0]."""
 
     @property
     def strings_size(self) -> int:
         """Bytes of all strings with their NULs, the file name included."""
-        return sum(len(text) + 1 for text in (*self.argv, *self.envp, self.filename))
+        return strings_size(self.argv) + strings_size(self.envp) + len(self.filename) + 1
 
 
 @dataclass(slots=True)
@@ -143,7 +153,7 @@ def collect(
     file = _open(filename, cwd, credentials, seen)
     try:
         strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), layout.stack_limit)
-        interp = filename
+        interp, rewritten = filename, []
         for depth in range(SCRIPTS_MAX + 2):
             if depth > SCRIPTS_MAX:
                 raise syscall_error(
@@ -153,7 +163,8 @@ def collect(
             if script is None:
                 break
             name, argument = script
-            strings.replace_first([name, *([] if argument is None else [argument]), interp])
+            rewritten.append([name, *([] if argument is None else [argument]), interp])
+            strings.replace_first(rewritten[-1])
             interp = name
             next_file = _open(name, cwd, credentials, seen, f"interpreter of {os.fsdecode(file.path)}")
             file.close()
@@ -168,9 +179,27 @@ def collect(
             envp=strings.envp,
             credentials=_set_ids(file, credentials),
             stale=strings.stale,
+            rewritten=rewritten,
         )
     finally:
         file.close()
+
+
+def with_strings(program: Program, argv: Strings, envp: Environment, stack_limit: float) -> Program:
+    """The same program with other strings. Raises SyscallError as `collect` does for them."""
+    strings = _Strings(program.filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), stack_limit)
+    for new in program.rewritten:
+        strings.replace_first(new)
+    return Program(
+        filename=program.filename,
+        path=program.path,
+        image=program.image,
+        argv=strings.argv,
+        envp=strings.envp,
+        credentials=program.credentials,
+        stale=strings.stale,
+        rewritten=program.rewritten,
+    )
 
 
 def find_interpreter(
@@ -212,7 +241,7 @@ def _open(name: bytes, cwd: str | None, credentials: Credentials, seen: Seen, ro
             raise fail(errno.EACCES, kind)
         if not _may_execute(st, credentials):
             raise fail(errno.EACCES, f"mode {stat.filemode(st.st_mode)} does not let uid {credentials.euid} execute it")
-        flags = seen.mount_flags(path)
+        flags = seen.mount_flags(path, st)
         if flags & getattr(os, "ST_NOEXEC", 0):
             raise fail(errno.EACCES, "on a file system mounted noexec")
         real = seen.realpath(path)
@@ -328,14 +357,17 @@ class _Strings:
 def _pairs(envp: Environment) -> Sequence[str | bytes]:
     if not isinstance(envp, Mapping):
         return envp
-    return [os.fsencode(name) + b"=" + os.fsencode(value) for name, value in envp.items()]
+    return [
+        f"{name}={value}" if type(name) is type(value) is str else os.fsencode(name) + b"=" + os.fsencode(value)
+        for name, value in envp.items()
+    ]
 
 
 def _encode(strings: Strings, what: str) -> list[bytes]:
     if isinstance(strings, (str, bytes)):
         raise TypeError(f"{what}: one string; execve takes a sequence of strings")
-    encoded = [os.fsencode(text) for text in strings]
-    for text in encoded:
-        if b"\0" in text:
-            raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")
+    encoded = [text.encode(*_ENCODING) if type(text) is str else os.fsencode(text) for text in strings]
+    if b"\0" in b"".join(encoded):
+        text = next(text for text in encoded if b"\0" in text)
+        raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")
     return encoded

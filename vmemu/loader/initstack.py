@@ -18,11 +18,11 @@ import struct
 from dataclasses import replace
 
 from vmemu.loader import elf
-from vmemu.loader.bprm import Layout, Program
+from vmemu.loader.bprm import Layout, Program, strings_size
 from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["InitialStack", "mmap_base"]
+__all__ = ["AT_BASE", "AT_ENTRY", "AT_PHDR", "InitialStack", "mmap_base"]
 
 AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY = 3, 4, 5, 6, 7, 8, 9
 AT_UID, AT_EUID, AT_GID, AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK = 11, 12, 13, 14, 15, 16, 17
@@ -71,24 +71,29 @@ class InitialStack:
         self._program, self._layout = program, layout
         self.top = page_up(_align(TASK_SIZE - random_pages(rng, STACK_RND_BITS), rng))
         self.arg_start = self.top - 8 - program.strings_size
-        self.arg_end = self.arg_start + sum(len(text) + 1 for text in program.argv)
-        self.env_end = self.arg_end + sum(len(text) + 1 for text in program.envp)
+        self.arg_end = self.arg_start + strings_size(program.argv)
+        self.env_end = self.arg_end + strings_size(program.envp)
         self.exec_fn = self.env_end
         self.platform = _align(self.arg_start, rng) - len(layout.platform) - 1
         self.random = self.platform - 16
         self._random_bytes = rng.randbytes(16) if rng is not None else _FIXED_RANDOM
 
-    def map(self, sketch: Sketch) -> None:
-        """setup_arg_pages: the pages of the strings and 128 KiB more, within RLIMIT_STACK."""
+    @property
+    def start(self) -> int:
+        """Lower end of what is mapped at first: the pages of the strings and 128 KiB more, within RLIMIT_STACK."""
         limit = self._layout.stack_limit
         start = page_down(self.arg_start - len(self._program.stale))
         size = self.top - start + STACK_EXPAND
         if not math.isinf(limit):
             size = min(size, page_down(int(limit)))
+        return min(start, self.top - size)
+
+    def map(self, sketch: Sketch) -> None:
+        """setup_arg_pages."""
         prot = Prot.READ | Prot.WRITE
         if (self._program.image.stack_flags or 0) & elf.PF_X:
             prot |= Prot.EXEC
-        sketch.put(Segment(min(start, self.top - size), self.top, prot, None, 0, "stack", growsdown=True))
+        sketch.put(Segment(self.start, self.top, prot, None, 0, "stack", growsdown=True))
 
     def grow(self, sketch: Sketch, pointer: int) -> None:
         """expand_stack: so far that everything down to *pointer* fits. Raises MapError.

@@ -11,7 +11,7 @@ import errno
 import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vmemu.alignment import HUGE_PAGE
@@ -22,7 +22,7 @@ from vmemu.loader.seen import Seen
 from vmemu.loader.sketch import MapError, Sketch, page_down, page_up, prot_of
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["link"]
+__all__ = ["link", "variables"]
 
 CACHE = "/etc/ld.so.cache"
 DEFAULT_DIRECTORIES = (
@@ -33,6 +33,7 @@ DEFAULT_DIRECTORIES = (
     "/lib",
     "/usr/lib",
 )
+_VARIABLES = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
 LIBRARIES_MAX = 4096
 """More than this many libraries are taken for a mistake."""
 _LIB = "lib/x86_64-linux-gnu" if os.path.isdir("/lib/x86_64-linux-gnu") else "lib64"
@@ -93,20 +94,25 @@ def link(
         _protect_relro(sketch, item.image, item.bias)
 
 
+def variables(envp: Sequence[bytes]) -> list[bytes]:
+    """The strings of the environment that `link` looks at, or look like them."""
+    return [text for text in envp if text.startswith(_VARIABLES)]
+
+
 class _Search:
     """Finds the closure of DT_NEEDED and maps it as it goes."""
 
     def __init__(self, program: Program, main: _Object, ld_so: _Object, cwd: str | None, seen: Seen) -> None:
         ids = program.credentials
         secure = ids.uid != ids.euid or ids.gid != ids.egid
-        variables = dict(text.partition(b"=")[::2] for text in reversed(program.envp))  # the first one counts
+        found = dict(text.partition(b"=")[::2] for text in reversed(program.envp))  # the first one counts
         self._main, self._ld_so, self._cwd, self._seen = main, ld_so, cwd, seen
         self._library_path: tuple[str, ...] = ()
         self._preload: list[str] = []
         if not secure:
-            value = os.fsdecode(variables.get(b"LD_LIBRARY_PATH", b""))
+            value = os.fsdecode(found.get(b"LD_LIBRARY_PATH", b""))
             self._library_path = tuple(value.replace(";", ":").split(":")) if value else ()
-            self._preload = os.fsdecode(variables.get(b"LD_PRELOAD", b"")).replace(":", " ").split()
+            self._preload = os.fsdecode(found.get(b"LD_PRELOAD", b"")).replace(":", " ").split()
         self._known: dict[str, _Object] = {}
         self._files: dict[tuple[int, int], _Object] = {}
         self._objects: list[_Object] = []

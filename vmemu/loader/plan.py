@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vmemu.errors import SyscallError
 from vmemu.loader import bprm, elf, elfmap, initstack, linker
 from vmemu.loader.bprm import Credentials, Environment, Layout, Program, Strings
 from vmemu.loader.seen import Seen
-from vmemu.loader.sketch import TASK_SIZE, MapError, Segment, Sketch, page_up
+from vmemu.loader.sketch import STACK_GUARD_GAP, TASK_SIZE, MapError, Segment, Sketch, page_down, page_up
 from vmemu.types import PAGE_SIZE, Prot
 
-__all__ = ["ExecPlan", "Layout", "PastReturn", "Seen", "Segment", "plan"]
+__all__ = ["ExecPlan", "Layout", "PastReturn", "Restacked", "Restacker", "Seen", "Segment", "plan"]
 
 BRK_RND_BITS = 18
 """Random bits of the brk, in pages: 1 GiB (arch_randomize_brk)."""
@@ -83,6 +84,9 @@ class ExecPlan:
     """getauxval(3) entries in order, without the final AT_NULL."""
     credentials: Credentials
     """After set-user-ID and set-group-ID bits."""
+    program: Program = field(compare=False, repr=False)
+    layout: Layout = field(compare=False, repr=False)
+    """What it was made from."""
 
     @property
     def stack_data_address(self) -> int:
@@ -93,6 +97,26 @@ class ExecPlan:
     def start_stack(self) -> int:
         """mm->start_stack; the mapping with this address is shown as [stack]."""
         return self.stack_pointer
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """What mm_struct keeps, in the order of `vmemu.memory.words`."""
+        return (
+            self.start_brk,
+            self.brk,
+            self.mmap_base,
+            self.start_stack,
+            self.arg_start,
+            self.arg_end,
+            self.env_start,
+            self.env_end,
+            self.start_code,
+            self.end_code,
+            self.start_data,
+            self.end_data,
+            0,
+            0,
+        )
 
     @property
     def stack(self) -> Segment:
@@ -188,4 +212,88 @@ def _load(
         env_end=stack.env_end,
         auxv=tuple(auxv),
         credentials=prog.credentials,
+        program=prog,
+        layout=layout,
     )
+
+
+class Restacked(NamedTuple):
+    """What of a plan is another with other strings; fields as there."""
+
+    argv: tuple[bytes, ...]
+    envp: tuple[bytes, ...]
+    auxv: tuple[tuple[int, int], ...]
+    stack_start: int
+    stack_end: int
+    stack_data: bytes
+    stack_pointer: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    program: Program
+
+    def put_into(self, plan: ExecPlan) -> ExecPlan:
+        """The whole plan."""
+        fields = self._asdict()
+        stack = replace(plan.segments[0], start=fields.pop("stack_start"), end=fields.pop("stack_end"))
+        return replace(plan, segments=(stack, *plan.segments[1:]), **fields)
+
+    def words(self, plan: ExecPlan) -> tuple[int, ...]:
+        """`ExecPlan.words` of the whole plan."""
+        words = plan.words
+        return (*words[:3], self.stack_pointer, self.arg_start, self.arg_end, self.env_start, self.env_end, *words[8:])
+
+
+class Restacker:
+    """Plans the same program with other strings, while the host's files are as they were."""
+
+    __slots__ = ("_plan", "_variables", "_vector")
+
+    def __init__(self, plan: ExecPlan) -> None:
+        self._plan = plan
+        self._vector = dict(plan.auxv)
+        self._variables = linker.variables(plan.program.envp)
+
+    @classmethod
+    def of(cls, plan: ExecPlan) -> Restacker | None:
+        """None if strings could change more of a plan than the stack: with randomisation, or mappings near it."""
+        return cls(plan) if plan.layout.rng is None and _below(plan, plan.mmap_base) else None
+
+    def restack(self, argv: Strings, envp: Environment) -> Restacked | None:
+        """None if more is another: with other variables for ld.so, or a stack that reaches far. Raises SyscallError as
+        `plan` does for strings."""
+        old, vector = self._plan, self._vector
+        layout = old.layout
+        prog = bprm.with_strings(old.program, argv, envp, layout.stack_limit)
+        if linker.variables(prog.envp) != self._variables:
+            return None
+        stack = initstack.InitialStack(prog, layout)
+        auxv = stack.auxv(
+            phdr=vector[initstack.AT_PHDR], base=vector[initstack.AT_BASE], entry=vector[initstack.AT_ENTRY]
+        )
+        pointer, data = stack.build(auxv)
+        start = min(stack.start, page_down(pointer))
+        if start < max(old.mmap_base + STACK_GUARD_GAP, stack.top - layout.stack_limit):
+            return None
+        return Restacked(
+            argv=tuple(prog.argv),
+            envp=tuple(prog.envp),
+            auxv=tuple(auxv),
+            stack_start=start,
+            stack_end=stack.top,
+            stack_data=data,
+            stack_pointer=pointer,
+            arg_start=stack.arg_start,
+            arg_end=stack.arg_end,
+            env_start=stack.arg_end,
+            env_end=stack.env_end,
+            program=prog,
+        )
+
+
+def _below(plan: ExecPlan, top: int) -> bool:
+    """All but the stack lies below *top*, and the stack with its gap above it."""
+    stack, *others = plan.segments
+    ends = [segment.end for segment in others] + [last for _, last in plan.zero] + [last for _, last, _ in plan.protect]
+    return stack.growsdown and stack.start - STACK_GUARD_GAP >= top >= max(ends, default=0)

@@ -34,15 +34,17 @@ _identity = attrgetter(
 class Seen:
     """Asks the host and notes the answers."""
 
-    __slots__ = ("_above", "_absent", "_files", "_flags", "_names", "_since", "lasting", "names_count")
+    __slots__ = ("_above", "_absent", "_executable", "_files", "_flags", "_names", "_since", "lasting", "names_count")
 
     def __init__(self) -> None:
         self._files: dict[str, Any] = {}
         """Path -> identity."""
         self._absent: set[str] = set()
         """Paths that lead nowhere."""
+        self._executable: set[str] = set()
+        """Files that this process itself may execute, so that they are on no mount without that (access(2))."""
         self._flags: dict[str, int] = {}
-        """Path -> flags of the mount."""
+        """Path -> flags of the mount, of other files."""
         self._names: dict[str, str] = {}
         """Path -> the same resolved."""
         self._above: set[str] = set()
@@ -67,9 +69,13 @@ class Seen:
             self.lasting = False
         return st
 
-    def mount_flags(self, path: str | bytes) -> int:
-        """f_flag of statvfs(3). Raises OSError."""
-        flags = self._flags[os.fsdecode(path)] = os.statvfs(path).f_flag
+    def mount_flags(self, path: str | bytes, st: os.stat_result) -> int:
+        """f_flag of statvfs(3), of a file of which `stat` said *st*. Raises OSError."""
+        name, flags = os.fsdecode(path), os.statvfs(path).f_flag
+        if not st.st_mode & (stat.S_ISUID | stat.S_ISGID) and os.access(path, os.X_OK):
+            self._executable.add(name)
+        else:
+            self._flags[name] = flags
         return flags
 
     def realpath(self, path: str | bytes) -> str:
@@ -93,11 +99,14 @@ class Seen:
             for name, identity in self._files.items():
                 if _identity(os.stat(name)) != identity:
                     return False
-            for name, flags in self._flags.items():
-                if os.statvfs(name).f_flag != flags:
+            for name in self._executable:
+                if not os.access(name, os.X_OK):
                     return False
             for name in self._above:
                 if stat.S_ISLNK(os.lstat(name).st_mode):
+                    return False
+            for name, flags in self._flags.items():
+                if os.statvfs(name).f_flag != flags:
                     return False
         except OSError:
             return False

@@ -45,13 +45,17 @@ def page_up(address: int) -> int:
     return (address + PAGE_SIZE - 1) & -PAGE_SIZE & _WRAP
 
 
+_PROTS = [
+    (Prot.READ if flags & 4 else Prot.NONE)
+    | (Prot.WRITE if flags & 2 else Prot.NONE)
+    | (Prot.EXEC if flags & 1 else Prot.NONE)
+    for flags in range(8)
+]
+
+
 def prot_of(flags: int) -> Prot:
     """The protection that a program header's p_flags ask for."""
-    prot = Prot.NONE
-    for flag, bit in ((4, Prot.READ), (2, Prot.WRITE), (1, Prot.EXEC)):
-        if flags & flag:
-            prot |= bit
-    return prot
+    return _PROTS[flags & 7]
 
 
 class MapError(Exception):

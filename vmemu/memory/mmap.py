@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from vmemu._native import Vma
 from vmemu._native import constants as c
+from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.files import File
+from vmemu.limits import Resource
 from vmemu.memory import hugetlb
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
 from vmemu.memory.bits import (
@@ -44,7 +46,10 @@ _MAX_FILE_PAGES = ((1 << 63) - 1) // PAGE_SIZE
 _LEGACY_FLAGS = 0x0007F9FF | 0x1F << 26
 """LEGACY_MAP_MASK: flags that MAP_SHARED_VALIDATE knows on x86-64."""
 _MAY = c.VM_MAYREAD | c.VM_MAYWRITE | c.VM_MAYEXEC
+_MAY_AND_ACCOUNT = _MAY | c.VM_ACCOUNT
 _LOCKED = c.VM_LOCKED | c.VM_LOCKONFAULT
+_PLAIN = MAP_PRIVATE | MAP_ANONYMOUS
+_AS, _DATA = int(Resource.AS), int(Resource.DATA)
 
 
 def vm_prot(prot: int) -> int:
@@ -89,7 +94,44 @@ def mmap(
 ) -> int:
     """Maps memory and returns where."""
     with space.kernel.lock:
+        if (
+            flags == _PLAIN
+            and (address is None or type(address) is int and not address)
+            and type(offset) is int
+            and not offset
+            and type(length) is int
+            and isinstance(prot, int)
+            and isinstance(flags, int)
+        ):
+            start = _map_plain(space, length, int(prot))
+            if start:
+                return start
         return _map(space, _wish(space, address, length, prot, flags, file, offset))
+
+
+def _map_plain(space: Space, length: int, prot: int) -> int:
+    """What `_map` does with private memory, anywhere, if there is nothing to refuse -> the address; 0: ask `_map`."""
+    kernel, size = space.kernel, length + 4095 & -PAGE_SIZE
+    npages = size // PAGE_SIZE
+    if (
+        not 0 <= prot <= 7
+        or not 0 < npages <= kernel.npages
+        or not size % HUGE_PAGE
+        or kernel.overcommit is not Overcommit.HEURISTIC
+    ):
+        return 0
+    flags = prot | (_MAY_AND_ACCOUNT if prot & PROT_WRITE else _MAY)
+    limits = kernel.limits.of(space.pid).pairs
+    soft, hard = limits[_DATA]
+    return kernel.core.map_plain(
+        space.sid,
+        size,
+        flags,
+        MMAP_BASE,
+        kernel.max_map_count,
+        limits[_AS][0] // PAGE_SIZE,
+        (soft or hard) // PAGE_SIZE,
+    )
 
 
 def _wish(
@@ -322,8 +364,10 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     if end == addr:
         raise syscall_error(call, errno.EINVAL, "length 0")
     with space.kernel.lock:
-        _to_unmap(space, addr, end, call)
-        space.kernel.core.unmap(space.sid, addr, end, call)
+        core = space.kernel.core
+        if not core.unmap_plain(space.sid, addr, end, call):  # else there is nothing to refuse
+            _to_unmap(space, addr, end, call)
+            core.unmap(space.sid, addr, end, call)
 
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:

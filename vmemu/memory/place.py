@@ -31,8 +31,8 @@ def place(
     space: Space, hint: int, size: int, flags: int, object_: int, pgoff: int, call: str, base: int | None = None
 ) -> int:
     """An address for *size* bytes (whole pages, not 0) of an object (0: private anonymous memory; -1: shared memory to
-    be made) from page *pgoff* on. Of *flags* the MAP_* that say where; with MAP_FIXED it is *hint* or nothing. *base* is the
-    space's mmap_base, if that is known.
+    be made) from page *pgoff* on. Of *flags* the MAP_* that say where; with MAP_FIXED it is *hint* or nothing.
+    *base*: the space's mmap_base, if that is known.
 
     ENOMEM, EINVAL; EPERM below mmap_min_addr without CAP_SYS_RAWIO.
     """
