@@ -26,7 +26,7 @@ def amount(value: float | None, measure: str) -> str:
     if measure == "bytes":
         for unit in ("B", "KiB", "MiB", "GiB"):
             if abs(value) < 1024 or unit == "GiB":
-                return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+                return f"{value:,.4g} B" if unit == "B" else f"{value:.1f} {unit}"
             value /= 1024
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
@@ -91,7 +91,7 @@ def table(results: list[Result]) -> Table:
 def print_results(results: list[Result], file: IO[str] | None = None) -> None:
     """The table and a line that counts."""
     out = file or sys.stdout
-    console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 150)
+    console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 170)
     console.print(table(results))
     judged = [result.met for result in results]
     console.print(f"{judged.count(True)} pass, {judged.count(False)} short, {judged.count(None)} without a verdict")

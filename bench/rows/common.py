@@ -1,15 +1,33 @@
-"""What the rows share: sizes, a clock, frames of a range, checks."""
+"""What the rows share: sizes, clocks, frames of a range, checks.
+
+`cpu_clock` is what this thread has had of the CPU: for what may take longer than a time slice, as in kernel.c.
+"""
 
 from __future__ import annotations
 
 from time import perf_counter_ns as clock
+from time import thread_time_ns as cpu_clock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import FaultCounts, Machine, Map, Process, Prot
 
-__all__ = ["GIB", "MIB", "PAGE", "PRIVATE", "RW", "arena", "clock", "expect", "frames", "map_small", "reap", "resident"]
+__all__ = [
+    "GIB",
+    "MIB",
+    "PAGE",
+    "PRIVATE",
+    "RW",
+    "arena",
+    "clock",
+    "cpu_clock",
+    "expect",
+    "frames",
+    "map_small",
+    "reap",
+    "resident",
+]
 
 PAGE = 4096
 MIB = 1 << 20

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from bench.measure import Line, Sides, experiment, faster, within
 from bench.native import Buffer, bound, kernel
-from bench.rows.common import MIB, PAGE, PRIVATE, RW, arena, clock, expect, frames, reap, resident
+from bench.rows.common import MIB, PAGE, PRIVATE, RW, arena, cpu_clock, expect, frames, reap, resident
 from vmemu import Machine
 
 SIZE = 256 * MIB
 NPAGES = SIZE // PAGE
+WARM_UP = 3
+"""Rounds until the frames are recycled: blocks that empty for the first time go back to the host."""
 MARK = b"what the parent wrote"
 
 
@@ -31,22 +33,23 @@ def cow_recycled() -> Iterator[Sides]:
         for at in range(0, SIZE, 7 * MIB):
             parent.write(address + at, MARK)
         ram, source = arena(m), frames(parent, address, NPAGES)
-        warm = parent.fork()
-        warm.touch(address, SIZE, write=True)
-        reap(parent, warm)
+        for _ in range(WARM_UP):
+            warm = parent.fork()
+            warm.touch(address, SIZE, write=True)
+            reap(parent, warm)
         spent = 0.0
 
         def vmemu() -> dict[str, float]:
             nonlocal spent
             child = parent.fork()
-            start = clock()
+            start = cpu_clock()
             faults = child.touch(address, SIZE, write=True)
-            end = clock()
+            end = cpu_clock()
             expect(faults, cow_copy=NPAGES)
             to = frames(child, address, NPAGES)
-            began = clock()
+            began = cpu_clock()
             bound().copy(ram, source, to)  # copies what is there already: the contents stay as they were
-            spent = (clock() - began) / NPAGES
+            spent = (cpu_clock() - began) / NPAGES
             assert (frames(parent, address, NPAGES) == source).all() and not (to == source).any()
             assert all(child.read(address + at, len(MARK)) == MARK for at in range(0, SIZE, 7 * MIB))
             m.verify()
@@ -78,9 +81,9 @@ def cow_fresh() -> Iterator[Sides]:
             parent.write(address, MARK)
             m.ram[:SIZE:PAGE].sum()
             child = parent.fork()
-            start = clock()
+            start = cpu_clock()
             faults = child.touch(address, SIZE, write=True)
-            end = clock()
+            end = cpu_clock()
             expect(faults, cow_copy=NPAGES)
             assert child.read(address, len(MARK)) == MARK
             m.verify()
@@ -90,9 +93,9 @@ def cow_fresh() -> Iterator[Sides]:
 
         def copy() -> dict[str, float]:
             with Buffer(SIZE, fresh=True) as to:
-                start = clock()
+                start = cpu_clock()
                 bound().copy_buffer(to, source, NPAGES)
-                return {"cow.fresh": (clock() - start) / NPAGES}
+                return {"cow.fresh": (cpu_clock() - start) / NPAGES}
 
         yield {"kernel": lambda: {"cow.fresh": kernel("cow", SIZE)["cow"]}, "bound": copy, "vmemu": vmemu}
 
@@ -106,9 +109,9 @@ def reuse() -> Iterator[Sides]:
 
         def vmemu() -> dict[str, float]:
             reap(parent, parent.fork())
-            start = clock()
+            start = cpu_clock()
             faults = parent.touch(address, SIZE, write=True)
-            end = clock()
+            end = cpu_clock()
             expect(faults, cow_reuse=NPAGES)
             assert parent.read(address, len(MARK)) == MARK
             m.verify()
@@ -136,14 +139,14 @@ def zero() -> Iterator[Sides]:
         def vmemu() -> dict[str, float]:
             nonlocal spent
             address = process.mmap(None, SIZE, RW, PRIVATE)
-            start = clock()
+            start = cpu_clock()
             faults = process.touch(address, SIZE, write=True)
-            end = clock()
+            end = cpu_clock()
             expect(faults, zero_fill=NPAGES)
             to = frames(process, address, NPAGES)
-            began = clock()
+            began = cpu_clock()
             bound().zero(ram, to)  # they are zero already
-            spent = (clock() - began) / NPAGES
+            spent = (cpu_clock() - began) / NPAGES
             for at in range(0, SIZE, 7 * MIB):
                 assert process.read(address + at, PAGE) == bytes(PAGE)
             for at in range(0, SIZE, PAGE):
@@ -152,7 +155,8 @@ def zero() -> Iterator[Sides]:
             process.munmap(address, SIZE)
             return {"zero.recycled": (end - start) / NPAGES}
 
-        vmemu()
+        for _ in range(WARM_UP):
+            vmemu()
         yield {
             "kernel": lambda: {"zero.recycled": kernel("zero", SIZE)["zero"]},
             "vmemu": vmemu,
