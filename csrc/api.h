@@ -43,10 +43,12 @@ static inline struct space *enter_space(vmemu_machine *m, uint32_t id)
 
 	enter(m);
 	s = id && id < m->vm.capacity ? m->vm.spaces[id] : NULL;
-	if (s)
+	if (s) {
 		m->vm.frames.space = s->birth;
-	else
+		space_stale(&m->vm, s);
+	} else {
 		(void)leave(m, 0);
+	}
 	return s;
 }
 

@@ -58,6 +58,8 @@ struct vm {
 	struct mapcounts mapcounts;
 	struct lazy lazy;
 	struct fault_log log;
+	uint32_t *worth; /* by space id: what worst.c knows it to be worth, plus one; 0: it may have changed. NULL until
+				 * first needed, as long as `spaces` after that */
 	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
 	struct space **spaces;	/* by id; NULL where free, [0] never used */
 	uint32_t capacity;	/* of spaces */
@@ -70,5 +72,19 @@ struct vm {
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t events[VMEMU_NEVENTS]; /* since boot */
 };
+
+/* What a space holds is about to change: what it is worth is not known any more. */
+static inline void space_stale(const struct vm *vm, const struct space *s)
+{
+	if (__builtin_expect(vm->worth != NULL, 0))
+		vm->worth[s->id] = 0;
+}
+
+/* The same of all spaces. */
+static inline void spaces_stale(const struct vm *vm)
+{
+	if (vm->worth)
+		memset(vm->worth, 0, vm->capacity * sizeof(*vm->worth));
+}
 
 #endif

@@ -159,7 +159,8 @@ enum vmemu_option {
 	VMEMU_OPT_THP_MADVISE = 8, /* transparent huge pages where a mapping asks for them */
 	VMEMU_OPT_THP_ALWAYS = 16, /* and where it does not refuse them */
 	VMEMU_OPT_SOFT_DIRTY = 32, /* pagemap shows what is soft-dirty */
-	VMEMU_OPT_RELIEVE = 64	   /* an access that finds no frame stops with VMEMU_TRAP_FRAMES instead of being a fatal fault */
+	VMEMU_OPT_RELIEVE =
+		64 /* an access that finds no frame stops with VMEMU_TRAP_FRAMES instead of being a fatal fault */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -237,6 +238,22 @@ struct vmemu_space_info {
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
 	uint64_t peak_total; /* most pages that were mapped at once (VmPeak) */
+};
+
+/* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */
+struct vmemu_tasks {
+	const uint8_t *state;  /* only rows that have `wanted` here */
+	const uint32_t *space; /* id */
+	const int16_t *adjust; /* pages, in steps of `step`, that it counts as more or less */
+	const uint64_t
+		*started; /* of equal ones the one that started last is chosen, then the one with the higher index, */
+	const uint16_t *group; /* but before that the one in the group of the higher rank */
+	const uint16_t *rank;  /* by group, 0: never; NULL: any group */
+	uint64_t n;
+	int64_t step;
+	uint32_t ngroups;
+	int16_t never; /* not rows that have this in `adjust` */
+	uint8_t wanted;
 };
 
 /* What a space holds, for who is to choose one of many; pages. */
@@ -410,6 +427,9 @@ int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 /* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
 int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
+/* Index of the task whose space is worth most: resident pages, page tables and what it counts as besides (oom_badness()). -ESRCH:
+ * none. What spaces are worth is remembered from one time to the next. */
+int64_t vmemu_machine_worst(vmemu_machine *m, const struct vmemu_tasks *tasks);
 /* The sizes of n spaces into out[n]; zeros for those that are not there. */
 int vmemu_machine_space_sizes(vmemu_machine *m, const uint32_t *spaces, uint64_t n, struct vmemu_space_size *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);

@@ -47,9 +47,10 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_build api_huge api_ksm api_mark api_object api_short api_space api_trace
+    api api_build api_huge api_ksm api_mark api_object api_oom api_short api_space api_trace
     trace
     access check check_space fork huge look
+    worst
     ksm lru mark move
     space space_build space_object space_pool
     fault fault_anon fault_file fault_huge fault_pool classify
@@ -71,6 +72,7 @@ C_PARTS = {
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
+    "api_oom": "api",
     "api_short": "api",
     "api_space": "api",
     "api_trace": "api",

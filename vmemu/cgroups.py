@@ -42,19 +42,20 @@ class Cgroup:
     __slots__ = (
         "_children",
         "_groups",
-        "_id",
         "_parent",
         "_pids",
         "_pids_max",
         "_pids_peak",
         "name",
+        "number",
         "pids_events",
         "pids_events_local",
     )
 
     def __init__(self, groups: Cgroups, number: int, name: str, parent: Cgroup | None) -> None:
         self._groups = groups
-        self._id = number
+        self.number = number
+        """In the machine; 0 is the root."""
         self._parent = parent
         self._children: dict[str, Cgroup] = {}
         self._pids = 0
@@ -140,7 +141,7 @@ class Cgroup:
     def _settable(self, what: str) -> None:
         if self._parent is None:
             raise ValueError(f"{what}: the root of the cgroups has no limits")
-        if self._groups.by_id.get(self._id) is not self:
+        if self._groups.by_id.get(self.number) is not self:
             raise syscall_error("open", errno.ENODEV, f"the cgroup {self.name} was removed")
 
     # ---- for the machine ----
@@ -285,7 +286,7 @@ class Cgroups(Dictionary[str, Cgroup]):
             raise TypeError(f"{call}: {group!r} is neither a Cgroup nor the path of one")
         if group._groups is not self:
             raise syscall_error(call, errno.EINVAL, f"{group!r} belongs to another machine")
-        if self.by_id.get(group._id) is not group:
+        if self.by_id.get(group.number) is not group:
             raise syscall_error(call, errno.ENODEV, f"the cgroup {group.name} was removed")
         return group
 
@@ -298,9 +299,9 @@ class Cgroups(Dictionary[str, Cgroup]):
                 raise syscall_error("rmdir", errno.EBUSY, f"cgroup {gone.path}")
             column = self.table.cgroup
             for tid in self._rows(gone):  # zombies, which those above go on counting
-                column[tid] = above._id
+                column[tid] = above.number
             del above._children[gone.name]
-            del self.by_id[gone._id]
+            del self.by_id[gone.number]
 
     # ---- who is where ----
 
@@ -309,7 +310,7 @@ class Cgroups(Dictionary[str, Cgroup]):
         column, at = self.table.cgroup, 0
         while True:
             try:
-                at = column.index(group._id, at + 1)
+                at = column.index(group.number, at + 1)
             except ValueError:
                 return
             yield at
@@ -317,7 +318,7 @@ class Cgroups(Dictionary[str, Cgroup]):
     def members(self, group: Cgroup) -> list[int]:
         """Pids of the living processes in a group."""
         table = self.table
-        if not group._id:
+        if not group.number:
             return [pid for pid in table if not table.cgroup[pid] and table.alive(pid)]
         return [pid for pid in self._rows(group) if pid in table and table.alive(pid)]
 
@@ -334,4 +335,4 @@ class Cgroups(Dictionary[str, Cgroup]):
         group.charge(len(tids))
         old.charge(-len(tids))
         for tid in tids:
-            table.cgroup[tid] = group._id
+            table.cgroup[tid] = group.number

@@ -86,6 +86,8 @@ class Kernel:
         self.oom_kill_allocating_task = 0
         self.oom_kills = 0
         """Processes that it has chosen."""
+        self.oom_listed = (0, 0)
+        """Since when on its clock, and how many of the last reports had a long table."""
         self.oom_reports: deque[Any] = deque(maxlen=1000)
         self.users: dict[int, int] = {}
         """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""

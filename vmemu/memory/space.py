@@ -184,8 +184,10 @@ class Space(Holder):
     def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
         kind = self._decide_on(trap, major)
-        if kind is not None and trap.reason != c.TRAP_FAULT and (
-            kind == FaultKind.OOM or self.kernel.log_owners is not None
+        if (
+            kind is not None
+            and trap.reason != c.TRAP_FAULT
+            and (kind == FaultKind.OOM or self.kernel.log_owners is not None)
         ):
             self.kernel.core.log_refused(self.sid, trap.address, trap.access, kind)
         return kind
