@@ -265,6 +265,7 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 		return rc;
 	memcpy(child->words, parent->words, VMEMU_NWORDS_INHERITED * sizeof(*child->words));
 	child->no_thp = parent->no_thp;
+	child->cgroup = parent->cgroup;
 	child->ksm = parent->ksm ? ++vm->ksm : 0;
 	vm->frames.space = child->birth;
 	if (mode == VMEMU_FORK_ON_DEMAND)

@@ -14,6 +14,7 @@ struct space {
 	uint32_t birth; /* its number among all spaces that ever were; ids are given out again */
 	struct vmas vmas;
 	uint32_t no_thp; /* PR_SET_THP_DISABLE */
+	uint32_t cgroup; /* pays for its frames; 0: the root */
 	uint64_t ksm;	 /* its number among those that ever had a mergeable mapping, 0: never had one */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */

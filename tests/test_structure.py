@@ -35,7 +35,7 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
+    "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
@@ -47,7 +47,7 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_build api_huge api_ksm api_mark api_object api_oom api_short api_space api_trace
+    api api_build api_cgroup api_huge api_ksm api_mark api_object api_oom api_short api_space api_trace
     trace
     access check check_space fork huge look
     worst
@@ -60,7 +60,7 @@ C = """
     pool
     folio
     frame vma vma_hole vma_rule pte
-    page
+    cgroup page
     base
     vmemu_cdef
 Files of csrc from top to bottom, by stem; a .c file may include its own header and that of the stem it is a
@@ -68,6 +68,7 @@ part of."""
 
 C_PARTS = {
     "api_build": "api",
+    "api_cgroup": "api",
     "api_huge": "api",
     "api_ksm": "api",
     "api_mark": "api",
@@ -209,7 +210,7 @@ def test_every_c_file_includes_its_own_header_first(root: Path) -> None:
 def test_declarations_of_the_border_exist_once(root: Path) -> None:
     """Each function of vmemu_cdef.h is declared there and nowhere else, defined in one api file, and takes the lock."""
     text = re.sub(r"/\*.*?\*/", "", (root / "csrc/vmemu_cdef.h").read_text(), flags=re.DOTALL)
-    declared = re.findall(r"\b(vmemu_(?:machine|space|object)_\w+)\(", text)
+    declared = re.findall(r"\b(vmemu_(?:machine|space|object|cgroup)_\w+)\(", text)
     assert len(declared) == len(set(declared)) > 40
     for path in c_files(root):
         if path.name == "vmemu_cdef.h":

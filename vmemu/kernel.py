@@ -113,6 +113,7 @@ class Kernel:
         """Frame of the zero page."""
         self.shared: Watched[SharedSpace] = table.watch()
         """By id: the spaces that several tasks use."""
+        self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.plans: dict[Any, Any] = {}

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +25,8 @@ from vmemu.lifecycle.check import check
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
-from vmemu.oom import OomReport, out_of_memory
+from vmemu.memory.shortage import squeeze
+from vmemu.oom import OomReport, kill_all, out_of_memory
 from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
@@ -152,6 +154,8 @@ class Machine:
         self.ksm = Ksm(self._kernel)
         """Same-page merging: `m.ksm.scan()`, `m.ksm.counts`."""
         self.cgroups = self._kernel.cgroups
+        self.cgroups.kill = partial(kill_all, self._kernel)
+        self.cgroups.squeeze = partial(squeeze, self._kernel)
         """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import die, settle
@@ -22,7 +23,7 @@ _SHORT, _BURST, _INTERVAL_NS = 64, 10, 5_000_000_000
 """Processes up to which every report has a table; how many longer tables in which time (DEFAULT_RATELIMIT_BURST,
 _INTERVAL)."""
 _FIELDS = 5
-"""Of struct vmemu_space_size."""
+"""Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
 
 
@@ -78,35 +79,38 @@ class OomReport:
     """The victim is who asked, by oom_kill_allocating_task."""
 
     def __str__(self) -> str:
-        table = "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents "
-        lines = [
-            f"{self.name} invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0, "
-            f"oom_score_adj={self.oom_score_adj}",
-            *self.memory,
-            "Tasks state (memory values in pages):",
-            f"{table}oom_score_adj name",
-            *map(_row, self.candidates or ()),
-        ]
-        if self.candidates is None:
-            lines = []
-        if self.victim is None:
-            return "\n".join([*lines, "Out of memory and no killable processes..."])
+        lines = [] if self.candidates is None else self._header(self.candidates)
         v = self.victim
-        where = f"oom_memcg={self.cgroup}" if self.cgroup is not None else "global_oom"
-        kind = "MEMCG" if self.cgroup is not None else "NONE"
-        how = "Memory cgroup out of memory" if self.cgroup is not None else "Out of memory"
-        if self.by_allocating:
-            how += " (oom_kill_allocating_task)"
-        lines += [
-            f"oom-kill:constraint=CONSTRAINT_{kind},nodemask=(null),cpuset=/,mems_allowed=0,{where},"
-            f"task_memcg={v.cgroup},task={v.name},pid={v.pid},uid={v.uid}",
+        if v is None:
+            return "\n".join([*lines, "Out of memory and no killable processes..."])
+        limited = self.cgroup is not None
+        where = f"oom_memcg={self.cgroup}" if limited else "global_oom"
+        how = "Memory cgroup out of memory" if limited else "Out of memory"
+        how += " (oom_kill_allocating_task)" if self.by_allocating else ""
+        lines.append(
+            f"oom-kill:constraint=CONSTRAINT_{'MEMCG' if limited else 'NONE'},nodemask=(null),cpuset=/,mems_allowed=0,"
+            f"{where},task_memcg={v.cgroup},task={v.name},pid={v.pid},uid={v.uid}"
+        )
+        lines.append(
             f"{how}: Killed process {v.pid} ({v.name}) total-vm:{v.total_vm * _KIB}kB, anon-rss:{v.anon * _KIB}kB, "
             f"file-rss:{v.file * _KIB}kB, shmem-rss:{v.shmem * _KIB}kB, UID:{v.uid} "
-            f"pgtables:{v.pgtables_bytes // 1024}kB oom_score_adj:{v.oom_score_adj}",
-        ]
+            f"pgtables:{v.pgtables_bytes // 1024}kB oom_score_adj:{v.oom_score_adj}"
+        )
         if self.group is not None:
             lines.append(f"Tasks in {self.group} are going to be killed due to memory.oom.group set")
         return "\n".join(lines)
+
+    def _header(self, candidates: Iterable[OomCandidate]) -> list[str]:
+        """Who asked, and the table."""
+        what = "gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0"
+        columns = "uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
+        return [
+            f"{self.name} invoked oom-killer: {what}, oom_score_adj={self.oom_score_adj}",
+            *self.memory,
+            "Tasks state (memory values in pages):",
+            f"[  pid  ]   {columns}",
+            *map(_row, candidates),
+        ]
 
 
 def _row(c: OomCandidate) -> str:
@@ -205,16 +209,25 @@ def _listed(kernel: Kernel) -> bool:
 
 
 def total_pages(kernel: Kernel, cgroup: int = 0) -> int:
-    """Pages that there are: of RAM, or up to the limit of a control group."""
-    return kernel.npages
+    """Pages that there are: of RAM, or up to the limit of a control group (mem_cgroup_get_max())."""
+    most = kernel.cgroups.by_id[cgroup].memory_max if cgroup else None
+    return kernel.npages if most is None else max(1, most // PAGE_SIZE)
 
 
 def _name(kernel: Kernel, tid: int) -> str:
     return kernel.names.of(tid).decode("ascii", "replace")
 
 
-def _memory(kernel: Kernel) -> tuple[str, ...]:
-    """What the machine's memory is used for (show_mem())."""
+def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
+    """What the memory is used for, of the machine (show_mem()) or a group (mem_cgroup_print_oom_meminfo())."""
+    if cgroup:
+        group = kernel.cgroups.by_id[cgroup]
+        limit = "max" if group.memory_max is None else f"{group.memory_max // 1024}kB"
+        return (
+            f"memory: usage {group.memory_current // 1024}kB, limit {limit}, failcnt {group.memory_events['max']}",
+            f"Memory cgroup stats for {group.path}:",
+            *(f"{name} {value}" for name, value in group.memory_stat.items()),
+        )
     info = kernel.core.info()
     return (
         "Mem-Info:",
@@ -236,13 +249,36 @@ def out_of_memory(kernel: Kernel, pid: int, cgroup: int = 0) -> bool:
         raise KernelPanic(f"Out of memory: {what} panic_on_oom is enabled", report)
     allocating = bool(kernel.oom_kill_allocating_task) and not cgroup and pid != INIT and table.oom_adj[pid] != NEVER
     victim = pid if allocating else _choose(kernel, cgroup, step)
-    killed = _with_sharers(kernel, victim) if victim else []
-    _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating)
     if not victim:
+        _report(kernel, pid, cgroup, pages, 0, ())
         return False
-    kernel.oom_kills += 1
+    group = _group(kernel, victim, cgroup)
+    chosen = [victim]
+    if group is not None:
+        chosen += [
+            other for other in _scanned(kernel, group.number) if other != victim and table.oom_adj[other] > NEVER
+        ]
+    killed = list(dict.fromkeys(sharer for one in chosen for sharer in _with_sharers(kernel, one)))
+    _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, None if group is None else group.path)
+    for one in chosen:
+        kernel.cgroups.of(one).event("oom_kill")
+    if group is not None:
+        group.event("oom_group_kill")
+    kernel.oom_kills += len(chosen)
     kill_all(kernel, killed)
     return True
+
+
+def _group(kernel: Kernel, victim: int, cgroup: int) -> Cgroup | None:
+    """The group that goes with the victim: the highest with oom_group from its own up to the one at its limit
+    (mem_cgroup_get_oom_group())."""
+    found = None
+    for group in kernel.cgroups.of(victim).above():
+        if group.oom_group:
+            found = group
+        if group.number == cgroup:
+            break
+    return found
 
 
 def _with_sharers(kernel: Kernel, pid: int) -> list[int]:
@@ -269,6 +305,7 @@ def _report(
     victim: int,
     killed: tuple[int, ...],
     allocating: bool = False,
+    group: str | None = None,
 ) -> OomReport:
     listed = _listed(kernel)
     pids = _scanned(kernel, cgroup) if listed else []
@@ -279,10 +316,11 @@ def _report(
         cgroup=kernel.cgroups.by_id[cgroup].path if cgroup else None,
         clock_ns=kernel.clock_ns,
         total_pages=pages,
-        memory=_memory(kernel),
+        memory=_memory(kernel, cgroup),
         candidates=tuple(_rows(kernel, pids, pages // 1000)) if listed else None,
         victim=_rows(kernel, [victim], pages // 1000)[0] if victim else None,
         killed=killed,
+        group=group,
         by_allocating=allocating,
     )
     kernel.oom_reports.append(report)

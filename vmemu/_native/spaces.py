@@ -26,10 +26,10 @@ class SpaceCalls(Handle):
 
     __slots__ = ()
 
-    def space_new(self, call: str) -> int:
-        """A new, empty space."""
+    def space_new(self, cgroup: int, call: str) -> int:
+        """A new, empty space, for which a cgroup pays."""
         out = ffi.new("uint32_t *")
-        rc = lib.vmemu_space_new(self._m, out)
+        rc = lib.vmemu_space_new(self._m, cgroup, out)
         if rc:
             fail(rc, call)
         return int(out[0])
@@ -78,6 +78,10 @@ class SpaceCalls(Handle):
         if rc:
             fail(rc, "exit")
         return minor, major
+
+    def space_cgroup(self, space: int, cgroup: int) -> None:
+        """Who pays for a space from now on."""
+        lib.vmemu_space_cgroup(self._m, space, cgroup)
 
     def space_abandon(self, space: int) -> None:
         """Ends a space that came to nothing."""

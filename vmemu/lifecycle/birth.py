@@ -73,7 +73,7 @@ def _empty(kernel: Kernel, parent: int) -> int:
     if table.grouped:
         kernel.cgroups.of(parent).refuse(1)
     pid = table.reserve_one("spawn")
-    sid = kernel.core.space_new("spawn")
+    sid = kernel.core.space_new(table.cgroup[parent], "spawn")
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
     table.space[pid] = sid
     kernel.own(sid, pid)

@@ -79,6 +79,8 @@ def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
             shared.current = next(iter(shared.saved))
             kernel.core.set_faults(sid, shared.saved[shared.current])
             kernel.own(sid, table.process(shared.current))
+        if table.grouped:  # the eldest is the owner, who pays (mm_update_next_owner())
+            kernel.core.space_cgroup(sid, table.cgroup[next(iter(shared.saved))])
         if len(shared.saved) == 1:
             del kernel.shared[sid]
     table.space[tid] = 0

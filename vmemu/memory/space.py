@@ -179,7 +179,7 @@ class Space(Holder):
         """Makes the access possible, or raises."""
         kind = self._decide(trap, major)
         if kind is not None:
-            self._refuse(kind, trap.address, access)
+            self._refuse(kind, trap, access)
 
     def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
@@ -199,22 +199,24 @@ class Space(Holder):
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
             try:
-                files = self.kernel.files
-                read = call(self.kernel, self.pid, files.page_in, trap.object, trap.page, "page fault", major, hint)
+                kernel = self.kernel
+                payer = kernel.processes.cgroup[self.pid]
+                page_in = kernel.files.page_in
+                read = call(kernel, self.pid, page_in, trap.object, trap.page, "page fault", major, hint, payer)
                 return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
-        if trap.reason == c.TRAP_FRAMES:
+        if trap.reason in (c.TRAP_FRAMES, c.TRAP_CHARGE):
             return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
             return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
         return None  # a time slice is over; a signal handler of Python's has had its chance
 
-    def _refuse(self, kind: FaultKind, address: int, access: int) -> NoReturn:
+    def _refuse(self, kind: FaultKind, trap: Trap, access: int) -> NoReturn:
+        address = trap.address
         if kind == FaultKind.OOM:
-            raise OutOfMemory(
-                errno.ENOMEM, f"pid {self.pid}: {_NAMES[access]} at {address:#x}: Out of memory (no frame is left)"
-            )
+            why = "the memory cgroup is at its limit" if trap.reason == c.TRAP_CHARGE else "no frame is left"
+            raise OutOfMemory(errno.ENOMEM, f"pid {self.pid}: {_NAMES[access]} at {address:#x}: Out of memory ({why})")
         fault = BusError if kind == FaultKind.BUS_ADRERR else SegmentationFault
         raise fault(self.pid, address, _NAMES[access], kind)
 
