@@ -14,6 +14,7 @@ PYTHON = """
     cli_look
     lab
     machine
+    cgroupfs
     procfs traces faultlog
     crowd
     process

@@ -131,6 +131,10 @@ class Cgroup:
         """The groups in it, in the order in which they were made."""
         return list(self._children.values())
 
+    def child(self, name: str) -> Cgroup | None:
+        """One of them, None if there is no such."""
+        return self._children.get(name)
+
     @property
     def procs(self) -> list[int]:
         """Pids of the living processes in it, ascending; those of its children are not."""
@@ -223,6 +227,11 @@ class Cgroup:
     def memory_swap_max(self, most: int | str | None) -> None:
         self._settable("memory_swap_max")
         self._swap_max = _pages(most, "memory_swap_max")
+
+    @property
+    def memory_swap_current(self) -> int:
+        """Bytes that they have."""
+        return 0
 
     @property
     def memory_events(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
+from vmemu.cgroupfs import CgroupFS
 from vmemu.crowd import exit_many
 from vmemu.errors import VmemuError
 from vmemu.faultlog import FaultLog
@@ -157,6 +158,8 @@ class Machine:
         self.cgroups.kill = partial(kill_all, self._kernel)
         self.cgroups.squeeze = partial(squeeze, self._kernel)
         """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
+        self.cgroupfs = CgroupFS(self._kernel)
+        """/sys/fs/cgroup of this machine: `m.cgroupfs.read("jail/pids.events")`."""
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""
 
