@@ -51,20 +51,16 @@ int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uin
 	return leave(m, rc);
 }
 
-int vmemu_space_new(vmemu_machine *m, uint32_t cgroup, uint32_t *space)
+int vmemu_space_new(vmemu_machine *m, uint32_t *space)
 {
 	struct space *s;
 	int rc;
 
 	enter(m);
-	if (cgroup && !cgroup_get(&m->vm.frames.cgroups, cgroup))
-		return leave(m, -ENOENT);
 	rc = space_new(&m->vm, &s);
-	if (rc)
-		return leave(m, rc);
-	s->cgroup = cgroup;
-	*space = s->id;
-	return leave(m, 0);
+	if (!rc)
+		*space = s->id;
+	return leave(m, rc);
 }
 
 int vmemu_space_free(vmemu_machine *m, uint32_t space)

@@ -429,8 +429,7 @@ void *vmemu_machine_ram(vmemu_machine *m);
 
 /* ---- spaces ---- */
 
-/* A new space, for which a cgroup pays (0: the root). -ENOENT: there is no such. */
-int vmemu_space_new(vmemu_machine *m, uint32_t cgroup, uint32_t *space);
+int vmemu_space_new(vmemu_machine *m, uint32_t *space);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);

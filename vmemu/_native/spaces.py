@@ -29,9 +29,11 @@ class SpaceCalls(Handle):
     def space_new(self, cgroup: int, call: str) -> int:
         """A new, empty space, for which a cgroup pays."""
         out = ffi.new("uint32_t *")
-        rc = lib.vmemu_space_new(self._m, cgroup, out)
+        rc = lib.vmemu_space_new(self._m, out)
         if rc:
             fail(rc, call)
+        if cgroup:
+            lib.vmemu_space_cgroup(self._m, out[0], cgroup)
         return int(out[0])
 
     def space_free(self, space: int) -> None:
