@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.measure import pinned
 from bench.native import BENCH, kernel
-from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, reap, resident
+from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, cpu_clock, reap, resident
 from vmemu import ForkMode, Machine, Process
 
 __all__ = ["PICTURE", "SIZES", "main", "measure"]
@@ -62,17 +62,18 @@ def _kernel_side(size: int, tries: int) -> dict[tuple[str, str], float]:
 
 def _forks(parent: Process, address: int, size: int, mode: ForkMode) -> tuple[float, float, float]:
     """Nanoseconds of fork; of exit and wait; of a fault of the child."""
+    start = cpu_clock()
+    child = parent.fork(mode=mode)
+    forked = cpu_clock() - start
     start = clock()
-    child = parent.fork(mode=mode)
-    forked = clock()
     reap(parent, child)
-    ended = clock()
+    ended = clock() - start
     child = parent.fork(mode=mode)
-    began = clock()
+    start = cpu_clock()
     child.touch(address, size, write=True)
-    written = clock()
+    written = cpu_clock() - start
     reap(parent, child)
-    return forked - start, ended - forked, (written - began) / (size // PAGE)
+    return forked, ended, written / (size // PAGE)
 
 
 def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
@@ -87,13 +88,13 @@ def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
                 found[panel, f"vmemu, {mode.name}"] = statistics.median(values)
         mapped, filled, unmapped = [], [], []
         for _ in range(tries + 1):
-            a = clock()
+            a = cpu_clock()
             where = parent.mmap(None, size, RW, PRIVATE)
-            b = clock()
+            b = cpu_clock()
             parent.touch(where, size, write=True)
-            c = clock()
+            c = cpu_clock()
             parent.munmap(where, size)
-            d = clock()
+            d = cpu_clock()
             mapped.append(b - a)
             filled.append((c - b) / (size // PAGE))
             unmapped.append(d - c)
