@@ -20,6 +20,8 @@ PICTURE = BENCH / "scaling.png"
 SIZES = [64 << 10 << shift for shift in range(0, 15, 2)]
 """Bytes, from 64 KiB to 1 GiB."""
 TRIES = 5
+WARM_UP = 3
+"""Rounds until frames are recycled and not taken from the host."""
 PROGRAM = "/bin/sh"
 
 Curves = dict[str, dict[str, list[float]]]
@@ -82,12 +84,13 @@ def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
         parent = m.spawn()
         address = resident(parent, size)
         for mode in (ForkMode.COW, ForkMode.ON_DEMAND):
-            _forks(parent, address, size, mode)
+            for _ in range(WARM_UP):
+                _forks(parent, address, size, mode)
             times = zip(*(_forks(parent, address, size, mode) for _ in range(tries)), strict=True)
             for panel, values in zip(("fork", "exit", "copy"), times, strict=True):
                 found[panel, f"vmemu, {mode.name}"] = statistics.median(values)
         mapped, filled, unmapped = [], [], []
-        for _ in range(tries + 1):
+        for _ in range(tries + WARM_UP):
             a = cpu_clock()
             where = parent.mmap(None, size, RW, PRIVATE)
             b = cpu_clock()
@@ -98,9 +101,11 @@ def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
             mapped.append(b - a)
             filled.append((c - b) / (size // PAGE))
             unmapped.append(d - c)
-        found["mmap", "vmemu: mmap"] = statistics.median(mapped[1:])
-        found["mmap", "vmemu: munmap"] = statistics.median(unmapped[1:])
-        found["zero", "vmemu"] = statistics.median(filled[1:])
+        found["mmap", "vmemu: mmap"] = statistics.median(mapped[WARM_UP:])
+        found["mmap", "vmemu: munmap"] = statistics.median(unmapped[WARM_UP:])
+        found["zero", "vmemu"] = statistics.median(filled[WARM_UP:])
+
+        m.spawn(PROGRAM, ["sh"], {"PATH": "/bin"}, link=True)  # keeps the files in the page cache
 
         def cycle(mode: ForkMode) -> float:
             start = clock()

@@ -155,10 +155,10 @@ def slow_down(tree: Path, by: float) -> float:
         return float(python(tree, "-c", SLOWER).stdout)
 
     (low, least), (high, most) = (0.0, 1.0), (128.0, measured(128))
-    for _ in range(8):  # what few steps cost may hide behind other work: not a straight line
+    for _ in range(12):  # what few steps cost may hide behind other work: not a straight line
         steps = low + max(0.1, min(0.9, (by - least) / (most - least))) * (high - low)
         ratio = measured(steps)
-        if abs(ratio - by) < 0.01:
+        if -0.01 < ratio - by < 0.02:
             break
         if ratio < by:
             low, least = steps, ratio
