@@ -183,10 +183,14 @@ static void stage(const struct vm *vm, const struct space *s, const uint64_t *ad
 	table_walk_settle(&vm->tables, w);
 	for (uint32_t k = 0; k < n; k++) {
 		uint64_t va = addresses[k];
-		const pte_t *e = va < TASK_SIZE ? table_walk_next(&vm->tables, s->root, va, w) : NULL;
+		const pte_t *e;
 
-		out[k] = (uintptr_t)(e ? e : &nothing) | (uintptr_t)w->writable;
-		__builtin_prefetch(e, 1);
+		out[k] = table_walk_known(&vm->tables, w, va);
+		if (!out[k]) {
+			e = va < TASK_SIZE ? table_walk_next(&vm->tables, s->root, va, w) : NULL;
+			out[k] = (uintptr_t)(e ? e : &nothing) | (uintptr_t)w->writable;
+		}
+		__builtin_prefetch((const void *)out[k], 1);
 	}
 }
 

@@ -84,6 +84,14 @@ static int check_slots(const struct check *c, const struct space *s)
 		CHECK(hole == ix->slot[k].hole, "space %u: VMA block %u: hole %#llx, counted %#llx", s->id, k,
 		      (unsigned long long)ix->slot[k].hole, (unsigned long long)hole);
 	}
+	for (uint32_t k = 0; ix && k < ix->count; k += VMA_GROUP) {
+		uint64_t hole = 0;
+
+		for (uint32_t i = k; i < ix->count && i < k + VMA_GROUP; i++)
+			hole = max_u64(hole, ix->slot[i].hole);
+		CHECK(ix->hole[k / VMA_GROUP] == hole, "space %u: VMA blocks from %u on: hole %#llx, counted %#llx",
+		      s->id, k, (unsigned long long)ix->hole[k / VMA_GROUP], (unsigned long long)hole);
+	}
 	CHECK(!memcmp(&sums, vmas_sums(&s->vmas), sizeof(sums)), "space %u: sums of its mappings are wrong", s->id);
 	return 0;
 }

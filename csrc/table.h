@@ -145,6 +145,22 @@ static inline void table_walk_settle(const struct tables *t, struct walk *w)
 	}
 }
 
+/* The usual case of table_walk_next in few steps, once settled: the address of an entry in a leaf table, in bit 0 whether the path
+ * to it may be written; 0: ask table_walk_next. */
+static inline uintptr_t table_walk_known(const struct tables *t, const struct walk *w, uint64_t va)
+{
+	const struct walk_way *way = &w->way[(va >> LEVEL_SHIFT(3)) % WALK_WAYS];
+	pte_t e;
+
+	if (way->tag != (va >> LEVEL_SHIFT(3)) + 1)
+		return 0;
+	e = way->entries[pte_index(va, 2)];
+	if ((e & (PTE_P | PTE_PS)) != PTE_P)
+		return 0;
+	return ((uintptr_t)(t->frames->ram + (e & PTE_FRAME)) + pte_index(va, 1) * sizeof(pte_t)) |
+	       (way->writable & e) / PTE_W;
+}
+
 /* The place of an entry that was found. */
 static inline struct leaf leaf_of(const struct tables *t, pte_t *e)
 {

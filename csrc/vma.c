@@ -8,7 +8,8 @@ static size_t block_size(uint32_t capacity)
 
 static size_t index_size(uint32_t capacity)
 {
-	return sizeof(struct vma_index) + capacity * sizeof(struct vma_slot);
+	return sizeof(struct vma_index) + capacity * sizeof(struct vma_slot) +
+	       (capacity + VMA_GROUP - 1) / VMA_GROUP * sizeof(uint64_t);
 }
 
 /* ---- users of objects ---- */
@@ -119,6 +120,7 @@ static int own_index(struct vma_env *env, struct vmas *s, uint32_t extra)
 		copy->count = count;
 		copy->capacity = capacity;
 		copy->sums = *vmas_sums(s);
+		copy->hole = (uint64_t *)(void *)&copy->slot[capacity];
 		if (ix) {
 			memcpy(copy->slot, ix->slot, count * sizeof(*ix->slot));
 			if (ix->refs > 1) {
@@ -129,6 +131,7 @@ static int own_index(struct vma_env *env, struct vmas *s, uint32_t extra)
 				host_free(env->host, ix, index_size(ix->capacity));
 			}
 		}
+		vma_groups_update(copy, 0);
 		s->index = copy;
 	}
 	if (s->inherited) {
@@ -306,6 +309,7 @@ static void replace_blocks(struct vma_env *env, struct vma_index *ix, uint32_t f
 	/* the hole before the first VMA of the next block changed as well */
 	for (uint32_t k = from; k <= from + n && k < ix->count; k++)
 		vma_slot_update(ix, k);
+	vma_groups_update(ix, from ? from - 1 : 0); /* it may have been the last */
 }
 
 int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_t ndel, const vma_t *with, uint32_t n)
@@ -354,8 +358,11 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 		memcpy(&first->v[pos.i], with, n * sizeof(vma_t));
 		first->count = (uint16_t)(pos.i + n + nt);
 		vma_slot_update(ix, from);
-		if (from + 1 < ix->count)
+		vma_group_update(ix, from);
+		if (from + 1 < ix->count) {
 			vma_slot_update(ix, from + 1);
+			vma_group_update(ix, from + 1);
+		}
 	}
 	for (uint32_t i = 0; i < n; i++)
 		sums_add(&ix->sums, &with[i], 1);

@@ -4,7 +4,7 @@
  *        └─────► block ──► vma ...                one side changes them; `inherited` remembers who is the child
  *
  * Lookup is a binary search in the index and one in a block. Each index entry keeps the block's largest hole (before each of
- * its VMAs), so that the highest hole that fits is found without visiting every VMA.
+ * its VMAs), and each 32 entries keep the largest of theirs, so that the highest hole that fits is found in three short steps.
  *
  * Invariants: VMAs are disjoint, in address order, not empty, page aligned; sums are what a recount gives; a block counts as
  * one user of each VMA's object; anon identities matter within one space only. In a block that a child inherited the
@@ -18,6 +18,7 @@
 #include "base.h"
 
 #define VMA_BLOCK 64u
+#define VMA_GROUP 32u /* entries of an index under one largest hole */
 /* Bit of vma.anon: the identity came through fork, its chain is longer than one (list_is_singular() fails). */
 #define ANON_FORKED (UINT64_C(1) << 63)
 
@@ -63,7 +64,8 @@ struct vma_index {
 	uint32_t refs;
 	uint32_t count;
 	uint32_t capacity;
-	sums_t sums; /* over all its VMAs */
+	sums_t sums;	/* over all its VMAs */
+	uint64_t *hole; /* the largest of each VMA_GROUP slots; behind the slots */
 	struct vma_slot slot[];
 };
 
@@ -87,6 +89,9 @@ const vma_t *vmas_next(const struct vmas *s, struct vma_pos *pos);
 
 /* Brings start and hole of an index entry up to date; vma.c calls it for the blocks it changed and the one behind. */
 void vma_slot_update(struct vma_index *ix, uint32_t k);
+/* Brings the largest holes up to date: of the group of entry k, or of all from there on. */
+void vma_group_update(struct vma_index *ix, uint32_t k);
+void vma_groups_update(struct vma_index *ix, uint32_t k);
 /* A hole of `length` bytes inside [low, high), aligned; the highest (top != 0) or the lowest. 0 or -ENOMEM. */
 int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
 	      uint64_t *out);

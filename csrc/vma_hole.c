@@ -1,4 +1,5 @@
-/* VMAs: holes. Each index entry keeps the largest hole before one of its block's VMAs; a search looks into those blocks only. */
+/* VMAs: holes. Each index entry keeps the largest hole before one of its block's VMAs, each group of entries the largest of
+ * theirs; a search looks into those groups and blocks only. */
 #include "vma.h"
 
 /* A stack keeps a gap below itself (vm_start_gap()). */
@@ -31,6 +32,22 @@ void vma_slot_update(struct vma_index *ix, uint32_t k)
 	}
 }
 
+void vma_group_update(struct vma_index *ix, uint32_t k)
+{
+	uint32_t first = k / VMA_GROUP * VMA_GROUP;
+	uint64_t hole = 0;
+
+	for (k = first; k < first + VMA_GROUP && k < ix->count; k++)
+		hole = max_u64(hole, ix->slot[k].hole);
+	ix->hole[first / VMA_GROUP] = hole;
+}
+
+void vma_groups_update(struct vma_index *ix, uint32_t k)
+{
+	for (; k < ix->count; k = (k / VMA_GROUP + 1) * VMA_GROUP)
+		vma_group_update(ix, k);
+}
+
 /* Tries the hole [from, to) cut to [low, high). */
 static int fits(uint64_t from, uint64_t to, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
 		uint64_t *out)
@@ -48,6 +65,23 @@ static int fits(uint64_t from, uint64_t to, uint64_t low, uint64_t high, uint64_
 	return 1;
 }
 
+/* The holes before the VMAs of one block. */
+static int in_block(const struct vma_index *ix, uint32_t k, uint64_t low, uint64_t high, uint64_t length,
+		    uint64_t align, int top, uint64_t *out)
+{
+	const struct vma_block *b = ix->slot[k].block;
+	const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
+
+	for (uint32_t j = 0; j < b->count; j++) {
+		uint32_t i = top ? b->count - 1u - j : j;
+		uint64_t from = i ? b->v[i - 1].end : before ? before->v[before->count - 1].end : 0;
+
+		if (fits(from, hole_end(&b->v[i]), low, high, length, align, top, out))
+			return 0;
+	}
+	return -ENOMEM;
+}
+
 int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length, uint64_t align, int top,
 	      uint64_t *out)
 {
@@ -58,19 +92,12 @@ int vmas_hole(const struct vmas *s, uint64_t low, uint64_t high, uint64_t length
 	if (top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
 		return 0;
 	for (uint32_t step = 0; step < n; step++) {
-		uint32_t k = top ? n - 1 - step : step;
-		const struct vma_block *b = ix->slot[k].block;
-		const struct vma_block *before = k ? ix->slot[k - 1].block : NULL;
+		uint32_t k = top ? n - 1 - step : step, rest = top ? k % VMA_GROUP : VMA_GROUP - 1 - k % VMA_GROUP;
 
-		if (ix->slot[k].hole < length)
-			continue;
-		for (uint32_t j = 0; j < b->count; j++) {
-			uint32_t i = top ? b->count - 1u - j : j;
-			uint64_t from = i ? b->v[i - 1].end : before ? before->v[before->count - 1].end : 0;
-
-			if (fits(from, hole_end(&b->v[i]), low, high, length, align, top, out))
-				return 0;
-		}
+		if (ix->hole[k / VMA_GROUP] < length)
+			step += rest; /* the others of the group */
+		else if (ix->slot[k].hole >= length && !in_block(ix, k, low, high, length, align, top, out))
+			return 0;
 	}
 	if (!top && fits(last ? last->end : 0, UINT64_MAX, low, high, length, align, top, out))
 		return 0;

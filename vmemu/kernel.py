@@ -64,6 +64,7 @@ class Kernel:
     ) -> None:
         self.core = core
         self.lock = threading.RLock()
+        """Short calls that are made often use acquire() and release(): `with` costs twice as much."""
         self.files = FileTable(core, self.lock)
         self.processes = table = ProcessTable()
         self.images = Interned[Image | None](None, table.image, table.state)

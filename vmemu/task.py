@@ -154,7 +154,8 @@ class Task(Persona):
 
     def _end(self, code: int, group: bool) -> None:
         kernel, status = self._kernel, exit_status(code)
-        with kernel.lock:
+        kernel.lock.acquire()
+        try:
             if not alone(kernel, self.tid):
                 self._use("exit")
             if self.pid == INIT and (group or len(kernel.processes.tasks(INIT)) == 1):
@@ -165,6 +166,8 @@ class Task(Persona):
                 death.end_task(kernel, self.tid, status)
             if kernel.signalled:
                 death.settle(kernel)
+        finally:
+            kernel.lock.release()
 
     def wait(self, pid: SupportsIndex = -1, options: SupportsIndex = 0) -> tuple[int, int]:
         """waitpid(2): what a child has to tell, the oldest first -> (pid, status as in os.wait()); zombies are reaped.

@@ -11,7 +11,7 @@ import pytest
 from machines import ANON, PAGE, RW, SHARED, A, R, anon, counts, machine, prove, snapshot
 from memory.errnos import GROWS, HOLE, HUGE, KERNEL, TOP, World, outcome, world
 
-from vmemu import FaultKind, Machine, Map, OutOfMemory, Overcommit, Prot, SegmentationFault, SyscallError
+from vmemu import FaultKind, Machine, Map, OutOfMemory, Overcommit, Prot, Resource, SegmentationFault, SyscallError
 
 FIXED, NOREPLACE = Map.FIXED, Map.FIXED_NOREPLACE
 Call = Callable[[World], Any]
@@ -283,3 +283,84 @@ def test_no_frame_is_taken_by_mapping() -> None:
             p.touch(p.maps()[0].start, 1 << 45)
         p.munmap(p.maps()[0].start, 1 << 45)
         assert m.meminfo().free == free
+
+
+def test_the_highest_hole_that_fits() -> None:
+    """Thousands of mappings come and go; where each new one lies is what a list of them says."""
+    rng = random.Random(2)
+    with machine(max_map_count=1 << 20) as m:
+        p = m.spawn()
+        top = p.mmap(None, PAGE, 0, ANON) + PAGE
+        live = [(top - PAGE, PAGE)]
+        for step in range(6000):
+            if len(live) > 1 and rng.random() < (0.3 if step < 4000 else 0.9):
+                p.munmap(*live.pop(rng.randrange(1, len(live))))
+                continue
+            size = PAGE * rng.choice((1, 1, 2, 3, 7, 40))
+            where = p.mmap(None, size, rng.choice((0, 1, 3)), ANON)
+            if step % 40 == 0:
+                low = top
+                for start, length in sorted(live, reverse=True):
+                    if low - (start + length) >= size:
+                        break
+                    low = start
+                assert where == low - size
+            live.append((where, size))
+            if step % 1000 == 0:
+                m.verify()
+        m.verify()
+
+
+class Index:
+    """An integer that is no int: with it mmap goes the long way."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+
+@pytest.mark.parametrize("overcommit", Overcommit)
+@pytest.mark.parametrize(
+    "limit",
+    [
+        lambda p: None,
+        lambda p: p.setrlimit(Resource.AS, (8 * PAGE, 8 * PAGE)),
+        lambda p: p.setrlimit(Resource.DATA, (5 * PAGE, 6 * PAGE)),
+        lambda p: p.setrlimit(Resource.DATA, (0, 6 * PAGE)),
+        lambda p: p.mlockall(2),
+        lambda p: p.mmap(0x1000, 0x7FFF_F7FF_E000, 0, ANON | FIXED | Map.NORESERVE),
+    ],
+)
+def test_the_short_way_is_the_long_one(limit: Callable[[Any], Any], overcommit: Overcommit) -> None:
+    """mmap and munmap of private memory anywhere take one call where nothing is to be refused."""
+    results = []
+    for number in (int, Index):
+        with Machine(memory="2MiB", max_map_count=6, overcommit=overcommit) as m:
+            p = m.spawn()
+            limit(p)
+            seen: list[object] = []
+            for length, prot in (
+                (1, 3),
+                (PAGE, 1),
+                (3 * PAGE, RW),
+                (2 << 20, 3),
+                (3 << 20, 1),
+                (PAGE, 8),
+                (0, 3),
+                (9, 2),
+            ):
+                try:
+                    seen.append(p.mmap(None, number(length), prot, ANON))
+                except SyscallError as error:
+                    seen.append(str(error))
+            for vma in p.maps():
+                for start, length in ((vma.start + PAGE, PAGE), (vma.start, vma.size)):
+                    try:
+                        p.munmap(number(start), number(length))
+                    except SyscallError as error:
+                        seen.append(str(error))
+            results.append([seen, p.maps(), m.meminfo()])
+            m.verify()
+    assert results[0] == results[1]

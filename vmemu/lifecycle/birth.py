@@ -130,8 +130,11 @@ def _check_nproc(kernel: Kernel, creator: int, n: int) -> int:
 
 def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
-    with kernel.lock:
+    kernel.lock.acquire()
+    try:
         return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
+    finally:
+        kernel.lock.release()
 
 
 def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:

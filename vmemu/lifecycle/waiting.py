@@ -30,7 +30,8 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
         raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
     if pid == -(1 << 31):
         raise syscall_error("wait", errno.ESRCH, f"{pid}")
-    with kernel.lock:
+    kernel.lock.acquire()
+    try:
         if not alone(kernel, caller):
             use(kernel, caller, "wait")
         table = kernel.processes
@@ -46,6 +47,8 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
         else:
             among = _grouped(kernel, caller, -pid)
         return _wait(kernel, caller, among, options | _EXITED)
+    finally:
+        kernel.lock.release()
 
 
 def waitid(kernel: Kernel, caller: int, idtype: int, number: int, options: int) -> tuple[int, int, int]:

@@ -93,7 +93,9 @@ def mmap(
     offset: int,
 ) -> int:
     """Maps memory and returns where."""
-    with space.kernel.lock:
+    lock = space.kernel.lock
+    lock.acquire()
+    try:
         if (
             flags == _PLAIN
             and (address is None or type(address) is int and not address)
@@ -107,6 +109,8 @@ def mmap(
             if start:
                 return start
         return _map(space, _wish(space, address, length, prot, flags, file, offset))
+    finally:
+        lock.release()
 
 
 def _map_plain(space: Space, length: int, prot: int) -> int:
@@ -363,11 +367,14 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     end = addr + page_up(size)
     if end == addr:
         raise syscall_error(call, errno.EINVAL, "length 0")
-    with space.kernel.lock:
-        core = space.kernel.core
+    lock, core = space.kernel.lock, space.kernel.core
+    lock.acquire()
+    try:
         if not core.unmap_plain(space.sid, addr, end, call):  # else there is nothing to refuse
             _to_unmap(space, addr, end, call)
             core.unmap(space.sid, addr, end, call)
+    finally:
+        lock.release()
 
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:
