@@ -245,7 +245,7 @@ static void alive(size_t living, size_t n)
 		die("calloc");
 	map_small();
 	for (size_t i = 0; i < living + n; i++) {
-		double start = cpu();
+		double start = now();
 
 		pids[i] = make();
 		if (!pids[i]) {
@@ -253,7 +253,7 @@ static void alive(size_t living, size_t n)
 			_exit(0);
 		}
 		if (i >= living)
-			times[i - living] = cpu() - start;
+			times[i - living] = now() - start;
 	}
 	for (size_t i = 0; i < living + n; i++)
 		kill(pids[i], SIGKILL);
