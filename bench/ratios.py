@@ -25,6 +25,8 @@ Run = Callable[[], float]
 
 NPAGES = 1024
 SIZE = NPAGES * PAGE
+MANY = 4 * SIZE
+"""Without contents: so many that the call from Python is not seen beside them."""
 CALLS = 200
 
 
@@ -104,22 +106,22 @@ def _faults(name: str, contents: bool) -> None:
     def _setup() -> Iterator[tuple[Run, Run]]:
         with Machine(memory="64MiB", contents=contents) as m:
             parent = m.spawn()
-            address = resident(parent, SIZE)
+            address = resident(parent, MANY)
 
             def cow() -> float:
                 child = parent.fork()
-                ns = _timed(lambda: child.touch(address, SIZE, write=True))
+                ns = _timed(lambda: child.touch(address, MANY, write=True))
                 reap(parent, child)
                 return ns
 
             def reuse() -> float:
                 reap(parent, parent.fork())
-                return _timed(lambda: parent.touch(address, SIZE, write=True))
+                return _timed(lambda: parent.touch(address, MANY, write=True))
 
             def zero() -> float:
-                where = parent.mmap(None, SIZE, RW, PRIVATE)
-                ns = _timed(lambda: parent.touch(where, SIZE, write=True))
-                parent.munmap(where, SIZE)
+                where = parent.mmap(None, MANY, RW, PRIVATE)
+                ns = _timed(lambda: parent.touch(where, MANY, write=True))
+                parent.munmap(where, MANY)
                 return ns
 
             def fork() -> float:
@@ -132,8 +134,8 @@ def _faults(name: str, contents: bool) -> None:
                 return ns
 
             def hit() -> float:
-                parent.touch(address, SIZE, write=True)
-                return _timed(lambda: [parent.touch(address, SIZE) for _ in range(8)])
+                parent.touch(address, MANY, write=True)
+                return _timed(lambda: [parent.touch(address, MANY) for _ in range(8)])
 
             yield {"cow": cow, "reuse": reuse, "zero": zero, "fork": fork, "hit": hit}[name], _walk()
 
