@@ -97,13 +97,13 @@ class Kernel:
         """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
-        self.shared: Watched[SharedSpace] = table.watch()
+        self.shared: Watched[SharedSpace] = table.watch(suspending=True)
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
-        self.threads_faults: dict[int, Sequence[int]] = {}
+        self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
 
     def own(self, sid: int, pid: int) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from vmemu._native import constants, read_short, to_short_trap, write_short
 from vmemu.handles import Children
 from vmemu.kernel import Image
-from vmemu.lifecycle import birth
+from vmemu.lifecycle import birth, death
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, process_faults, use
 from vmemu.memory import brk, clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
-from vmemu.task import Task
+from vmemu.task import Task, exit_status
 from vmemu.types import ByKind, Clone, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Process", "Thread"]
 
 _READ = constants.READ
+_new = object.__new__
 _SHORT = 65536
 """Bytes up to which a read looks for no other way."""
 
@@ -209,7 +210,10 @@ class Process(Task):
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
         how = mode if type(mode) is ForkMode else self._mode(mode)
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, how))
+        child = _new(Process)  # `__init__`, at half its price
+        child._kernel = kernel = self._kernel
+        child.pid = child.tid = birth.fork(kernel, self.tid, how)
+        return child
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -263,7 +267,7 @@ class Process(Task):
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
         init, which reaps at once."""
-        self._end(code, True)
+        death.exit_group(self._kernel, self.tid, (code & 0xFF) << 8 if type(code) is int else exit_status(code))
 
     # ---- looking ----
 

@@ -14,7 +14,7 @@ from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
+from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK
@@ -34,6 +34,7 @@ _VFORK, _PARENT, _THREAD, _DETACHED = int(Clone.VFORK), int(Clone.PARENT), int(C
 _NEWNS, _NEWUSER, _NEWPID, _NEWIPC = int(Clone.NEWNS), int(Clone.NEWUSER), int(Clone.NEWPID), int(Clone.NEWIPC)
 _SYSVSEM = int(Clone.SYSVSEM)
 NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWNET)
+_ALWAYS, _HEURISTIC = Overcommit.ALWAYS, Overcommit.HEURISTIC
 BIRTH_NS = 1_000_000
 """What one call that makes processes takes on the machine's clock."""
 
@@ -132,25 +133,46 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     kernel.lock.acquire()
     try:
-        return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
+        table = kernel.processes
+        sid = table.space[creator]
+        if not (table.plain and sid):
+            sid = use(kernel, creator, "fork").sid
+        if not table.quiet or table.odd[creator]:
+            return _fork(kernel, creator, sid, mode)
+        # the same by a process that has nothing rare, so is root's
+        pid = table.reserve_one("fork")
+        child = _fork_space(kernel, creator, sid, mode)
+        table.add_one(pid, creator, creator, kernel.clock_ns)
+        table.space[pid] = child
+        kernel.users[0] += 1
+        kernel.clock_ns += BIRTH_NS
+        if kernel.log_owners is not None:
+            kernel.own(child, pid)
+        return pid
     finally:
         kernel.lock.release()
 
 
 def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:
-    table = kernel.processes
     uid = _check_nproc(kernel, creator, 1)
-    pid = table.reserve_one("fork")
+    pid = kernel.processes.reserve_one("fork")
+    child = _fork_space(kernel, creator, sid, mode)
+    _enrol(kernel, pid, creator, uid, parent)
+    kernel.processes.space[pid] = child
+    kernel.own(child, pid)
+    return pid
+
+
+def _fork_space(kernel: Kernel, creator: int, sid: int, mode: ForkMode) -> int:
+    """A copy of a space -> its id."""
+    overcommit = kernel.overcommit
     # as `_check_commit` decides, which is asked unless it is plain
-    most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
+    most = MASK if overcommit is _ALWAYS else kernel.npages if overcommit is _HEURISTIC else 0
     child = kernel.core.space_fork_one(sid, mode, most)
     if not child:
         _check_commit(look(kernel, creator, "fork"), 1)
         child = kernel.core.space_fork_one(sid, mode, MASK)
-    _enrol(kernel, pid, creator, uid, parent)
-    table.space[pid] = child
-    kernel.own(child, pid)
-    return pid
+    return child
 
 
 def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
