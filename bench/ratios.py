@@ -24,9 +24,8 @@ Run = Callable[[], float]
 """Does the work once and returns the nanoseconds of the part that counts."""
 
 NPAGES = 1024
+"""So few that the bookkeeping stays in the caches: four times as many were four times as unsteady."""
 SIZE = NPAGES * PAGE
-MANY = 4 * SIZE
-"""Without contents: so many that the call from Python is not seen beside them."""
 CALLS = 200
 
 
@@ -106,22 +105,22 @@ def _faults(name: str, contents: bool) -> None:
     def _setup() -> Iterator[tuple[Run, Run]]:
         with Machine(memory="64MiB", contents=contents) as m:
             parent = m.spawn()
-            address = resident(parent, MANY)
+            address = resident(parent, SIZE)
 
             def cow() -> float:
                 child = parent.fork()
-                ns = _timed(lambda: child.touch(address, MANY, write=True))
+                ns = _timed(lambda: child.touch(address, SIZE, write=True))
                 reap(parent, child)
                 return ns
 
             def reuse() -> float:
                 reap(parent, parent.fork())
-                return _timed(lambda: parent.touch(address, MANY, write=True))
+                return _timed(lambda: parent.touch(address, SIZE, write=True))
 
             def zero() -> float:
-                where = parent.mmap(None, MANY, RW, PRIVATE)
-                ns = _timed(lambda: parent.touch(where, MANY, write=True))
-                parent.munmap(where, MANY)
+                where = parent.mmap(None, SIZE, RW, PRIVATE)
+                ns = _timed(lambda: parent.touch(where, SIZE, write=True))
+                parent.munmap(where, SIZE)
                 return ns
 
             def fork() -> float:
@@ -134,8 +133,8 @@ def _faults(name: str, contents: bool) -> None:
                 return ns
 
             def hit() -> float:
-                parent.touch(address, MANY, write=True)
-                return _timed(lambda: [parent.touch(address, MANY) for _ in range(8)])
+                parent.touch(address, SIZE, write=True)
+                return _timed(lambda: [parent.touch(address, SIZE) for _ in range(8)])
 
             yield {"cow": cow, "reuse": reuse, "zero": zero, "fork": fork, "hit": hit}[name], _walk()
 
@@ -215,8 +214,8 @@ def _exec() -> Iterator[tuple[Run, Run]]:
         yield (lambda: _timed(lambda: process.execve(program, ["kernel"], {"PATH": "/bin"}))), _calls()
 
 
-def measure_ratios(names: Iterable[str] | None = None, runs: int = 400) -> dict[str, float]:
-    """Name -> vmemu's least time by the bound's."""
+def measure_ratios(names: Iterable[str] | None = None, seconds: float = 0.8) -> dict[str, float]:
+    """Name -> vmemu's least time by the bound's, of as many runs as *seconds* hold."""
     wanted = None if names is None else set(names)
     found = {}
     with pinned(every_cpu=False):
@@ -227,9 +226,12 @@ def measure_ratios(names: Iterable[str] | None = None, runs: int = 400) -> dict[
                 gc.collect()
                 gc.disable()
                 try:
-                    pairs = [(vmemu(), base()) for _ in range(runs)][5:]
+                    pairs: list[tuple[float, float]] = []
+                    end = clock() + seconds * 1e9
+                    while clock() < end or len(pairs) < 50:
+                        pairs.append((vmemu(), base()))
                 finally:
                     gc.enable()
-            mine, other = (min(values) for values in zip(*pairs, strict=True))
+            mine, other = (min(values) for values in zip(*pairs[5:], strict=True))
             found[ratio.name] = mine / other
     return found
