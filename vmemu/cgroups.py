@@ -390,7 +390,6 @@ class Cgroups(Dictionary[str, Cgroup]):
             group._pids_max, group._swap_max, group.oom_group = tasks, swap, bool(oom_group)
             group._limit(most, high)
             above._children[name] = group
-            self.table.group_tasks()
             return group
 
     def _place(self, path: str, parent: Cgroup | str | None) -> tuple[Cgroup, str]:

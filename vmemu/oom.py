@@ -6,7 +6,7 @@ import signal
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
@@ -124,7 +124,7 @@ def _choose(kernel: Kernel, cgroup: int, step: int) -> int:
     """The process with most points, of equal ones the last in the scan; 0 if nobody can be chosen
     (select_bad_process())."""
     table = kernel.processes
-    state, adjust = bytearray(table.state), table.oom_adj
+    state, adjust = bytearray(table.state), cast("array[int]", table.oom_adj)
     state[INIT] = ZOMBIE
     for child in table.lender:  # in_vfork()
         state[child] = ZOMBIE
