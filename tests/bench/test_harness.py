@@ -252,8 +252,9 @@ def test_a_time_must_be_worse_in_each_try(monkeypatch: pytest.MonkeyPatch) -> No
     asked: list[list[str]] = []
     tries = iter([{"a": 1.3, "b": 1.3, "c": 1.1}, {"a": 1.3, "b": 1.19}, {"a": 1.25}])
 
-    def take(names: list[str]) -> dict[str, float]:
+    def take(names: list[str], number: int) -> dict[str, float]:
         asked.append(names)
+        assert number == len(asked) - 1
         return next(tries)
 
     found = check.worse_in_each_try({"a": 1.0, "b": 1.0, "c": 1.0}, take)
@@ -263,7 +264,7 @@ def test_a_time_must_be_worse_in_each_try(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_time_is_judged_by_its_own_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.time, "sleep", lambda _: None)
-    found = check.worse_in_each_try({"a": 2.0, "b": 0.5}, lambda _: {"a": 2.39, "b": 0.61})
+    found = check.worse_in_each_try({"a": 2.0, "b": 0.5}, lambda _names, _number: {"a": 2.39, "b": 0.61})
     assert list(found) == ["b"]
 
 
@@ -309,7 +310,7 @@ def no_times(monkeypatch: pytest.MonkeyPatch) -> None:
         raise core.Blind("the baseline's revision is not in a git history here")
 
     monkeypatch.setattr(check, "Core", blind)
-    monkeypatch.setattr(check, "measure_ratios", lambda names: dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(check, "measure_ratios", lambda names, **_: dict.fromkeys(names, 1.0))
     monkeypatch.setattr(check.time, "sleep", lambda _: None)
 
 
