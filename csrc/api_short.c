@@ -32,6 +32,24 @@ int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t addre
 	return outcome(leave(m, access_write(&m->vm, s, address, buffer, length, &trap)), &trap);
 }
 
+int64_t vmemu_space_touch_short(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access,
+				void *counts)
+{
+	struct space *s = enter_space(m, space);
+	uint64_t found[VMEMU_NKINDS]; /* what is given may lie at any address */
+	struct vmemu_trap trap;
+	int rc;
+
+	if (!s)
+		return -EBADF;
+	if (access != VMEMU_READ && access != VMEMU_WRITE)
+		return leave(m, -EINVAL);
+	memcpy(found, counts, sizeof(found));
+	rc = leave(m, access_touch(&m->vm, s, address, length, access, found, &trap));
+	memcpy(counts, found, sizeof(found));
+	return outcome(rc, &trap);
+}
+
 int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most)
 {
 	struct space *s = enter_space(m, space), *child;

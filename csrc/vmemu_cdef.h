@@ -466,6 +466,9 @@ int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const 
 /* Read and write in a form that is cheap to call. Returns 0 when all is done, else the bytes that are, times 256, plus the
  * enum vmemu_kind of a TRAP_FAULT, or VMEMU_STOPPED: make the rest with the calls above, which stop there again. */
 int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length);
+/* Adds to counts, VMEMU_NKINDS of uint64_t; stops after so many pages. */
+int64_t vmemu_space_touch_short(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access,
+				void *counts);
 int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer,
 				uint32_t length);
 /* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */

@@ -137,9 +137,9 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
         sid = table.space[creator]
         if not (table.plain and sid):
             sid = use(kernel, creator, "fork").sid
-        if not table.quiet or table.odd[creator]:
+        if table.odd[creator] or table.leader:
             return _fork(kernel, creator, sid, mode)
-        # the same by a process that has nothing rare, so is root's
+        # the same by a process that has nothing rare, so is root's, and is no thread, as there are none
         pid = table.reserve_one("fork")
         child = _fork_space(kernel, creator, sid, mode)
         table.add_one(pid, creator, creator, kernel.clock_ns)
