@@ -9,7 +9,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vmemu._native import Closed, Core
 from vmemu.columns import Watched
@@ -21,7 +21,7 @@ from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel", "SharedSpace"]
+__all__ = ["Image", "Kernel", "SharedSpace", "Stops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,13 @@ class SharedSpace:
     current: int
     saved: dict[int, list[int]]
     """By task, `current` too, whose entry is stale."""
+
+
+class Stops(Protocol):
+    """What goes on until it is stopped."""
+
+    def stop(self) -> None:
+        """Ends it."""
 
 
 class Kernel:
@@ -102,6 +109,8 @@ class Kernel:
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
+        self.log: Stops | None = None
+        """What ends that."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
         self.threads_faults: Watched[Sequence[int]] = table.watch()
@@ -109,8 +118,9 @@ class Kernel:
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
-        if self.log_owners is not None:
-            self.log_owners[sid] = pid
+        owners = self.log_owners  # once: a log that is collected in between takes it away
+        if owners is not None:
+            owners[sid] = pid
 
     @property
     def closed(self) -> bool:
@@ -120,6 +130,8 @@ class Kernel:
     def close(self) -> None:
         """Lets go of the core and of the host's files; whatever is asked of the machine from now on raises."""
         with self.lock:
+            if self.log is not None:
+                self.log.stop()
             closed: Any = Closed()
             self.core = self.processes = closed
             self.files.close(closed)

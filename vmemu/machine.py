@@ -230,7 +230,8 @@ class Machine:
         return traces.run(self._kernel, trace, processes, outcomes)
 
     def trace_faults(self, capacity: int = 65536) -> FaultLog:
-        """Records every fault from now on, the last *capacity* of them, until the log is closed; a context manager.
+        """Records every fault from now on, the last *capacity* of them, until the log or the machine is closed or
+        nothing refers to the log any more; a context manager.
 
         ValueError while another log of this machine is open.
         """
