@@ -5,7 +5,7 @@ A record is of `FAULT_DTYPE`, 32 bytes:
 | field     | type | meaning |
 |---|---|---|
 | sequence  | u64  | number of the fault in this log, from 0 |
-| address   | u64  | first byte that was accessed |
+| address   | u64  | first byte that was accessed; 2^64 - 1 for one that has no 64-bit address |
 | pid       | u32  | process whose memory it is |
 | kind      | u16  | `FaultKind`; never NONE |
 | access    | u16  | 0 read, 1 write, 2 instruction fetch |

@@ -42,9 +42,9 @@ class Process(Task):
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
-    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a
-    process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory
-    works.
+    SegmentationFault or BusError, is counted in `faults`, and leaves the process alive; OutOfMemory says that no frame
+    was left. Calls on a process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at
+    the latter's memory works.
     """
 
     __slots__ = ()
@@ -212,7 +212,8 @@ class Process(Task):
     def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:
         """One access for each of *addresses* (integers, shape (n,)) -> uint8 array (n,) of FaultKind.
 
-        *write* is a bool for all or a bool array (n,). Bad accesses do not raise: their kind is at their index.
+        *write* is a bool for all or a bool array (n,); integers other than 0 and 1 are a ValueError. Bad accesses do
+        not raise: their kind is at their index.
         """
         return self._space("access").access(addresses, write)
 
