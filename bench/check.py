@@ -84,7 +84,7 @@ def worse_in_each_try(
 ) -> dict[str, list[float]]:
     """What *take* finds to be more than *limit* times the baseline in each try -> the tries' figures by the baseline's.
 
-    *take* measures the named ones, given the number of the try; only those that were too slow so far are measured again.
+    *take* measures the named ones, given the number of the try; only what was too slow so far is measured again.
     """
     found: dict[str, list[float]] = {name: [] for name in baseline}
     for number in range(tries):
@@ -145,7 +145,7 @@ def _check_core(baseline: dict[str, Any], report: Report, callgrind: bool) -> No
 
 
 def _ratios_again(names: list[str], number: int) -> dict[str, float]:
-    """Each try looks longer than the one before, and on another CPU: what disturbs is seldom everywhere and for long."""
+    """Each try looks longer than the last, and on another CPU: what disturbs is seldom everywhere and for long."""
     return measure_ratios(names, seconds=0.8 * 4**number, turn=number)
 
 
