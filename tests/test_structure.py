@@ -28,7 +28,7 @@ PYTHON = """
     files pids interned limits credentials dispositions
     _native
     errors options
-    types alignment
+    types alignment columns
 """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmemu._native import Closed, Core
+from vmemu.columns import Watched
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
-from vmemu.pids import ProcessTable, Watched
+from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace"]

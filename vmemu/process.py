@@ -11,7 +11,7 @@ from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu._native import constants, read_short, to_short_trap, write_short
+from vmemu._native import constants, read_short, to_short_trap, touch_short, write_short
 from vmemu.handles import Children
 from vmemu.kernel import Image
 from vmemu.lifecycle import birth, death
@@ -21,7 +21,7 @@ from vmemu.memory import brk, clear_refs, madvise, mlock, mmap, mprotect, mremap
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
 from vmemu.task import Task, exit_status
-from vmemu.types import ByKind, Clone, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+from vmemu.types import ByKind, Clone, FaultCounts, FaultKind, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "Thread"]
 
-_READ = constants.READ
+_READ, _WRITE = constants.READ, constants.WRITE
+_COUNTS_SIZE = 8 * len(FaultKind)
 _new = object.__new__
 _SHORT = 65536
 """Bytes up to which a read looks for no other way."""
@@ -193,6 +194,19 @@ class Process(Task):
 
         A write sets the entry as a store would and leaves the bytes as they are.
         """
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        if sid and type(address) is type(length) is int and type(write) is bool and table.plain:  # as in `read`
+            counts = bytes(_COUNTS_SIZE)  # filled in place: nobody else has it
+            try:
+                outcome = touch_short(kernel.core.handle, sid, address, length, _WRITE if write else _READ, counts)
+            except OverflowError:
+                pass  # no address or no length
+            else:
+                if not outcome:
+                    return FaultCounts.of_raw(counts)
+                return Space(kernel, sid, self.pid).touch_on(address, length, write, counts, outcome)
         return self._space("touch").touch(address, length, write)
 
     def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:

@@ -103,7 +103,19 @@ class Life:
     def call(self, p: Process) -> object:
         rng = self.rng
         usual = ("fork", "fork", "fork", "fork", "exit", "exit", "wait", "wait", "wait", "wait", "touch")
-        quiet = ("ignore", "group", "session", "user", "adj", "subreaper", "exec", "limit", "wait_other", "many")
+        quiet = (
+            "ignore",
+            "ignore",
+            "group",
+            "session",
+            "user",
+            "adj",
+            "subreaper",
+            "exec",
+            "limit",
+            "wait_other",
+            "many",
+        )
         rare = ("clone", "vfork", "thread", "kill", "block", "die_with", "exit_thread")
         self.steps += 1
         what = rng.choice(usual if rng.random() < 0.75 else quiet if self.steps < QUIET else quiet + rare)
@@ -126,7 +138,7 @@ class Life:
             some = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT, signal.SIGUSR1)
             return p.kill(rng.choice([*self.m.processes]), rng.choice(some))
         if what == "ignore":
-            return p.signal(rng.choice((signal.SIGCHLD, signal.SIGUSR1)), rng.choice((signal.SIG_IGN, signal.SIG_DFL)))
+            return p.signal(signal.SIGCHLD, rng.choice((signal.SIG_IGN, signal.SIG_IGN, signal.SIG_DFL)))
         if what == "block":
             how = rng.choice((signal.SIG_BLOCK, signal.SIG_UNBLOCK))
             return p.sigmask(how, rng.sample((signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1), 2))

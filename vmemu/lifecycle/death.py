@@ -44,9 +44,9 @@ def exit_group(kernel: Kernel, tid: int, status: int) -> None:
     kernel.lock.acquire()
     try:
         table = kernel.processes
-        pid = tid
+        pid = tid  # there are no threads, if this is so
         if not (table.quiet and table.space[tid]):
-            pid = use(kernel, tid, "exit").pid
+            pid = table.process(tid) if table.plain and table.space[tid] else use(kernel, tid, "exit").pid
         if pid == INIT:
             raise syscall_error("exit", errno.EPERM, "init cannot exit")
         die(kernel, pid, status)
@@ -61,7 +61,8 @@ def die(kernel: Kernel, pid: int, status: int) -> None:
     table = kernel.processes
     table.status[pid] = status
     if not table.quiet:
-        end_threads(kernel, pid, 0)
+        if table.threads:
+            end_threads(kernel, pid, 0)
         if table.state[pid] == RUNNING:
             _leave(kernel, pid)
         _end_process(kernel, pid)
@@ -136,8 +137,10 @@ def _leave(kernel: Kernel, tid: int) -> None:
 
 def _keep_faults(table: ProcessTable, pid: int, counted: Sequence[int]) -> None:
     """What a dead process has in its columns."""
-    table.major[pid] = major = counted[_FILE_MAJOR] + counted[_SWAP_IN]
-    table.minor[pid] = sum(counted[1:_FATAL]) - major
+    resolved = sum(counted[1:_FATAL])
+    if resolved:
+        table.major[pid] = major = counted[_FILE_MAJOR] + counted[_SWAP_IN]
+        table.minor[pid] = resolved - major
 
 
 def _end_process(kernel: Kernel, pid: int) -> None:

@@ -29,10 +29,10 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
     try:
         table = kernel.processes
         eldest = table.first_child[caller]
-        usual = table.quiet and pid == -1 and not options
+        usual = pid == -1 and table.plain and not (options or table.threads)
         if not usual or table.state[eldest] != ZOMBIE or table.exit_signal[eldest] != SIGCHLD:
             return _wait4(kernel, caller, pid, options)
-        # the same where the first child is dead and nobody has anything that few have
+        # the same where any child will do, the first is dead, and all may run and have one task
         status = table.status[eldest]
         count_for_parent(kernel, eldest)
         if table.odd[eldest]:
@@ -51,8 +51,9 @@ def _wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, in
         raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
     if pid == -(1 << 31):
         raise syscall_error("wait", errno.ESRCH, f"{pid}")
-    use(kernel, caller, "wait")
     table = kernel.processes
+    if not (table.plain and table.space[caller]):
+        use(kernel, caller, "wait")
     if pid > 0:
         among: Iterable[int] = _named(kernel, caller, pid)
     elif pid == -1:

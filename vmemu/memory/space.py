@@ -11,7 +11,7 @@ import errno
 from array import array
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from vmemu._native import Trap, Vma, byte_view
+from vmemu._native import Trap, Vma, byte_view, to_short_trap
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError, syscall_error
 from vmemu.limits import Resource
@@ -112,6 +112,17 @@ class Space(Holder):
         access = c.WRITE if write else c.READ
         counts = array("Q", bytes(8 * _KINDS))
         self._touch(self._address(address, access), length, access, counts)
+        return FaultCounts(*counts)
+
+    def touch_on(self, address: int, length: int, write: bool, raw: bytes, outcome: int) -> FaultCounts:
+        """The rest of a touch that stopped: with what it counted and came to as `touch_short` tells."""
+        trap = to_short_trap(outcome, address)
+        if trap.done:
+            trap = trap._replace(address=(address & -PAGE_SIZE) + trap.done * PAGE_SIZE)
+        access = c.WRITE if write else c.READ
+        counts = array("Q", raw)
+        self._handle(trap, access)
+        self._touch(trap.address, address + length - trap.address, access, counts)
         return FaultCounts(*counts)
 
     def _touch(self, address: int, length: int, access: int, counts: array[int], major: bool = True) -> None:
