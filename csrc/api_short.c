@@ -61,11 +61,23 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 		return leave(m, -EINVAL);
 	if (vmas_sums(&s->vmas)->account > most)
 		return leave(m, -EDQUOT);
-	rc = fork_space(&m->vm, s, mode, &child);
-	if (!rc)
-		rc = child->id;
+	rc = fork_space(&m->vm, s, mode, FORK_SLICE, &child);
+	if (rc >= 0)
+		rc = rc * VMEMU_UNFINISHED | child->id;
 	(void)leave(m, 0);
 	return rc;
+}
+
+int vmemu_space_fork_on(vmemu_machine *m, uint32_t space, uint32_t child, int mode)
+{
+	struct space *s = enter_space(m, space), *c;
+
+	if (!s)
+		return -EBADF;
+	c = child < m->vm.capacity ? m->vm.spaces[child] : NULL;
+	if (!c || c->parent != s->birth || (mode != VMEMU_FORK_EAGER && mode != VMEMU_FORK_COW))
+		return leave(m, -EINVAL);
+	return leave(m, fork_more(&m->vm, s, c, mode, FORK_SLICE));
 }
 
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults)

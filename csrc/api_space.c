@@ -17,7 +17,7 @@ static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, u
 	struct space *child;
 
 	for (uint32_t i = 0; i < n; i++) {
-		int rc = fork_space(vm, parent, mode, &child);
+		int rc = fork_space(vm, parent, mode, INT64_MAX, &child);
 
 		if (!rc) {
 			ids[i] = child->id;

@@ -389,8 +389,12 @@ int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, str
 int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
-/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
+/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. With
+ * VMEMU_UNFINISHED added the child is not complete: vmemu_space_fork_on goes on, in the same mode, and returns 1 until it is. The
+ * caller sees to it that the parent's mappings do not change meanwhile (-EAGAIN). A child that failed is gone. */
+#define VMEMU_UNFINISHED 0x100000000
 int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most);
+int vmemu_space_fork_on(vmemu_machine *m, uint32_t space, uint32_t child, int mode);
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);

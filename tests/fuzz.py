@@ -579,6 +579,11 @@ class Border(Round):
         if rc == 0:
             self.spaces += list(out)[:n]
 
+    def do_fork_on(self) -> None:
+        """Nothing here is large enough to be unfinished."""
+        s, other, mode = self.space(), self.space(), self.rng.choice((0, 1, 2, -1))
+        self.ok(lib.vmemu_space_fork_on(self.m, s, other, mode), errno.EINVAL, errno.EBADF, say=f"{s} {other} {mode}")
+
     def do_build(self) -> None:
         """A space in one piece: after one that is there, or of mappings out of order, objects that are gone."""
         r = self.rng

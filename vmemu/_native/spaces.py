@@ -15,6 +15,7 @@ _COUNTS = f"uint64_t[{lib.VMEMU_NKINDS}]"
 _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
 _SURVEY, _VMA = ffi.typeof("struct vmemu_survey *"), ffi.typeof("struct vmemu_vma *")
 _BATCH = 64
+_UNFINISHED: int = lib.VMEMU_UNFINISHED
 _NKINDS: int = lib.VMEMU_NKINDS
 _fork_one, _end = lib.vmemu_space_fork_one, lib.vmemu_space_end
 _map_plain, _unmap_plain = lib.vmemu_space_map_plain, lib.vmemu_space_unmap_plain
@@ -56,6 +57,17 @@ class SpaceCalls(Handle):
             if child == -errno.EDQUOT:
                 return 0
             fail(child, "fork")
+        if child >= _UNFINISHED:  # a large memory takes several time slices
+            child -= _UNFINISHED
+            rc = 1
+            try:
+                while rc > 0:
+                    rc = lib.vmemu_space_fork_on(self._m, space, child, mode)
+            except BaseException:
+                lib.vmemu_space_free(self._m, child)
+                raise
+            if rc:
+                fail(rc, "fork")
         return child
 
     def space_end(self, space: int) -> tuple[Sequence[int], int]:

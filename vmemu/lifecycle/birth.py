@@ -195,11 +195,14 @@ def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
     """Ids of *n* children of a space, all or none; made in batches, between which Ctrl-C has its chance."""
     core = space.kernel.core
-    spaces, batch = array("I"), 16
+    spaces, batch = array("I"), 1
     try:
         while len(spaces) < n:
             began = perf_counter()
-            spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
+            if batch == 1:  # a large memory, perhaps, which takes several time slices
+                spaces.append(core.space_fork_one(space.sid, mode, MASK))
+            else:
+                spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
             batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
     except BaseException:
         for sid in spaces:
