@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Closed, Core
 from vmemu.columns import Watched
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
+from vmemu.errors import own
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel", "SharedSpace", "Stops"]
+__all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _nothing() -> None:
+    """There is nothing yet to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,8 @@ class Kernel:
         """What ends that."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
+        self.mend: Callable[[], None] = _nothing
+        """Makes everything agree again, see `lifecycle.mending`."""
         self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
 
@@ -121,6 +132,21 @@ class Kernel:
         owners = self.log_owners  # once: a log that is collected in between takes it away
         if owners is not None:
             owners[sid] = pid
+
+    def interrupted(self, error: BaseException) -> None:
+        """A call that makes or ends processes raises *error*, and has set `ProcessTable.torn`. Unless it is an error of
+        the call's own, which has cleaned up, it came from a signal handler or the like, at whatever point: then what
+        was half done is completed or taken back. The lock is held, but for who was interrupted waiting for it."""
+        lock: Any = self.lock
+        if not lock._is_owned():
+            lock.acquire()  # who called gives it back
+        if self.closed:
+            return
+        if own(error):
+            self.processes.torn = False
+            self.processes.look_round()
+        else:
+            self.mend()
 
     @property
     def closed(self) -> bool:
@@ -135,3 +161,21 @@ class Kernel:
             closed: Any = Closed()
             self.core = self.processes = closed
             self.files.close(closed)
+
+
+def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:
+    """For a call that changes what processes there are or what they are: it has the lock, and whatever interrupts it,
+    it has happened as a whole or not at all. Short calls that are made often do the same by themselves."""
+
+    @wraps(call)
+    def made(kernel: Kernel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with kernel.lock:
+            try:
+                return call(kernel, *args, **kwargs)
+            except BaseException as error:
+                table = kernel.processes
+                table.torn, table.plain, table.quiet = True, False, False
+                kernel.interrupted(error)
+                raise
+
+    return made

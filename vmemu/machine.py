@@ -316,5 +316,9 @@ class Machine:
         Every reference is recounted, every entry compared with its mapping, every counter with what it counts.
         """
         with self._kernel.lock:
+            if self._kernel.processes.torn:  # by an exception while the last one was dealt with
+                self._kernel.mend()
+            if self._kernel.files.torn:
+                self._kernel.files.mend()
             self._kernel.core.check()
             check(self._kernel)
