@@ -430,6 +430,8 @@ void *vmemu_machine_ram(vmemu_machine *m);
 /* ---- spaces ---- */
 
 int vmemu_space_new(vmemu_machine *m, uint32_t *space);
+/* The ids of the spaces that live, ascending, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_spaces(vmemu_machine *m, uint32_t *out, uint64_t cap);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
@@ -609,6 +611,8 @@ int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int acce
 /* ---- objects ---- */
 
 int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object);
+/* The ids of the objects that live, ascending, and by how many holds each is held, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_objects(vmemu_machine *m, uint32_t *out, uint32_t *held, uint64_t cap);
 /* One more hold of the caller's; a new object has one. */
 int vmemu_object_hold(vmemu_machine *m, uint32_t object);
 /* Lets go of one hold; the object dies with the last one and its last mapping. */

@@ -39,7 +39,7 @@ PACKAGES = {
     "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
-    "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
+    "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
     "/ limits shortage / commit reclaim / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "

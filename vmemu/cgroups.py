@@ -441,6 +441,13 @@ class Cgroups(Dictionary[str, Cgroup]):
             del above._children[gone.name]
             del self.by_id[gone.number]
 
+    def recount(self, tasks: Dictionary[int, int]) -> None:
+        """Sets what groups count, from the tasks in each."""
+        for group in self.by_id.values():
+            group._pids = 0
+        for number, n in tasks.items():
+            self.by_id[number].charge(n)
+
     # ---- who is where ----
 
     def _rows(self, group: Cgroup) -> Iterator[int]:

@@ -97,6 +97,7 @@ def _spaces(kernel: Kernel, states: dict[int, int]) -> None:
     for tid, state in states.items():
         if state != ZOMBIE:
             users.setdefault(table.space[tid], set()).add(tid)
+    _equal("spaces that live", list(kernel.core.spaces()), sorted(users))
     shared = {sid: some for sid, some in users.items() if len(some) > 1}
     _equal("shared spaces", {sid: set(record.saved) for sid, record in kernel.shared.items()}, shared)
     for sid, record in kernel.shared.items():
