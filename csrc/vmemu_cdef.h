@@ -251,14 +251,12 @@ enum vmemu_charge {
 	VMEMU_NCHARGES = 4
 };
 
-enum vmemu_cgroup_event { VMEMU_CGROUP_HIGH = 0, VMEMU_CGROUP_MAX = 1, VMEMU_NCGROUP_EVENTS = 2 };
-
 struct vmemu_cgroup_info {
 	uint64_t usage; /* frames charged to it and those below */
 	uint64_t peak;
-	uint64_t kinds[4];	  /* VMEMU_NCHARGES: to itself */
-	uint64_t events[2];	  /* VMEMU_NCGROUP_EVENTS: of itself and those below, */
-	uint64_t events_local[2]; /* of itself */
+	uint64_t kinds[4];   /* VMEMU_NCHARGES: to itself */
+	uint64_t high;	     /* charges beyond its `high` or that of one below, */
+	uint64_t high_local; /* beyond its own */
 };
 
 /* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */

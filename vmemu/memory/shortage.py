@@ -65,10 +65,15 @@ def _relieve_now(kernel: Kernel, pid: int, cgroup: int, deaths: int) -> bool:
         if table.state[pid] and os.WIFSIGNALED(table.status[pid]):
             raise ProcessKilled(pid, os.WTERMSIG(table.status[pid]))
         raise syscall_error("access", errno.ESRCH, f"process {pid} has exited")
+    group = kernel.cgroups.by_id.get(cgroup)
+    if group is None:  # by now
+        return True
+    if cgroup:
+        group.event("max")
     if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
         return True
-    if cgroup in kernel.cgroups.by_id and cgroup:
-        kernel.cgroups.by_id[cgroup].event("oom")
+    if cgroup:
+        group.event("oom")
     if kernel.out_of_memory is None:
         return False
     killed = kernel.out_of_memory(kernel, pid, cgroup)
