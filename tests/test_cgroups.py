@@ -208,7 +208,7 @@ def test_a_refused_fork_changes_nothing(mode: ForkMode) -> None:
 
 
 def test_first_toucher_pays_copier_pays_and_charges_stay() -> None:
-    """Anonymous memory is charged where it was touched first, a copy to who made it, and stays there until it is free."""
+    """Anonymous memory is charged where it was touched first, a copy to who made it, until it is free."""
     with Machine("32MiB") as m:
         a, b = m.cgroups.create("a"), m.cgroups.create("b")
         p = m.spawn()

@@ -251,10 +251,13 @@ class _Runner:
                 trap = going.go()
                 if not trap.reason:
                     return
+                killed = self.kernel.oom_kills
                 if trap.reason == c.TRAP_CALL:
                     self._call(going)
                 elif trap.reason != c.TRAP_PAUSE:
                     self._decide(going, trap)
+                if self.kernel.oom_kills != killed:
+                    self._forget_dead()
         except VmemuError as error:
             record = going.record
             error.add_note(f"at record {going.at} of the trace: {_name(record.operation)}, label {record.pid}")
@@ -304,8 +307,13 @@ class _Runner:
         del self.pids[label]
         self.spaces[label] = 0
         if others:
-            for other, pid in self.pids.items():
-                self.spaces[other] = table.space[pid] if table.alive(pid) else 0
+            self._forget_dead()
+
+    def _forget_dead(self) -> None:
+        """Who died of something else than its own record has no memory any more."""
+        table = self.kernel.processes
+        for label, pid in self.pids.items():
+            self.spaces[label] = table.space[pid] if table.alive(pid) else 0
 
     def wait(self, label: int, _address: int, _size: int) -> None:
         """WAIT."""
