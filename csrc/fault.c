@@ -156,9 +156,9 @@ static int out_of_frames(const struct fault *f)
 {
 	uint32_t refused = f->vm->frames.refused;
 
+	f->trap->object = refused == NO_FRAME_LEFT ? 0 : refused;
 	if (refused == NO_FRAME_LEFT)
 		return f->vm->options & VMEMU_OPT_RELIEVE ? -VMEMU_TRAP_FRAMES : VMEMU_OOM;
-	f->trap->object = refused;
 	return refused ? -VMEMU_TRAP_CHARGE : VMEMU_OOM;
 }
 

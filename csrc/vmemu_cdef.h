@@ -75,7 +75,7 @@ struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
 	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
-	uint32_t object;  /* TRAP_PAGE; TRAP_CHARGE: the cgroup */
+	uint32_t object;  /* TRAP_PAGE; TRAP_CHARGE: the cgroup; TRAP_FRAMES: 0 */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
 	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };

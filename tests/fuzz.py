@@ -138,6 +138,7 @@ class Api(Round):
             max_map_count=r.choice((20, 200, 65530)),
             thp=r.choice(("never", "never", "madvise", "always")),
             hugepages={"2MiB": r.choice((0, 0, 3))} if memory >= 20000 * PAGE else None,
+            oom=r.choice(("raise", "kill")),
         ) as m:
             self.machine = m
             self.files: list[File] = []
@@ -176,6 +177,37 @@ class Api(Round):
     def do_spawn(self) -> None:
         if len(self.machine.processes) < 12:
             self.machine.spawn()
+
+    def do_cgroup(self) -> None:
+        """Groups come and go, processes move, limits change; files of them are read and written."""
+        r, groups = self.rng, self.machine.cgroups
+        which, path = r.randrange(6), r.choice(("a", "b", "a/b", "a/c", "", "x/y", "a/pids.max"))
+        limit = r.choice((None, 0, 1, 3, 8 * PAGE, 40 * PAGE, "1MiB", -1))
+        self.say(f"{which} {path} {limit}")
+        with contextlib.suppress(ValueError, TypeError):
+            if which == 0:
+                groups.create(path, memory_max=limit, oom_group=r.random() < 0.2)
+            elif which == 1:
+                groups.remove(path)
+            elif which == 2 and path in groups:
+                setattr(groups[path], r.choice(("pids_max", "memory_max", "memory_high")), limit)
+            elif which == 3:
+                name = r.choice(self.machine.cgroupfs.listdir(path))
+                self.machine.cgroupfs.read(f"{path}/{name}")
+                data = r.choice(("max", "0", "1", "4096", "64k", "-1", "x", "99999999999999999999"))
+                self.machine.cgroupfs.write(f"{path}/{name}", data)
+            else:
+                self.process().cgroup = path
+
+    def do_oom_settings(self) -> None:
+        """Whom the killer chooses, and what is in its reports."""
+        r, m = self.rng, self.machine
+        self.process().set_oom_score_adj(r.choice((0, 0, 100, -100, -1000, 1000)))
+        if r.random() < 0.1:
+            m.procfs.write("sys/vm/oom_kill_allocating_task", r.choice(("0", "1")))
+            m.procfs.write("sys/vm/panic_on_oom", r.choice(("0", "0", "0", "1", "2")))
+        for report in m.oom_reports[-2:]:
+            assert str(report)
 
     def do_create(self) -> None:
         r = self.rng

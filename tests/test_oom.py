@@ -345,6 +345,26 @@ def test_a_trace_goes_on_without_the_victim() -> None:
         m.verify()
 
 
+def test_a_trace_that_reads_a_file_when_memory_is_gone() -> None:
+    """What stopped it before, a page to read, was taken for a cgroup, and it went on forever."""
+    with machine() as m:
+        f = m.create_file("f", b"", writenotify=True)
+        f.truncate(64 * PAGE)
+        big, p = holding(m, 1500), holding(m, 5)
+        at = p.mmap(0x1000_0000, 64 * PAGE, Prot.READ, Map.SHARED | Map.FIXED, f)
+        a = m.init.mmap(None, 16 * MIB, RW, LAZY)
+        while m.meminfo().free > PAGE:  # which the page takes, so that none is left for the table
+            m.init.touch(a, PAGE, write=True)
+            a += PAGE
+        trace = np.zeros(64, TRACE_DTYPE)
+        trace["operation"], trace["size"] = int(Operation.READ), 8
+        trace["address"] = np.arange(at, at + 64 * PAGE, PAGE)
+        counts = m.run(trace, [p]).counts
+        assert (counts.oom, counts.file_major > 0) == (0, True)
+        assert victims(m) == [big.pid]
+        m.verify()
+
+
 # ---- settings ----
 
 
