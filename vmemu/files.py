@@ -8,7 +8,6 @@ keeping it safe.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import operator
 import os
