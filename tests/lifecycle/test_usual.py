@@ -19,7 +19,7 @@ CHLD = int(signal.SIGCHLD)
 COLUMNS = (
     *("state", "parent", "space", "status", "first_child", "next", "prev", "started_ns", "minor", "major"),
     *("children_minor", "children_major", "exit_signal", "image", "name", "credentials", "limits", "signals"),
-    *("blocked", "group", "session", "oom_adj", "oom_adj_min", "flags"),
+    *("blocked", "cgroup", "group", "session", "oom_adj", "oom_adj_min", "flags"),
 )
 SPARSE = (
     *("threads", "leader", "borrower", "lender", "stopped", "report", "pending", "pending_task", "same_handlers"),
@@ -77,6 +77,7 @@ def seen(m: Machine) -> dict[str, object]:
     found: dict[str, object] = {name: [getattr(table, name)[pid] for pid in rows] for name in COLUMNS}
     found |= {name: dict(getattr(table, name)) for name in SPARSE}
     found |= {"named": table.named(), "rows": rows, "users": {u: n for u, n in kernel.users.items() if n}}
+    found["groups"] = {path: (group.pids_current, group.pids_events) for path, group in m.cgroups.items()}
     found |= {"born": (len(table), table.last, table.born), "clock": kernel.clock_ns, "memory": m.meminfo()}
     return found | {"faults": m.faults, "of threads": dict(kernel.threads_faults)}
 
@@ -87,6 +88,7 @@ class Life:
     def __init__(self, m: Machine, seed: int, path: str) -> None:
         self.m, self.rng, self.path = m, random.Random(seed), path
         self.steps = 0
+        m.cgroups.create("small", pids_max=6)
         self.at = filled(m.spawn(), 3)
 
     def step(self) -> object:
@@ -113,6 +115,7 @@ class Life:
             "subreaper",
             "exec",
             "limit",
+            "cgroup",
             "wait_other",
             "many",
         )
@@ -158,6 +161,9 @@ class Life:
             return p.execve(self.path, [])
         if what == "limit":
             return p.setrlimit(6, (rng.randrange(30, 40), 50))
+        if what == "cgroup":
+            p.cgroup = rng.choice(("/", "small"))
+            return p.cgroup.path
         if what == "wait_other":
             return p.wait(rng.choice((0, -1, p.pid + 1)), rng.choice((0, os.WNOHANG, os.WUNTRACED)))
         if what == "exit_thread":
