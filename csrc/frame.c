@@ -178,22 +178,14 @@ uint64_t frames_whole(const struct frames *f)
 	return n;
 }
 
-int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+/* A free frame, of which there is one, for nobody yet. */
+static pfn_t hand_out(struct frames *f, uint32_t flags, int *zeroed)
 {
 	struct block *blk;
 	struct frame *fr;
 	uint64_t b;
 	uint32_t i;
 
-	if (host_fails(f->host))
-		return -ENOMEM;
-	while (!f->free)
-		if (!folio_reclaim(f)) {
-			f->refused = NO_FRAME_LEFT;
-			return -ENOMEM;
-		}
-	if (__builtin_expect(f->payer != 0, 0) && pay(f, flags, 1))
-		return -ENOMEM;
 	b = pick_block(f, flags & FRAME_TABLE ? BLOCK_TABLES : BLOCK_DATA);
 	blk = &f->blocks[b];
 	if (blk->head) {
@@ -212,12 +204,49 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	VM_ASSERT(!(fr->flags & FRAME_USED));
 	fr->refs = 1;
 	fr->flags = (uint16_t)(FRAME_USED | flags);
-	fr->cgroup = (uint16_t)f->payer;
+	fr->cgroup = 0;
 	f->free--;
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
-	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
+	return (pfn_t)(b * BLOCK_FRAMES + i);
+}
+
+static inline int take(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+{
+	if (host_fails(f->host))
+		return -ENOMEM;
+	while (!f->free)
+		if (!folio_reclaim(f)) {
+			f->refused = NO_FRAME_LEFT;
+			return -ENOMEM;
+		}
+	*pfn = hand_out(f, flags, zeroed);
 	return 0;
+}
+
+/* The same for who pays. */
+static __attribute__((noinline)) int take_paid(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+{
+	int rc = pay(f, flags, 1);
+
+	if (rc)
+		return rc;
+	rc = take(f, flags, pfn, zeroed);
+	if (rc)
+		cgroup_uncharge(&f->cgroups, f->payer, 1, charge_of(flags));
+	else
+		frame_of(f, *pfn)->cgroup = (uint16_t)f->payer;
+	return rc;
+}
+
+static inline int get(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+{
+	return __builtin_expect(f->payer != 0, 0) ? take_paid(f, flags, pfn, zeroed) : take(f, flags, pfn, zeroed);
+}
+
+int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+{
+	return get(f, flags, pfn, zeroed);
 }
 
 int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
@@ -297,7 +326,7 @@ void frames_settle(struct frames *f)
 
 int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 {
-	int zeroed, rc = frame_alloc(f, flags, pfn, &zeroed);
+	int zeroed, rc = get(f, flags, pfn, &zeroed);
 
 	if (rc || zeroed || !(f->contents || flags & FRAME_TABLE))
 		return rc;
@@ -310,7 +339,7 @@ int frame_alloc_zeroed(struct frames *f, uint32_t flags, pfn_t *pfn)
 
 int frame_alloc_copy(struct frames *f, uint32_t flags, pfn_t from, pfn_t *pfn)
 {
-	int rc = frame_alloc(f, flags, pfn, NULL);
+	int rc = get(f, flags, pfn, NULL);
 
 	if (rc)
 		return rc;
@@ -353,8 +382,10 @@ void frame_free(struct frames *f, pfn_t pfn)
 	struct frame *fr = frame_of(f, pfn);
 
 	VM_ASSERT(fr->flags & FRAME_USED && pfn != f->zero);
-	if (__builtin_expect(fr->cgroup != 0, 0))
+	if (__builtin_expect(fr->cgroup != 0, 0)) {
 		cgroup_uncharge(&f->cgroups, fr->cgroup, 1, charge_of(fr->flags));
+		fr->cgroup = 0;
+	}
 	count(f, fr->flags, (uint64_t)-1);
 	f->free++;
 	f->events[VMEMU_EV_PGFREE]++;
@@ -366,7 +397,6 @@ void frame_free(struct frames *f, pfn_t pfn)
 #endif
 	fr->refs = blk->head;
 	fr->flags = 0;
-	fr->cgroup = 0;
 	blk->head = (uint16_t)(pfn % BLOCK_FRAMES + 1);
 	if (--blk->used == 0) {
 		list_remove(f, &f->partial[blk->kind], b);

@@ -118,9 +118,9 @@ struct frames {
 	uint32_t
 		refused; /* why a frame could not be had during this call: the cgroup at its limit, or NO_FRAME_LEFT; 0: it could,
 			    * or the host had no memory */
-	struct cgroups cgroups;
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
+	struct cgroups cgroups;
 };
 
 /* Requires nframes >= 1. On failure -ENOMEM, nothing to undo. */
