@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -659,3 +661,34 @@ def test_choice_is_that_of_a_recount() -> None:
                 assert report.victim.pid == [c.pid for c in able if c.points == best][-1]
             seen = len(m.oom_reports)
         assert seen > 3
+
+
+def test_threads_of_the_host_that_run_out_together() -> None:
+    """Each uses a process of its own; whoever is killed by another's need finds out, and nobody waits forever."""
+    with machine("8MiB", overcommit=Overcommit.ALWAYS) as m:
+        ends: list[str] = []
+
+        def use(p: Process) -> None:
+            try:
+                for _ in range(30):
+                    a = p.mmap(None, 2 * MIB, RW, LAZY)
+                    for at in range(a, a + 2 * MIB, 16 * PAGE):
+                        p.write(at, b"t" * (16 * PAGE))
+                    p.munmap(a, 2 * MIB)
+            except ProcessKilled as error:
+                assert error.pid == p.pid
+                ends.append("killed")
+            except SyscallError as error:
+                assert error.errno == errno.ESRCH
+                ends.append("gone")
+            else:
+                ends.append("done")
+
+        threads = [threading.Thread(target=use, args=(m.spawn(),)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(ends) == 6
+        assert ends.count("done") == 6 - len(m.oom_reports)
+        m.verify()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Group", "Hog", "Tree", "build_hog", "controller", "group"]
+__all__ = ["Group", "Hog", "Tree", "build_hog", "controller", "group", "may_protect"]
 
 PAGE = 4096
 
@@ -212,15 +212,30 @@ def build_hog(directory: Path) -> Path | None:
     return program if done.returncode == 0 else None
 
 
+def may_protect() -> bool:
+    """An oom_score_adj below the one that processes have here can be set."""
+    adj = Path("/proc/self/oom_score_adj")
+    before = adj.read_text()
+    try:
+        adj.write_text("-1000")
+    except OSError:
+        return False
+    adj.write_text(before)
+    return True
+
+
 class Hog:
     """A process in a group that touches as many pages as it is told."""
 
     def __init__(self, program: Path, where: Group, adj: int) -> None:
-        command = f"echo $$ > {where.path}/cgroup.procs; echo {adj} > /proc/self/oom_score_adj; exec {program}"
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        self.touch(1)
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        try:
+            where.write("cgroup.procs", self._process.pid)
+            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text(str(adj))
+            assert self.touch(1)
+        except BaseException:
+            self.close()
+            raise
 
     def touch(self, npages: int) -> bool:
         """False: it was killed."""
