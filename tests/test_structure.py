@@ -26,6 +26,7 @@ PYTHON = """
     loader memory
     handles
     kernel
+    cgroups
     files pids interned limits credentials dispositions
     _native
     errors options

@@ -16,6 +16,7 @@ Reference: Linux on x86-64. Every public name is importable from here and listed
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmemu.cgroups import Cgroup, Cgroups
     from vmemu.errors import (
         BusError,
         FaultsLost,
@@ -70,6 +71,8 @@ __all__ = [
     "Advice",
     "BusError",
     "ByKind",
+    "Cgroup",
+    "Cgroups",
     "Clone",
     "FaultCounts",
     "FaultKind",
@@ -107,6 +110,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "cgroups": "Cgroup Cgroups",
     "errors": "BusError FaultsLost InvariantError MemoryFault OutOfMemory ProcessKilled SegmentationFault "
     "SyscallError TraceError VmemuError",
     "faultlog": "FAULT_DTYPE NO_FRAME FaultLog",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmemu._native import Closed, Core
+from vmemu.cgroups import Cgroups
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
@@ -75,6 +76,8 @@ class Kernel:
         self.limits = Interned(Limits.at_boot(npages), table.limits, table.state)
         self.signalled: list[int] = []
         """Processes that may have signals to receive."""
+        self.cgroups = Cgroups(core, table, self.lock)
+        """Asked only if `processes.grouped`."""
         self.users: dict[int, int] = {}
         """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""
         self.clock_ns = 0
@@ -120,5 +123,5 @@ class Kernel:
         """Lets go of the core and of the host's files; whatever is asked of the machine from now on raises."""
         with self.lock:
             closed: Any = Closed()
-            self.core = self.processes = closed
+            self.core = self.processes = self.cgroups = closed
             self.files.close(closed)

@@ -150,6 +150,8 @@ class Machine:
         """pid -> Process, zombies included; a live view."""
         self.ksm = Ksm(self._kernel)
         """Same-page merging: `m.ksm.scan()`, `m.ksm.counts`."""
+        self.cgroups = self._kernel.cgroups
+        """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import SupportsIndex
 
 from vmemu import credentials
+from vmemu.cgroups import Cgroup
 from vmemu.credentials import Credentials
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
@@ -280,6 +281,21 @@ class Persona:
         with self._kernel.lock:
             number = integer(value, "write", "oom_score_adj")
             identity.set_oom_score_adj(self._kernel, self.pid, number, self._mine("write"))
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The control group that it is in. Set to a `Cgroup` or the path of one to move the process there, with all its
+        tasks; memory that it has touched stays charged to where it was. Children are born where their parent is then.
+        ENOENT, ENODEV for a group that is not there; ESRCH when it has exited."""
+        return self._kernel.cgroups.of(self._process("cgroup"))
+
+    @cgroup.setter
+    def cgroup(self, group: Cgroup | str) -> None:
+        kernel = self._kernel
+        with kernel.lock:
+            if not kernel.processes.alive(self._process("cgroup")):
+                raise syscall_error("cgroup", errno.ESRCH, f"process {self.pid} has exited")
+            kernel.cgroups.move(self.pid, kernel.cgroups.find(group, "cgroup"))
 
     @property
     def started_ns(self) -> int:

@@ -80,6 +80,7 @@ class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
 
     __slots__ = (
+        "_columns",
         "_count",
         "_fresh",
         "_inherited",
@@ -91,6 +92,7 @@ class ProcessTable:
         "blocked",
         "born",
         "borrower",
+        "cgroup",
         "children_major",
         "children_minor",
         "credentials",
@@ -99,6 +101,7 @@ class ProcessTable:
         "first_child",
         "flags",
         "group",
+        "grouped",
         "image",
         "leader",
         "lender",
@@ -168,6 +171,10 @@ class ProcessTable:
         """oom_score_adj, and how far it may be lowered without CAP_SYS_RESOURCE."""
         self.flags = bytearray([0])
         """Bits of `Flag`."""
+        self.cgroup = array("H", [0])
+        """Number of its control group."""
+        self.grouped = False
+        """There is or was another group than the root, which 0 is; only then the column is inherited."""
 
         self._fresh = (
             self.space,
@@ -181,7 +188,7 @@ class ProcessTable:
             self.children_minor,
             self.children_major,
         )
-        self._inherited = (
+        self._inherited: tuple[array[int], ...] = (
             self.image,
             self.name,
             self.credentials,
@@ -193,6 +200,7 @@ class ProcessTable:
             self.oom_adj,
             self.oom_adj_min,
         )
+        self._columns = (self.parent, self.started_ns, self.cgroup, *self._fresh, *self._inherited)
         # what few have, by pid or tid
         self.threads: dict[int, list[int]] = {}
         """Of a process: its tasks besides the first, in order of birth."""
@@ -233,6 +241,12 @@ class ProcessTable:
 
     def _look_round(self) -> None:
         self.plain = not any(self._watched)
+
+    def group_tasks(self) -> None:
+        """From now on tasks are in control groups."""
+        if not self.grouped:
+            self.grouped = True
+            self._inherited += (self.cgroup,)
 
     def __len__(self) -> int:
         return self._count
@@ -383,7 +397,7 @@ class ProcessTable:
         zeros = memoryview(bytes(8 * more))
         for column in (self.state, self.exit_signal, self.flags):
             column.extend(zeros[:more])
-        for wide in (self.parent, self.started_ns, *self._fresh, *self._inherited):
+        for wide in self._columns:
             wide.frombytes(zeros[: more * wide.itemsize])
 
     def _append(self, parent: int, first: int, last: int) -> None:

@@ -69,6 +69,8 @@ def spawn(
 def _empty(kernel: Kernel, parent: int) -> int:
     """A process without any mapping and without an image."""
     table = kernel.processes
+    if table.grouped:
+        kernel.cgroups.of(parent).refuse(1)
     pid = table.reserve_one("spawn")
     sid = kernel.core.space_new("spawn")
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
@@ -116,15 +118,20 @@ def _count(kernel: Kernel, creator: int, uid: int, n: int) -> None:
     kernel.clock_ns += BIRTH_NS
     if flags[creator]:
         flags[creator] &= ~Flag.NPROC_EXCEEDED
+    if kernel.processes.grouped:
+        kernel.cgroups.of(creator).charge(n)
 
 
 def _check_nproc(kernel: Kernel, creator: int, n: int) -> int:
-    """Whether its user may have *n* tasks more (copy_process()) -> the user. Raises EAGAIN."""
+    """Whether its user and its control group may have *n* tasks more (copy_process()) -> the user. Raises EAGAIN. Linux
+    asks the group when the memory is copied already, which is the same unless that fails."""
     who = kernel.credentials.of(creator)
     if who.uid and not who.capable(Capability.SYS_RESOURCE) and not who.capable(Capability.SYS_ADMIN):
         limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
         if kernel.users[who.uid] + n > limit:
             raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
+    if kernel.processes.grouped:
+        kernel.cgroups.of(creator).refuse(n)
     return who.uid
 
 

@@ -20,6 +20,7 @@ def check(kernel: Kernel) -> None:
     _family(kernel, processes)
     _threads(kernel, states)
     _counters(kernel, states, processes)
+    _cgroups(kernel, states)
     _spaces(kernel, states)
     _sparse(kernel, states)
 
@@ -66,6 +67,22 @@ def _counters(kernel: Kernel, states: dict[int, int], processes: list[int]) -> N
     for number, state in enumerate(table.state):
         if (state == HELD) != (state in (FREE, HELD, THREAD) and number in uses):
             raise InvariantError(f"number {number} of a group is {'held for nobody' if state == HELD else 'free'}")
+
+
+def _cgroups(kernel: Kernel, states: dict[int, int]) -> None:
+    """Groups count the tasks in them and below."""
+    groups, column = kernel.cgroups, kernel.processes.cgroup
+    tasks: Counter[str] = Counter()
+    for tid in states:
+        if column[tid] not in groups.by_id:
+            raise InvariantError(f"task {tid} is in a cgroup that is gone")
+        for group in groups.of(tid).above():
+            tasks[group.path] += 1
+    for group in groups.values():
+        _equal(f"tasks in cgroup {group.path}", group.pids_current, tasks[group.path])
+    for pid in kernel.processes.threads:
+        for tid in kernel.processes.threads[pid]:
+            _equal(f"cgroup of thread {tid}", column[tid], column[pid])
 
 
 def _spaces(kernel: Kernel, states: dict[int, int]) -> None:

@@ -184,13 +184,15 @@ def reap(kernel: Kernel, pid: int) -> None:
 
 
 def _uncount(kernel: Kernel, tid: int) -> None:
-    """One task less for its user."""
+    """One task less for its user and its control group."""
     uid = kernel.credentials.of(tid).uid
     left = kernel.users[uid] - 1
     if left:
         kernel.users[uid] = left
     else:
         del kernel.users[uid]
+    if kernel.processes.grouped:
+        kernel.cgroups.of(tid).charge(-1)
 
 
 # ---- signals arrive ----
