@@ -35,7 +35,7 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "bombs": "__init__ / scenarios / run / services record / program result defences shapes",
+    "bombs": "__init__ / scenarios / run / services swarm / options record / program result defences shapes",
     "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",

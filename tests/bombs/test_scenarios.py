@@ -254,6 +254,20 @@ def test_nproc_contains(shape: str) -> None:
     assert result.bystander.verdict == "unharmed"
 
 
+@pytest.mark.parametrize("shape", ["classic", "waiting", "exponential", "linear", "touch", "exec"])
+def test_pids_max_contains(shape: str) -> None:
+    result = explode(shape, "pids.max=20", memory="64MiB")
+    assert result.ended is Ended.CONTAINED
+    assert result.peak_processes == 20
+    assert result.refused["pids.max"] == sum(result.refused.values()) > 0
+    assert result.bystander.verdict == "unharmed"
+
+
+def test_the_lower_limit_refuses() -> None:
+    assert explode("exponential", "pids.max=20", "nproc=30").refused["nproc"] == 0
+    assert explode("exponential", "pids.max=30", "nproc=20").refused["pids.max"] == 0
+
+
 @pytest.mark.parametrize("shape", ["classic", "exponential", "touch"])
 def test_strict_overcommit_contains(shape: str) -> None:
     result = explode(shape, "overcommit=2", memory="32MiB")

@@ -3,15 +3,16 @@
 scenarios   a function on a Machine for each shape -> a Scenario, which yields samples and has a Result
 shapes      what the processes of each bomb do from turn to turn
 defences    limits and helpers, by name
-run         the turns, the counting, and when it is over
+run         the ticks, what is counted, and when it is over
+swarm       the processes: turns, births, deaths, and what a turn can do
 services    the bystander and the watcher
 record      columns that become the arrays of a result
 program     the program that is forked: one of the host, or a built-in one
 """
 
 from vmemu.bombs.defences import Defences
+from vmemu.bombs.options import MAX_PROCESSES, Options
 from vmemu.bombs.result import KINDS, Bystander, Ended, Event, Fate, Refusal, Result, Sample, Sharing
-from vmemu.bombs.run import MAX_PROCESSES, Options
 from vmemu.bombs.scenarios import (
     Scenario,
     chain,

@@ -11,12 +11,13 @@ Each takes the same options, yields a `Sample` after each tick, and has a `Resul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 from vmemu.bombs.defences import Defences
+from vmemu.bombs.options import Options
 from vmemu.bombs.result import Result, Sample
-from vmemu.bombs.run import Options, Run
+from vmemu.bombs.run import Run
 from vmemu.bombs.shapes import SHAPES
 from vmemu.machine import Machine
 from vmemu.types import ForkMode
@@ -73,8 +74,12 @@ class Scenario(Iterator[Sample]):
             raise StopIteration(self._result) from None
 
     def stop(self) -> None:
-        """Lets it end in the middle of this tick or the next."""
-        self._run.stop = True
+        """Lets it end before the next turn of a process."""
+        self._run.until(lambda: True)
+
+    def until(self, stop: Callable[[], bool]) -> None:
+        """Lets it end as soon as *stop()* is true, which is asked before each turn of a process."""
+        self._run.until(stop)
 
     @property
     def result(self) -> Result:

@@ -11,10 +11,8 @@ from vmemu.machine import Machine
 from vmemu.process import Process
 from vmemu.types import PAGE_SIZE, Advice, Prot
 
-__all__ = ["SERVICE_TEXT", "Service", "Watcher"]
+__all__ = ["Service", "Watcher"]
 
-SERVICE_TEXT = 1 << 20
-"""Bytes of the service's program file."""
 _REQUEST = 4 * PAGE_SIZE
 """What it gives back to the kernel after each request, and needs for the next."""
 _PERIOD = 10

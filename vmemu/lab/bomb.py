@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from vmemu.bombs.options import MAX_PROCESSES
 from vmemu.bombs.program import default_program, find_program, start
-from vmemu.bombs.run import MAX_PROCESSES
 from vmemu.errors import SyscallError
 from vmemu.lab.report import BombReport, Generation, Stopped
 from vmemu.machine import Machine
