@@ -18,10 +18,18 @@ struct vmemu_machine {
 static inline void enter(vmemu_machine *m)
 {
 	(void)pthread_mutex_lock(&m->lock);
+	m->vm.frames.refused = 0;
+}
+
+/* What a call that fails with -ENOMEM returns. */
+static inline int want_of(const vmemu_machine *m, int rc)
+{
+	return rc == -ENOMEM && m->vm.frames.refused ? -VMEMU_NO_FRAME : rc;
 }
 
 static inline int leave(vmemu_machine *m, int rc)
 {
+	rc = want_of(m, rc);
 	objects_reap(&m->vm.objects);
 	frames_settle(&m->vm.frames);
 	(void)pthread_mutex_unlock(&m->lock);

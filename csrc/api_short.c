@@ -44,8 +44,9 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 	if (vmas_sums(&s->vmas)->account > most)
 		return leave(m, -EDQUOT);
 	rc = fork_space(&m->vm, s, mode, &child);
-	if (!rc)
-		rc = child->id;
+	if (rc)
+		return leave(m, (int)rc);
+	rc = child->id;
 	(void)leave(m, 0);
 	return rc;
 }

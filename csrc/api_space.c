@@ -93,6 +93,19 @@ int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *
 	return leave(m, 0);
 }
 
+int vmemu_machine_space_sizes(vmemu_machine *m, const uint32_t *spaces, uint64_t n, struct vmemu_space_size *out)
+{
+	const struct vm *vm = &m->vm;
+
+	enter(m);
+	for (uint64_t i = 0; i < n; i++) {
+		out[i] = (struct vmemu_space_size){ 0 };
+		if (spaces[i] && spaces[i] < vm->capacity && vm->spaces[spaces[i]])
+			look_size(vm, vm->spaces[spaces[i]], &out[i]);
+	}
+	return leave(m, 0);
+}
+
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out)
 {
 	struct space *s = enter_space(m, space);

@@ -51,7 +51,9 @@ int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int acce
 		return -EBADF;
 	if (access < VMEMU_READ || access > VMEMU_FETCH || kind < VMEMU_NONE || kind >= VMEMU_NKINDS)
 		return leave(m, -EINVAL);
-	if (m->vm.log.ring)
+	if (kind == VMEMU_OOM)
+		fault_count(&m->vm, s, address, access, kind, 0);
+	else if (m->vm.log.ring)
 		faultlog_add(&m->vm, s, address, access, kind, 0);
 	return leave(m, 0);
 }

@@ -151,6 +151,14 @@ static void count(struct fault *f, int kind, uint64_t n)
 	f->vm->faults[kind] += n;
 }
 
+/* A frame is missing. Returns what is to be done about it: nothing, or a trap. */
+static int out_of_frames(const struct fault *f)
+{
+	if (f->vm->frames.refused && f->vm->options & VMEMU_OPT_RELIEVE)
+		return -VMEMU_TRAP_FRAMES;
+	return VMEMU_OOM;
+}
+
 int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 {
 	int kind, mapped;
@@ -179,6 +187,8 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	} while (kind == FAULT_AGAIN);
 	if (f->before)
 		count(f, f->kind, f->before);
+	if (kind == VMEMU_OOM)
+		kind = out_of_frames(f);
 	if (kind >= 0)
 		fault_count(f->vm, f->space, va, access, kind, mapped ? f->facts.pte : 0);
 	else

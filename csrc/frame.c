@@ -168,8 +168,10 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	if (host_fails(f->host))
 		return -ENOMEM;
 	while (!f->free)
-		if (!folio_reclaim(f))
+		if (!folio_reclaim(f)) {
+			f->refused = 1;
 			return -ENOMEM;
+		}
 	b = pick_block(f, flags & FRAME_TABLE ? BLOCK_TABLES : BLOCK_DATA);
 	blk = &f->blocks[b];
 	if (blk->head) {

@@ -112,6 +112,7 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
+	uint32_t refused;  /* during this call a frame could not be had, and not for want of the host's memory */
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 };

@@ -383,6 +383,20 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	out->peak_total = max_u64(s->peak_total, vmas_sums(&s->vmas)->total);
 }
 
+void look_size(const struct vm *vm, const struct space *s, struct vmemu_space_size *out)
+{
+	struct table_sum sum = { { 0 }, 0, 0 };
+
+	table_sum(&vm->tables, s->root, &sum);
+	*out = (struct vmemu_space_size){
+		.total = vmas_sums(&s->vmas)->total,
+		.anon = sum.resident[RESIDENT_ANON],
+		.file = sum.resident[RESIDENT_FILE],
+		.shmem = sum.resident[RESIDENT_SHMEM],
+		.tables = sum.tables ? sum.tables - 1 : 0,
+	};
+}
+
 void look_machine(const struct vm *vm, struct vmemu_machine_info *out)
 {
 	const struct frames *f = &vm->frames;

@@ -25,6 +25,7 @@ int look_translate(const struct vm *vm, const struct space *s, uint64_t va, stru
 uint64_t look_peek(const struct vm *vm, const struct space *s, uint64_t va, uint8_t *to, uint64_t length);
 int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uint64_t end, uint8_t *out);
 void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_info *out);
+void look_size(const struct vm *vm, const struct space *s, struct vmemu_space_size *out);
 void look_machine(const struct vm *vm, struct vmemu_machine_info *out);
 
 #endif

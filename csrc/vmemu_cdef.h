@@ -5,7 +5,8 @@
  * Conventions, for every function here:
  *   - `m` is a machine made by vmemu_machine_new and not yet freed; every call takes the machine's lock.
  *   - spaces and objects are named by small positive integers; an unknown one is -EBADF.
- *   - returns 0 (or a non-negative result where said) or -errno; out-parameters are untouched on failure.
+ *   - returns 0 (or a non-negative result where said) or -errno; out-parameters are untouched on failure. What fails for want of
+ *     a frame, not of the host's memory, returns -VMEMU_NO_FRAME instead of -ENOMEM.
  *   - addresses and lengths are bytes; `pfn` is the index of a 4 KiB frame; counts of pages say so.
  *   - nothing here calls back. An access that needs a decision stops with a positive VMEMU_TRAP_* and says in
  *     `struct vmemu_trap` where; the caller acts and calls again for the rest.
@@ -14,6 +15,7 @@
 #define VMEMU_NKINDS 14
 #define VMEMU_NWORDS 14
 #define VMEMU_NWORDS_INHERITED 12 /* those that a fork's child has too; the others are 0 there */
+#define VMEMU_NO_FRAME 4096
 /* Of a short access: it stopped where a decision is needed. */
 #define VMEMU_STOPPED 255
 
@@ -63,7 +65,8 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
 	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
 	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
-	VMEMU_TRAP_CALL = 5   /* the next record of a trace is a system call */
+	VMEMU_TRAP_CALL = 5,  /* the next record of a trace is a system call */
+	VMEMU_TRAP_FRAMES = 8 /* no frame is left, with VMEMU_OPT_RELIEVE */
 };
 
 struct vmemu_trap {
@@ -155,7 +158,8 @@ enum vmemu_option {
 	VMEMU_OPT_CONTENTS = 4,	   /* data pages hold bytes */
 	VMEMU_OPT_THP_MADVISE = 8, /* transparent huge pages where a mapping asks for them */
 	VMEMU_OPT_THP_ALWAYS = 16, /* and where it does not refuse them */
-	VMEMU_OPT_SOFT_DIRTY = 32  /* pagemap shows what is soft-dirty */
+	VMEMU_OPT_SOFT_DIRTY = 32, /* pagemap shows what is soft-dirty */
+	VMEMU_OPT_RELIEVE = 64	   /* an access that finds no frame stops with VMEMU_TRAP_FRAMES instead of being a fatal fault */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -233,6 +237,15 @@ struct vmemu_space_info {
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
 	uint64_t peak_total; /* most pages that were mapped at once (VmPeak) */
+};
+
+/* What a space holds, for who is to choose one of many; pages. */
+struct vmemu_space_size {
+	uint64_t total; /* mapped */
+	uint64_t anon;	/* resident by kind */
+	uint64_t file;
+	uint64_t shmem;
+	uint64_t tables; /* the root not counted, shared ones in full */
 };
 
 struct vmemu_machine_info {
@@ -397,6 +410,8 @@ int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 /* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
 int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
+/* The sizes of n spaces into out[n]; zeros for those that are not there. */
+int vmemu_machine_space_sizes(vmemu_machine *m, const uint32_t *spaces, uint64_t n, struct vmemu_space_size *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
 int vmemu_space_survey(vmemu_machine *m, uint32_t space, struct vmemu_survey *out);
 int vmemu_space_faults(vmemu_machine *m, uint32_t space, uint64_t *out);
@@ -528,7 +543,7 @@ int vmemu_machine_log(vmemu_machine *m, struct vmemu_fault *ring, uint64_t capac
 		      uint64_t nowners);
 /* How much was recorded; the records are in ring[0] to ring[n - 1] now, in their order. clear: after that the ring is empty. */
 int vmemu_machine_log_sort(vmemu_machine *m, int clear, struct vmemu_log_info *out);
-/* Records what an access came to that stopped with a trap and was refused by the caller. */
+/* Records what an access came to that stopped with a trap and was refused by the caller; VMEMU_OOM is counted too. */
 int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int access, int kind);
 
 /* ---- objects ---- */

@@ -20,6 +20,7 @@ PYTHON = """
     process
     task
     persona
+    oom
     lifecycle
     execve ksm
     plans
@@ -41,7 +42,7 @@ PACKAGES = {
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits / commit / args bits words / __init__",
+    "/ limits shortage / commit reclaim / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }

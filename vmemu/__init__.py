@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         BusError,
         FaultsLost,
         InvariantError,
+        KernelPanic,
         MemoryFault,
         OutOfMemory,
         ProcessKilled,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vmemu.ksm import KsmCounts, KsmStat
     from vmemu.limits import RLIM_INFINITY, Resource
     from vmemu.machine import Machine
+    from vmemu.oom import OomCandidate, OomReport
     from vmemu.process import Process
     from vmemu.traces import TRACE_DTYPE, RunResult, load_trace, save_trace
     from vmemu.types import (
@@ -83,6 +85,7 @@ __all__ = [
     "FrameStats",
     "HugePool",
     "InvariantError",
+    "KernelPanic",
     "KsmCounts",
     "KsmStat",
     "Machine",
@@ -91,6 +94,8 @@ __all__ = [
     "MappingUsage",
     "MemInfo",
     "MemoryFault",
+    "OomCandidate",
+    "OomReport",
     "Operation",
     "OutOfMemory",
     "Overcommit",
@@ -111,13 +116,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "cgroups": "Cgroup Cgroups",
-    "errors": "BusError FaultsLost InvariantError MemoryFault OutOfMemory ProcessKilled SegmentationFault "
-    "SyscallError TraceError VmemuError",
+    "errors": "BusError FaultsLost InvariantError KernelPanic MemoryFault OutOfMemory ProcessKilled "
+    "SegmentationFault SyscallError TraceError VmemuError",
     "faultlog": "FAULT_DTYPE NO_FRAME FaultLog",
     "files": "File",
     "ksm": "KsmCounts KsmStat",
     "limits": "RLIM_INFINITY Resource",
     "machine": "Machine",
+    "oom": "OomCandidate OomReport",
     "process": "Process",
     "traces": "TRACE_DTYPE RunResult load_trace save_trace",
     "types": "MREMAP_DONTUNMAP MREMAP_FIXED MREMAP_MAYMOVE PAGE_SIZE Advice ByKind Clone FaultCounts FaultKind "

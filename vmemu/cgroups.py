@@ -119,7 +119,8 @@ class Cgroup:
     @property
     def pids_current(self) -> int:
         """Tasks in it and below, zombies until they are reaped."""
-        return self._pids if self._parent else len(self._groups.table)
+        table = self._groups.table
+        return self._pids if self._parent else len(table) + len(table.leader)
 
     @property
     def pids_peak(self) -> int:

@@ -17,6 +17,7 @@ __all__ = [
     "BusError",
     "FaultsLost",
     "InvariantError",
+    "KernelPanic",
     "KilledInExec",
     "MemoryFault",
     "OutOfMemory",
@@ -69,6 +70,21 @@ class FaultsLost(UserWarning):
 class OutOfMemory(SyscallError, MemoryError):
     """No free frame was left in the emulated machine (or no memory in the host for its bookkeeping); errno is
     ENOMEM."""
+
+    cgroup: int | None = None
+    """What had no frame left: 0 the machine; None: it was the host's memory."""
+
+
+class KernelPanic(VmemuError):
+    """Linux would have stopped the machine: memory ran out with ``vm.panic_on_oom`` set. `.report` is the OOM report.
+    The machine is as it was before the access or call."""
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __str__(self) -> str:
+        return f"Kernel panic - not syncing: {self.args[0]}"
 
 
 class InvariantError(VmemuError, AssertionError):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,14 @@ class Kernel:
         """Processes that may have signals to receive."""
         self.cgroups = Cgroups(core, table, self.lock)
         """Asked only if `processes.grouped`."""
+        self.out_of_memory: Callable[[Kernel, int, int], bool] | None = None
+        """Kills somebody when no frame is left (of a control group, by number) for a process -> whether it did; None:
+        the access or the call fails."""
+        self.panic_on_oom = 0
+        self.oom_kill_allocating_task = 0
+        self.oom_kills = 0
+        """Processes that it has chosen."""
+        self.oom_reports: deque[Any] = deque(maxlen=1000)
         self.users: dict[int, int] = {}
         """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""
         self.clock_ns = 0

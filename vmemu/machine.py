@@ -24,6 +24,7 @@ from vmemu.lifecycle.check import check
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
+from vmemu.oom import OomReport, out_of_memory
 from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
@@ -71,8 +72,8 @@ class Machine:
     *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
-    *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
-    yet: swap, ``oom="kill"``.
+    *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
+    ProcessKilled if the caller was chosen. NotImplementedError for what is not there yet: swap.
     """
 
     def __init__(
@@ -117,11 +118,10 @@ class Machine:
         seed = integer(seed, "Machine", "seed")
         if parse_size(swap, "swap"):
             raise NotImplementedError("Machine(swap=...): there is no swap yet")
-        if oom != "raise":
-            raise NotImplementedError('Machine(oom="kill"): there is no OOM killer yet')
         options = (c.OPT_ZERO_PAGE if zero_page else 0) | (c.OPT_REUSE if reuse else 0)
         options |= c.OPT_CONTENTS if contents else 0
         options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
+        options |= c.OPT_RELIEVE if oom == "kill" else 0
         npages = size // PAGE_SIZE
         pools = _pools(hugepages or {})
         self._kernel = Kernel(
@@ -141,6 +141,7 @@ class Machine:
                     raise ValueError(f"hugepages: {count} of {page >> 20} MiB do not fit in {memory!r} of memory")
             self._kernel.pool_pages += page // PAGE_SIZE * count
         self._kernel.contents = bool(contents)
+        self._kernel.out_of_memory = out_of_memory if oom == "kill" else None
         self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
         self._kernel.core.show_soft_dirty(bool(soft_dirty))
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
@@ -265,6 +266,11 @@ class Machine:
         import numpy as np
 
         return np.frombuffer(self._kernel.core.ram(self._kernel.npages), np.uint8)
+
+    @property
+    def oom_reports(self) -> list[OomReport]:
+        """What the OOM killer did, the last 1,000 times; the newest is the last."""
+        return list(self._kernel.oom_reports)
 
     @property
     def clock_ns(self) -> int:

@@ -20,6 +20,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     TRAP_STACK: int = lib.VMEMU_TRAP_STACK
     TRAP_PAUSE: int = lib.VMEMU_TRAP_PAUSE
     TRAP_CALL: int = lib.VMEMU_TRAP_CALL
+    TRAP_FRAMES: int = lib.VMEMU_TRAP_FRAMES
     BAD_OPERATION: int = lib.VMEMU_BAD_OPERATION
     BAD_LABEL: int = lib.VMEMU_BAD_LABEL
     BAD_PID: int = lib.VMEMU_BAD_PID
@@ -35,6 +36,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     OPT_CONTENTS: int = lib.VMEMU_OPT_CONTENTS
     OPT_THP_MADVISE: int = lib.VMEMU_OPT_THP_MADVISE
     OPT_THP_ALWAYS: int = lib.VMEMU_OPT_THP_ALWAYS
+    OPT_RELIEVE: int = lib.VMEMU_OPT_RELIEVE
     OBJ_SHMEM: int = lib.VMEMU_OBJ_SHMEM
     OBJ_FILE: int = lib.VMEMU_OBJ_FILE
     OBJ_WRITENOTIFY: int = lib.VMEMU_OBJ_WRITENOTIFY
@@ -74,6 +76,9 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     VM_DROPPABLE: int = lib.VMEMU_VM_DROPPABLE
 
 
+_NO_FRAME: int = lib.VMEMU_NO_FRAME
+
+
 class Vma(NamedTuple):
     """One mapping as the core has it; `pgoff` in pages, the rest in bytes."""
 
@@ -109,8 +114,12 @@ def byte_view(data: Any) -> memoryview:
 
 def fail(rc: int, call: str) -> None:
     """Raises what a negative result means."""
+    if rc <= -_NO_FRAME:
+        error = OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (no frame is left)")
+        error.cgroup = 0
+        raise error
     if rc == -errno.ENOMEM:
-        raise OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (no frame is left)")
+        raise OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (the host has no memory for it)")
     if rc == -errno.EBADF:  # ended by another thread since it was looked up
         raise syscall_error(call, errno.ESRCH, "the process has exited")
     raise syscall_error(call, -rc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import errno
 from typing import Any
 
@@ -19,6 +20,14 @@ class LookCalls(Handle):
         """struct vmemu_space_info."""
         out = ffi.new("struct vmemu_space_info *")
         lib.vmemu_space_info(self._m, space, out)
+        return out
+
+    def space_sizes(self, spaces: array.array[int]) -> array.array[int]:
+        """Five numbers for each space, those of struct vmemu_space_size."""
+        n = len(spaces)
+        out = array.array("Q", bytes(40 * n))
+        rows = ffi.from_buffer("struct vmemu_space_size[]", out)
+        lib.vmemu_machine_space_sizes(self._m, ffi.from_buffer("uint32_t[]", spaces), n, rows)
         return out
 
     def pagemap(self, space: int, address: int, npages: int, out: Any) -> None:

@@ -20,7 +20,7 @@ class PageCalls(Handle):
         rc: int = lib.vmemu_space_collapse(self._m, sid, address)
         if rc == -errno.EBADF:
             fail(rc, "madvise")
-        return -rc
+        return errno.ENOMEM if rc <= -lib.VMEMU_NO_FRAME else -rc
 
     def no_thp(self, sid: int, off: int, call: str) -> bool:
         """Transparent huge pages of a space switched off (1) or on (0), or as they are (-1) -> whether they are off."""

@@ -112,5 +112,5 @@ class TraceCalls(Handle):
         return int(out.n), int(out.next)
 
     def log_refused(self, space: int, address: int, access: int, kind: int) -> None:
-        """Records what an access came to that was not made after a trap."""
+        """Records what an access came to that was not made after a trap; OOM is counted."""
         lib.vmemu_space_log(self._m, space, address, access, kind)

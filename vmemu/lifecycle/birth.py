@@ -11,13 +11,14 @@ from time import perf_counter
 
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
-from vmemu.errors import syscall_error
+from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
 from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK
+from vmemu.memory.shortage import call, make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, Flag
@@ -150,10 +151,14 @@ def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = 
     pid = table.reserve_one("fork")
     # as `_check_commit` decides, which is asked unless it is plain
     most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
-    child = kernel.core.space_fork_one(sid, mode, most)
+    try:
+        child = kernel.core.space_fork_one(sid, mode, most)
+    except OutOfMemory as error:
+        make_room(kernel, creator, error)
+        child = call(kernel, creator, kernel.core.space_fork_one, sid, mode, most)
     if not child:
         _check_commit(look(kernel, creator, "fork"), 1)
-        child = kernel.core.space_fork_one(sid, mode, MASK)
+        child = call(kernel, creator, kernel.core.space_fork_one, sid, mode, MASK)
     _enrol(kernel, pid, creator, uid, parent)
     table.space[pid] = child
     kernel.own(child, pid)
@@ -168,7 +173,7 @@ def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
         uid = _check_nproc(kernel, creator, n)
         pids = table.reserve(n, "fork")
         _check_commit(space, n)
-        spaces = _fork_spaces(space, mode, n)
+        spaces = call(kernel, creator, _fork_spaces, space, mode, n)
         _enrol_many(kernel, pids, creator, uid)
         table.space[pids[0] : pids[-1] + 1] = spaces
         if kernel.log_owners is not None:

@@ -17,6 +17,7 @@ from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError,
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.limits import Holder
+from vmemu.memory.shortage import call, relieve
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ class Space(Holder):
     def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
         kind = self._decide_on(trap, major)
-        if kind is not None and trap.reason != c.TRAP_FAULT and self.kernel.log_owners is not None:
+        if kind is not None and trap.reason != c.TRAP_FAULT and (
+            kind == FaultKind.OOM or self.kernel.log_owners is not None
+        ):
             self.kernel.core.log_refused(self.sid, trap.address, trap.access, kind)
         return kind
 
@@ -194,10 +197,13 @@ class Space(Holder):
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
             try:
-                read = self.kernel.files.page_in(trap.object, trap.page, "page fault", major, hint)
+                files = self.kernel.files
+                read = call(self.kernel, self.pid, files.page_in, trap.object, trap.page, "page fault", major, hint)
                 return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
+        if trap.reason == c.TRAP_FRAMES:
+            return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
             return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
         return None  # a time slice is over; a signal handler of Python's has had its chance

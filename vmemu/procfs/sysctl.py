@@ -57,9 +57,21 @@ def _threads_max(kernel: Kernel) -> int:
     return 2 * Limits.at_boot(kernel.npages).soft(Resource.NPROC)
 
 
+def _panic_on_oom(kernel: Kernel, value: int) -> None:
+    kernel.panic_on_oom = value
+
+
+def _oom_kill_allocating_task(kernel: Kernel, value: int) -> None:
+    kernel.oom_kill_allocating_task = value
+
+
 SETTINGS = {
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
     "sys/vm/mmap_min_addr": Setting(lambda _: 4096),
+    "sys/vm/oom_kill_allocating_task": Setting(
+        lambda kernel: kernel.oom_kill_allocating_task, _oom_kill_allocating_task
+    ),
+    "sys/vm/panic_on_oom": Setting(lambda kernel: kernel.panic_on_oom, _panic_on_oom, most=2),
     "sys/vm/overcommit_kbytes": Setting(lambda kernel: kernel.overcommit_kbytes, _overcommit_kbytes),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),

@@ -94,6 +94,7 @@ def vmstat(kernel: Kernel) -> dict[str, int]:
         nr_dirty_background_threshold=dirtyable * 10 // 100,
         pgpgin=kernel.files.bytes_read >> 10,
         pgalloc_normal=events["pgalloc"],
+        oom_kill=kernel.oom_kills,
         pgfault=faults.total + faults.bus_adrerr + faults.oom,
         pgmajfault=faults.major,
     )

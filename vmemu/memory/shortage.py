@@ -1,0 +1,59 @@
+"""What is done where a frame is missing: reclaim, then the OOM killer, else the access or the call fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from vmemu._native import Trap
+from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
+from vmemu.kernel import Kernel
+from vmemu.memory.reclaim import shrink
+
+__all__ = ["call", "make_room", "relieve"]
+
+_T = TypeVar("_T")
+_BATCH = 32
+"""Frames that reclaim is asked for at once (SWAP_CLUSTER_MAX)."""
+
+
+def relieve(kernel: Kernel, pid: int, trap: Trap) -> bool:
+    """An access of *pid* stopped for want of a frame -> whether to make it again. Raises ProcessKilled if the process
+    was chosen to make room, KernelPanic with panic_on_oom."""
+    return _relieve(kernel, pid, trap.object)
+
+
+def call(kernel: Kernel, pid: int, function: Callable[..., _T], *args: object) -> _T:
+    """The result of a system call that does all or nothing, made again as long as frames that it lacks can be had."""
+    while True:
+        try:
+            return function(*args)
+        except OutOfMemory as error:
+            make_room(kernel, pid, error)
+
+
+def make_room(kernel: Kernel, pid: int, error: OutOfMemory) -> None:
+    """A system call of *pid* failed so -> it may be made again. Raises the error if not, ProcessKilled as `relieve`."""
+    if error.cgroup is None or not _relieve(kernel, pid, error.cgroup):
+        raise error
+
+
+def _relieve(kernel: Kernel, pid: int, cgroup: int) -> bool:
+    deaths = kernel.oom_kills
+    with kernel.lock:
+        table = kernel.processes
+        pid = table.process(pid)
+        if not table.alive(pid):  # while this thread waited
+            if table.state[pid] and os.WIFSIGNALED(table.status[pid]):
+                raise ProcessKilled(pid, os.WTERMSIG(table.status[pid]))
+            raise syscall_error("access", errno.ESRCH, f"process {pid} has exited")
+        if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
+            return True
+        if kernel.out_of_memory is None:
+            return False
+        killed = kernel.out_of_memory(kernel, pid, cgroup)
+        if not table.alive(pid):
+            raise ProcessKilled(pid, 9)
+        return killed
