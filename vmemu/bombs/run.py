@@ -18,6 +18,7 @@ from vmemu.cgroups import Cgroup
 from vmemu.errors import OutOfMemory, ProcessKilled
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
+from vmemu.oom import OomReport
 from vmemu.process import Process
 from vmemu.types import PAGE_SIZE
 
@@ -32,6 +33,8 @@ _HEAP = 128 << 10
 _SERVICE_TEXT = 1 << 20
 _SERVICE_HEAP = 64 << 20
 """At most, bytes."""
+_KILLS = 10
+"""Runs of the OOM killer in a tick, which is 10 ms, after which there is no time left in it for the bomb."""
 _SNAPSHOT_GROWTH = 1.15
 """How much larger the bomb has to be for the sharing to be looked at again."""
 
@@ -60,6 +63,7 @@ class Run:
         self._group = 0
         self._cgroup: Cgroup | None = None
         self._kills = 0
+        self._last_report: OomReport | None = None
 
     def until(self, stop: Callable[[], bool]) -> None:
         """Ends as soon as *stop* is true."""
@@ -167,9 +171,14 @@ class Run:
         turns: list[Actor | Service | Watcher] = [*swarm.begin(self.tick)]
         turns += [other for other in (self.service, self.watcher) if other is not None]
         self.rng.shuffle(turns)
+        kills = self._kills
         for who in turns:
             if isinstance(who, Actor):
+                if self._kills - kills >= _KILLS:
+                    swarm.ready.append(who)
+                    continue
                 swarm.turn(who)
+                self._look_for_kills()
                 if swarm.ended is not None:
                     self.ended = swarm.ended
                     break
@@ -177,7 +186,21 @@ class Run:
                 self._serve(who)
             elif who.turn(self.tick, len(swarm.alive), self._group):
                 swarm.bury()
+        self._look_for_kills()
         swarm.end()
+
+    def _look_for_kills(self) -> None:
+        """What the OOM killer has done since the last look."""
+        reports = self.machine.oom_reports
+        for report in reversed(reports):
+            if report is self._last_report:
+                break
+            if report.cgroup is not None:
+                self.swarm.limited = True
+            else:
+                self.swarm.short = True
+            self._kills += len(report.killed)
+        self._last_report = reports[-1] if reports else None
 
     def _serve(self, service: Service) -> None:
         if service.killed_at is not None:
@@ -190,7 +213,6 @@ class Run:
 
     def _sample(self) -> Sample:
         machine, swarm = self.machine, self.swarm
-        self._kills = oom_kills(machine)
         info, faults = machine.meminfo(), machine.faults - self.faults
         return Sample(
             tick=self.tick,
@@ -252,8 +274,3 @@ class Run:
         read = self.machine.procfs.read
         counts = np.frombuffer(read("kpagecount"), np.uint64).astype(np.int64)
         self.sharing = Sharing(self.tick, processes, counts, np.frombuffer(read("kpageflags"), np.uint64))
-
-
-def oom_kills(machine: Machine) -> int:
-    """How many processes the OOM killer has killed."""
-    return machine.vmstat()["oom_kill"]
