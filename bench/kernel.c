@@ -245,7 +245,7 @@ static void alive(size_t living, size_t n)
 		die("calloc");
 	map_small();
 	for (size_t i = 0; i < living + n; i++) {
-		double start = cpu();
+		double start = now();
 
 		pids[i] = make();
 		if (!pids[i]) {
@@ -253,7 +253,7 @@ static void alive(size_t living, size_t n)
 			_exit(0);
 		}
 		if (i >= living)
-			times[i - living] = cpu() - start;
+			times[i - living] = now() - start;
 	}
 	for (size_t i = 0; i < living + n; i++)
 		kill(pids[i], SIGKILL);
@@ -316,16 +316,16 @@ static void unmap(size_t length)
 	double mapped[TRIES + 1], unmapped[TRIES + 1];
 
 	for (int i = 0; i <= TRIES; i++) {
-		double start = now();
+		double start = cpu();
 		volatile char *p =
 			mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-		mapped[i] = now() - start;
+		mapped[i] = cpu() - start;
 		madvise((void *)p, length, MADV_NOHUGEPAGE);
 		fill(p, length);
-		start = now();
+		start = cpu();
 		munmap((void *)p, length);
-		unmapped[i] = now() - start;
+		unmapped[i] = cpu() - start;
 	}
 	printf("map %f\nunmap %f\n", median(mapped + 1, TRIES), median(unmapped + 1, TRIES));
 }

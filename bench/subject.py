@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, expect, map_small, resident
+from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, cpu_clock, expect, map_small, resident
 from vmemu import ForkMode, Machine, Overcommit
 
 __all__ = ["run"]
@@ -86,9 +86,9 @@ def alive(n: int) -> dict[str, float]:
                 parent.wait()
             gc.collect()
             before = host_bytes()
-            start = clock()
+            start = cpu_clock()
             children = [parent.fork() for _ in range(n)] if name == "single" else parent.fork_many(n)
-            found[f"{name}_ns"] = (clock() - start) / n
+            found[f"{name}_ns"] = (cpu_clock() - start) / n
             found[f"{name}_host_bytes"] = (host_bytes() - before) / n
             assert len(m.processes) == n + 2 and children[n - 1].read(address, 6) == b"parent"
             m.verify()

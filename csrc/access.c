@@ -7,7 +7,7 @@
 /* What a call may do before it returns to its caller, who may have a signal to look at: well under 50 ms of hits, or of
  * faults, which may each bring fresh memory from the host. */
 #define SLICE (UINT32_C(1) << 20)
-#define SLICE_FAULT 64u
+#define SLICE_FAULT 128u
 #define SLICE_PAGES (SLICE / SLICE_FAULT)
 /* Accesses of a batch whose entries are looked for at once, so that the host's memory is waited for once. */
 #define AHEAD 64u

@@ -43,6 +43,7 @@ void vmemu_machine_free(vmemu_machine *m)
 		if (vm->spaces[id])
 			space_free(vm, vm->spaces[id]);
 	host_free(&vm->host, vm->spaces, vm->capacity * sizeof(*vm->spaces));
+	host_free(&vm->host, vm->worth, vm->capacity * sizeof(*vm->worth));
 	objects_destroy(&vm->objects);
 	look_mapcounts_free(vm);
 	trace_forget(vm);

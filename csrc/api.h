@@ -18,13 +18,17 @@ struct vmemu_machine {
 static inline void enter(vmemu_machine *m)
 {
 	(void)pthread_mutex_lock(&m->lock);
-	m->vm.frames.refused = 0;
+	m->vm.frames.payer = m->vm.frames.refused = 0;
 }
 
 /* What a call that fails with -ENOMEM returns. */
 static inline int want_of(const vmemu_machine *m, int rc)
 {
-	return rc == -ENOMEM && m->vm.frames.refused ? -VMEMU_NO_FRAME : rc;
+	uint32_t refused = m->vm.frames.refused;
+
+	if (rc != -ENOMEM || !refused)
+		return rc;
+	return -VMEMU_NO_FRAME - (refused == NO_FRAME_LEFT ? 0 : (int)refused);
 }
 
 static inline int leave(vmemu_machine *m, int rc)
@@ -43,10 +47,13 @@ static inline struct space *enter_space(vmemu_machine *m, uint32_t id)
 
 	enter(m);
 	s = id && id < m->vm.capacity ? m->vm.spaces[id] : NULL;
-	if (s)
+	if (s) {
 		m->vm.frames.space = s->birth;
-	else
+		m->vm.frames.payer = s->cgroup;
+		space_stale(&m->vm, s);
+	} else {
 		(void)leave(m, 0);
+	}
 	return s;
 }
 

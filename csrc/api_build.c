@@ -38,6 +38,7 @@ static int write_and_change(struct vm *vm, struct space *s, const struct vmemu_p
 	int rc = 0;
 
 	vm->frames.space = s->birth;
+	vm->frames.payer = s->cgroup;
 	for (out->written = 0; out->written < p->nwrites; out->written++) {
 		const struct vmemu_write *w = &p->writes[out->written];
 
@@ -50,7 +51,7 @@ static int write_and_change(struct vm *vm, struct space *s, const struct vmemu_p
 	return rc;
 }
 
-int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, struct vmemu_built *out)
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t cgroup, struct vmemu_built *out)
 {
 	struct space *s;
 	int rc;
@@ -61,6 +62,7 @@ int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, str
 		rc = space_build(&m->vm, pattern->vmas, pattern->nvmas, pattern->words, &s);
 	if (rc)
 		return leave(m, rc);
+	s->cgroup = cgroup_get(&m->vm.frames.cgroups, cgroup) ? cgroup : 0;
 	rc = write_and_change(&m->vm, s, pattern, out);
 	if (rc < 0)
 		space_abandon(&m->vm, s);

@@ -94,7 +94,7 @@ static int fill_page(struct vm *vm, struct object *obj, uint64_t index, uint64_t
 }
 
 int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_t npages, const void *data,
-		      uint64_t length, uint64_t major)
+		      uint64_t length, uint64_t major, uint32_t cgroup)
 {
 	struct object *obj = enter_object(m, object);
 	uint64_t end;
@@ -106,6 +106,8 @@ int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_
 		return leave(m, -EINVAL);
 	if (index >> 52 || npages >> 52)
 		return leave(m, -EINVAL);
+	if (cgroup_get(&m->vm.frames.cgroups, cgroup))
+		m->vm.frames.payer = cgroup;
 	end = min_u64(index + npages, object_pages(obj));
 	if (major >= index && major < end) /* the page that is needed before those that may help */
 		rc = fill_page(&m->vm, obj, major, index, data, length, FRAME_MAJOR);

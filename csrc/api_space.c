@@ -17,7 +17,7 @@ static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, u
 	struct space *child;
 
 	for (uint32_t i = 0; i < n; i++) {
-		int rc = fork_space(vm, parent, mode, &child);
+		int rc = fork_space(vm, parent, mode, INT64_MAX, &child);
 
 		if (!rc) {
 			ids[i] = child->id;
@@ -90,19 +90,6 @@ int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *
 	if (!s)
 		return -EBADF;
 	look_space(&m->vm, s, out);
-	return leave(m, 0);
-}
-
-int vmemu_machine_space_sizes(vmemu_machine *m, const uint32_t *spaces, uint64_t n, struct vmemu_space_size *out)
-{
-	const struct vm *vm = &m->vm;
-
-	enter(m);
-	for (uint64_t i = 0; i < n; i++) {
-		out[i] = (struct vmemu_space_size){ 0 };
-		if (spaces[i] && spaces[i] < vm->capacity && vm->spaces[spaces[i]])
-			look_size(vm, vm->spaces[spaces[i]], &out[i]);
-	}
 	return leave(m, 0);
 }
 

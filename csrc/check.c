@@ -310,6 +310,50 @@ static int check_refs(const struct check *c)
 	return check_pools(c, pools);
 }
 
+/* What memory cgroups are charged for, summed up from the frames into of[kind][id]. */
+static int check_charges(const struct check *c)
+{
+	const struct frames *f = &c->vm->frames;
+	const struct cgroups *g = &f->cgroups;
+	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
+	uint64_t *n = calloc((uint64_t)g->n * VMEMU_NCHARGES + 1, sizeof(*n));
+	int rc = n ? 0 : -ENOMEM;
+
+	for (uint64_t pfn = 0; !rc && pfn < used; pfn++) {
+		const struct frame *fr = &f->of[pfn];
+		enum vmemu_charge kind = fr->flags & FRAME_ANON	   ? VMEMU_CHARGE_ANON
+					 : fr->flags & FRAME_TABLE ? VMEMU_CHARGE_TABLES
+					 : fr->flags & FRAME_SHMEM ? VMEMU_CHARGE_SHMEM
+								   : VMEMU_CHARGE_FILE;
+
+		if (!fr->cgroup)
+			continue;
+		if (!(fr->flags & FRAME_USED) || !cgroup_get(g, fr->cgroup))
+			rc = check_broken(c, "frame %llu (flags %#x) is charged to cgroup %u", (unsigned long long)pfn,
+					  fr->flags, fr->cgroup);
+		else
+			n[fr->cgroup * VMEMU_NCHARGES + kind]++;
+	}
+	for (uint32_t id = 1; !rc && id < g->n; id++) {
+		uint64_t usage = 0;
+
+		for (uint32_t i = 1; cgroup_get(g, id) && i < g->n; i++) {
+			uint32_t at = i;
+
+			while (cgroup_get(g, i) && at && at != id)
+				at = g->of[at].parent;
+			for (int kind = 0; at == id && kind < VMEMU_NCHARGES; kind++)
+				usage += n[i * VMEMU_NCHARGES + (uint32_t)kind];
+		}
+		if (cgroup_get(g, id) && (memcmp(g->of[id].kinds, &n[id * VMEMU_NCHARGES], sizeof(g->of[id].kinds)) ||
+					  g->of[id].usage != usage || g->of[id].peak < usage))
+			rc = check_broken(c, "cgroup %u: %llu frames charged, counted %llu, or not of these kinds", id,
+					  (unsigned long long)g->of[id].usage, (unsigned long long)usage);
+	}
+	free(n);
+	return rc;
+}
+
 int check_machine(struct vm *vm, char *msg, size_t size)
 {
 	struct check c = { .vm = vm, .msg = msg, .size = size };
@@ -327,6 +371,8 @@ int check_machine(struct vm *vm, char *msg, size_t size)
 		rc = check_refs(&c);
 	if (!rc)
 		rc = check_spaces(&c);
+	if (!rc)
+		rc = check_charges(&c);
 	free(c.refs);
 	free(c.entire);
 	return rc;

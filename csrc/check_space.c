@@ -1,6 +1,8 @@
 /* Invariants of spaces: mappings in order, every entry inside one and in agreement with it. See check.h. */
 #include "check.h"
 
+#include "worst.h"
+
 struct vma_check {
 	const struct check *c;
 	const struct space *space;
@@ -207,6 +209,9 @@ int check_spaces(const struct check *c)
 		if (!s)
 			continue;
 		n++;
+		CHECK(!vm->worth || !vm->worth[id] || vm->worth[id] - 1 == worst_points(vm, s),
+		      "space %u is taken to hold %u pages, counted %llu", id, vm->worth[id] - 1,
+		      (unsigned long long)worst_points(vm, s));
 		account += vmas_sums(&s->vmas)->account;
 		if (s->root == NO_PFN) {
 			rc = check_space(c, s);

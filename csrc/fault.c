@@ -154,9 +154,12 @@ static void count(struct fault *f, int kind, uint64_t n)
 /* A frame is missing. Returns what is to be done about it: nothing, or a trap. */
 static int out_of_frames(const struct fault *f)
 {
-	if (f->vm->frames.refused && f->vm->options & VMEMU_OPT_RELIEVE)
-		return -VMEMU_TRAP_FRAMES;
-	return VMEMU_OOM;
+	uint32_t refused = f->vm->frames.refused;
+
+	if (refused == NO_FRAME_LEFT)
+		return f->vm->options & VMEMU_OPT_RELIEVE ? -VMEMU_TRAP_FRAMES : VMEMU_OOM;
+	f->trap->object = refused;
+	return refused ? -VMEMU_TRAP_CHARGE : VMEMU_OOM;
 }
 
 int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)

@@ -39,8 +39,12 @@ int fault_fill_huge(struct fault *f)
 static int huge_zero(struct frames *f, pfn_t *head)
 {
 	if (f->huge_zero == NO_PFN) {
-		int rc = frame_alloc_block(f, FRAME_ZERO | FRAME_LARGE, 1, head);
+		uint32_t payer = f->payer;
+		int rc;
 
+		f->payer = 0; /* it is everybody's */
+		rc = frame_alloc_block(f, FRAME_ZERO | FRAME_LARGE, 1, head);
+		f->payer = payer;
 		if (rc)
 			return rc;
 		memset(folio_of(f, *head), 0, sizeof(struct folio));

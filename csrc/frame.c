@@ -10,7 +10,7 @@
  * back are wanted again: as many are kept from then on, so that a loop of forks and exits does not pay for the host's page faults
  * each time (a fault into fresh host memory costs more than the copy it is for). Kept ones are the host's to take when it wants
  * them (MADV_FREE). */
-#define RETAINED_BLOCKS 192u
+#define RETAINED_BLOCKS 136u
 
 static void *reserve(uint64_t size)
 {
@@ -38,7 +38,7 @@ static void *reserve_blocks(uint64_t size)
 int frames_init(struct frames *f, struct host *host, uint64_t *events, uint64_t nframes, uint32_t contents)
 {
 	memset(f, 0, sizeof(*f));
-	f->host = host;
+	f->host = f->cgroups.host = host;
 	f->events = events;
 	f->nframes = f->free = nframes;
 	f->nblocks = (nframes + BLOCK_FRAMES - 1) / BLOCK_FRAMES;
@@ -66,6 +66,7 @@ void frames_destroy(struct frames *f)
 		munmap(f->blocks, f->nblocks * sizeof(*f->blocks));
 	if (f->folios)
 		munmap(f->folios, f->nblocks * sizeof(*f->folios));
+	cgroups_destroy(&f->cgroups);
 	memset(f, 0, sizeof(*f));
 }
 
@@ -149,6 +150,25 @@ static void count(struct frames *f, uint32_t flags, uint64_t by)
 		f->tables += by;
 }
 
+static enum vmemu_charge charge_of(uint32_t flags)
+{
+	if (flags & FRAME_ANON)
+		return VMEMU_CHARGE_ANON;
+	if (flags & FRAME_TABLE)
+		return VMEMU_CHARGE_TABLES;
+	return flags & FRAME_SHMEM ? VMEMU_CHARGE_SHMEM : VMEMU_CHARGE_FILE;
+}
+
+/* Makes whoever pays pay for n frames; -ENOMEM at a limit. */
+static int pay(struct frames *f, uint32_t flags, uint64_t n)
+{
+	uint32_t full = cgroup_charge(&f->cgroups, f->payer, n, charge_of(flags));
+
+	if (full && n == 1)
+		f->refused = full;
+	return full ? -ENOMEM : 0;
+}
+
 uint64_t frames_whole(const struct frames *f)
 {
 	uint64_t n = f->nframes - min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
@@ -169,9 +189,11 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 		return -ENOMEM;
 	while (!f->free)
 		if (!folio_reclaim(f)) {
-			f->refused = 1;
+			f->refused = NO_FRAME_LEFT;
 			return -ENOMEM;
 		}
+	if (__builtin_expect(f->payer != 0, 0) && pay(f, flags, 1))
+		return -ENOMEM;
 	b = pick_block(f, flags & FRAME_TABLE ? BLOCK_TABLES : BLOCK_DATA);
 	blk = &f->blocks[b];
 	if (blk->head) {
@@ -190,7 +212,7 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	VM_ASSERT(!(fr->flags & FRAME_USED));
 	fr->refs = 1;
 	fr->flags = (uint16_t)(FRAME_USED | flags);
-	fr->cgroup = 0;
+	fr->cgroup = (uint16_t)f->payer;
 	f->free--;
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
@@ -205,6 +227,8 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 
 	if (host_fails(f->host))
 		return -ENOMEM;
+	if (f->payer && pay(f, flags, BLOCK_FRAMES)) /* whoever wanted it takes small ones */
+		return -ENOMEM;
 	b = take_whole(f);
 	if (b < f->nblocks && block_frames(f, b) < BLOCK_FRAMES) { /* the end of RAM; there is one such block */
 		uint64_t brief = b;
@@ -213,14 +237,17 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 		list_push(f, &f->partial[BLOCK_WHOLE], brief);
 		f->retained++;
 	}
-	if (b == f->nblocks)
+	if (b == f->nblocks) {
+		if (f->payer)
+			cgroup_uncharge(&f->cgroups, f->payer, BLOCK_FRAMES, charge_of(flags));
 		return -ENOMEM;
+	}
 	blk = &f->blocks[b];
 	blk->kind = BLOCK_DATA;
 	blk->used = blk->fresh = BLOCK_FRAMES;
 	*head = (pfn_t)(b * BLOCK_FRAMES);
 	for (uint32_t i = 0; i < BLOCK_FRAMES; i++)
-		f->of[*head + i] = (struct frame){ 0, (uint16_t)(FRAME_USED | flags), 0 };
+		f->of[*head + i] = (struct frame){ 0, (uint16_t)(FRAME_USED | flags), (uint16_t)f->payer };
 	f->free -= BLOCK_FRAMES;
 	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
 	count(f, flags, BLOCK_FRAMES);
@@ -326,6 +353,8 @@ void frame_free(struct frames *f, pfn_t pfn)
 	struct frame *fr = frame_of(f, pfn);
 
 	VM_ASSERT(fr->flags & FRAME_USED && pfn != f->zero);
+	if (__builtin_expect(fr->cgroup != 0, 0))
+		cgroup_uncharge(&f->cgroups, fr->cgroup, 1, charge_of(fr->flags));
 	count(f, fr->flags, (uint64_t)-1);
 	f->free++;
 	f->events[VMEMU_EV_PGFREE]++;
@@ -337,6 +366,7 @@ void frame_free(struct frames *f, pfn_t pfn)
 #endif
 	fr->refs = blk->head;
 	fr->flags = 0;
+	fr->cgroup = 0;
 	blk->head = (uint16_t)(pfn % BLOCK_FRAMES + 1);
 	if (--blk->used == 0) {
 		list_remove(f, &f->partial[blk->kind], b);
@@ -349,6 +379,9 @@ void frame_free_block(struct frames *f, pfn_t head)
 	struct block *blk = &f->blocks[head / BLOCK_FRAMES];
 
 	VM_ASSERT(blk->used == BLOCK_FRAMES && head != f->huge_zero);
+	if (frame_of(f, head)->cgroup)
+		cgroup_uncharge(&f->cgroups, frame_of(f, head)->cgroup, BLOCK_FRAMES,
+				charge_of(frame_of(f, head)->flags));
 	count(f, frame_of(f, head)->flags, -(uint64_t)BLOCK_FRAMES);
 	f->free += BLOCK_FRAMES;
 	f->events[VMEMU_EV_PGFREE] += BLOCK_FRAMES;

@@ -13,7 +13,7 @@
 #ifndef VMEMU_FRAME_H
 #define VMEMU_FRAME_H
 
-#include "base.h"
+#include "cgroup.h"
 
 enum frame_flag {
 	FRAME_USED = 1 << 0,
@@ -85,6 +85,8 @@ struct pool {
 	uint32_t head;	   /* free ones; block index plus one */
 };
 
+#define NO_FRAME_LEFT UINT32_MAX
+
 struct frames {
 	uint8_t *ram; /* at a multiple of 2 MiB, so that a block can be a huge page of the host's */
 	struct frame *of;
@@ -112,7 +114,11 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
-	uint32_t refused;  /* during this call a frame could not be had, and not for want of the host's memory */
+	uint32_t payer;	   /* cgroup to which frames are charged during this call, 0: the root, that is none */
+	uint32_t
+		refused; /* why a frame could not be had during this call: the cgroup at its limit, or NO_FRAME_LEFT; 0: it could,
+			    * or the host had no memory */
+	struct cgroups cgroups;
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 };

@@ -14,11 +14,17 @@ struct space {
 	uint32_t birth; /* its number among all spaces that ever were; ids are given out again */
 	struct vmas vmas;
 	uint32_t no_thp; /* PR_SET_THP_DISABLE */
+	uint32_t cgroup; /* pays for its frames; 0: the root */
 	uint64_t ksm;	 /* its number among those that ever had a mergeable mapping, 0: never had one */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
 	uint64_t peak_rss;	      /* most pages resident and mapped up to the last time some were about to go */
 	uint64_t peak_total;	      /* (hiwater_rss, hiwater_vm) */
+	/* while fork makes it: the parent by birth, as many changes as its mappings had seen; what lies below is copied, */
+	uint32_t parent;
+	uint32_t changes;
+	uint64_t forked;
+	uint64_t copied; /* and so many frames */
 };
 
 /* Exact mapcounts, made by one pass over all tables and kept until something changes. */
@@ -58,6 +64,8 @@ struct vm {
 	struct mapcounts mapcounts;
 	struct lazy lazy;
 	struct fault_log log;
+	uint32_t *worth; /* by space id: what worst.c knows it to be worth, plus one; 0: it may have changed. NULL until
+				 * first needed, as long as `spaces` after that */
 	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
 	struct space **spaces;	/* by id; NULL where free, [0] never used */
 	uint32_t capacity;	/* of spaces */
@@ -70,5 +78,19 @@ struct vm {
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t events[VMEMU_NEVENTS]; /* since boot */
 };
+
+/* What a space holds is about to change: what it is worth is not known any more. */
+static inline void space_stale(const struct vm *vm, const struct space *s)
+{
+	if (__builtin_expect(vm->worth != NULL, 0))
+		vm->worth[s->id] = 0;
+}
+
+/* The same of all spaces. */
+static inline void spaces_stale(const struct vm *vm)
+{
+	if (vm->worth)
+		memset(vm->worth, 0, vm->capacity * sizeof(*vm->worth));
+}
 
 #endif

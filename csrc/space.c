@@ -22,6 +22,8 @@ int space_new(struct vm *vm, struct space **out)
 			memcpy(table, vm->spaces, vm->capacity * sizeof(*table));
 		host_free(&vm->host, vm->spaces, vm->capacity * sizeof(*table));
 		vm->spaces = table;
+		host_free(&vm->host, vm->worth, vm->capacity * sizeof(*vm->worth));
+		vm->worth = NULL;
 		vm->capacity = grown;
 	}
 	s = host_zalloc(&vm->host, sizeof(*s));
@@ -35,6 +37,7 @@ int space_new(struct vm *vm, struct space **out)
 	s->root = NO_PFN;
 	vm->spaces[s->id] = s;
 	vm->nspaces++;
+	space_stale(vm, s);
 	*out = s;
 	return 0;
 }

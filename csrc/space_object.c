@@ -50,6 +50,7 @@ void space_unmap_object(struct vm *vm, uint32_t object, uint64_t first, uint64_t
 	struct object_zap z = { vm, copies, mapped_entries(vm, obj, first, last) };
 	uint32_t left = vm->env.users.of[object].count;
 
+	spaces_stale(vm);
 	for (uint32_t id = 1; left && (copies || z.mapped) && id < vm->capacity; id++) {
 		struct space *s = vm->spaces[id];
 		struct vma_pos pos;

@@ -70,6 +70,8 @@ static int record_pages(struct vm *vm, struct space *s, const struct vmemu_recor
 	const pte_t *e;
 
 	vm->frames.space = s->birth;
+	vm->frames.payer = s->cgroup;
+	space_stale(vm, s);
 	while (run->bytes < size) {
 		uint64_t va = r->address + run->bytes;
 		int kind = access_one(vm, s, va, access, &e, trap);

@@ -6,7 +6,8 @@
  *   - `m` is a machine made by vmemu_machine_new and not yet freed; every call takes the machine's lock.
  *   - spaces and objects are named by small positive integers; an unknown one is -EBADF.
  *   - returns 0 (or a non-negative result where said) or -errno; out-parameters are untouched on failure. What fails for want of
- *     a frame, not of the host's memory, returns -VMEMU_NO_FRAME instead of -ENOMEM.
+ *     a frame, not of the host's memory, returns -VMEMU_NO_FRAME instead of -ENOMEM, and for want of
+ *     one that a cgroup may have, -VMEMU_NO_FRAME - its id.
  *   - addresses and lengths are bytes; `pfn` is the index of a 4 KiB frame; counts of pages say so.
  *   - nothing here calls back. An access that needs a decision stops with a positive VMEMU_TRAP_* and says in
  *     `struct vmemu_trap` where; the caller acts and calls again for the rest.
@@ -61,19 +62,20 @@ enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2, VMEMU_GUP_
 
 /* Why an access stopped before its end. */
 enum vmemu_trap_reason {
-	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
-	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
-	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
-	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
-	VMEMU_TRAP_CALL = 5,  /* the next record of a trace is a system call */
-	VMEMU_TRAP_FRAMES = 8 /* no frame is left, with VMEMU_OPT_RELIEVE */
+	VMEMU_TRAP_FAULT = 1,  /* fatal: `kind` says which signal or OOM */
+	VMEMU_TRAP_PAGE = 2,   /* page `index` of `object` is not in memory: fill it */
+	VMEMU_TRAP_STACK = 3,  /* below a stack: grow it or treat as SEGV_MAPERR */
+	VMEMU_TRAP_PAUSE = 4,  /* time slice used up: call again */
+	VMEMU_TRAP_CALL = 5,   /* the next record of a trace is a system call */
+	VMEMU_TRAP_CHARGE = 9, /* memory cgroup `object` is at its limit */
+	VMEMU_TRAP_FRAMES = 8  /* no frame is left, with VMEMU_OPT_RELIEVE */
 };
 
 struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
 	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
 	uint64_t index;	  /* TRAP_PAGE: page index in the object */
-	uint32_t object;  /* TRAP_PAGE */
+	uint32_t object;  /* TRAP_PAGE; TRAP_CHARGE: the cgroup */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
 	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
@@ -159,7 +161,8 @@ enum vmemu_option {
 	VMEMU_OPT_THP_MADVISE = 8, /* transparent huge pages where a mapping asks for them */
 	VMEMU_OPT_THP_ALWAYS = 16, /* and where it does not refuse them */
 	VMEMU_OPT_SOFT_DIRTY = 32, /* pagemap shows what is soft-dirty */
-	VMEMU_OPT_RELIEVE = 64	   /* an access that finds no frame stops with VMEMU_TRAP_FRAMES instead of being a fatal fault */
+	VMEMU_OPT_RELIEVE =
+		64 /* an access that finds no frame stops with VMEMU_TRAP_FRAMES instead of being a fatal fault */
 };
 
 /* VMA flags, at Linux's bit positions (include/linux/mm.h). */
@@ -237,6 +240,41 @@ struct vmemu_space_info {
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
 	uint64_t peak_total; /* most pages that were mapped at once (VmPeak) */
+};
+
+/* What the frames are that a memory cgroup is charged for. */
+enum vmemu_charge {
+	VMEMU_CHARGE_ANON = 0,
+	VMEMU_CHARGE_FILE = 1,
+	VMEMU_CHARGE_SHMEM = 2,
+	VMEMU_CHARGE_TABLES = 3,
+	VMEMU_NCHARGES = 4
+};
+
+enum vmemu_cgroup_event { VMEMU_CGROUP_HIGH = 0, VMEMU_CGROUP_MAX = 1, VMEMU_NCGROUP_EVENTS = 2 };
+
+struct vmemu_cgroup_info {
+	uint64_t usage; /* frames charged to it and those below */
+	uint64_t peak;
+	uint64_t kinds[4];	  /* VMEMU_NCHARGES: to itself */
+	uint64_t events[2];	  /* VMEMU_NCGROUP_EVENTS: of itself and those below, */
+	uint64_t events_local[2]; /* of itself */
+};
+
+/* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */
+struct vmemu_tasks {
+	const uint8_t *state;  /* only rows that have `wanted` here */
+	const uint32_t *space; /* id */
+	const int16_t *adjust; /* pages, in steps of `step`, that it counts as more or less */
+	const uint64_t
+		*started; /* of equal ones the one that started last is chosen, then the one with the higher index, */
+	const uint16_t *group; /* but before that the one in the group of the higher rank */
+	const uint16_t *rank;  /* by group, 0: never; NULL: any group */
+	uint64_t n;
+	int64_t step;
+	uint32_t ngroups;
+	int16_t never; /* not rows that have this in `adjust` */
+	uint8_t wanted;
 };
 
 /* What a space holds, for who is to choose one of many; pages. */
@@ -397,19 +435,26 @@ int vmemu_space_free(vmemu_machine *m, uint32_t space);
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
 /* A new space after a pattern, or nothing. A write that stops leaves the space as far as it is: VMEMU_TRAP_* and why in
  * out->trap; the rest of that write, those behind it and the changes are the caller's then. -ESTALE: an object is gone. */
-int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, struct vmemu_built *out);
+int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, uint32_t cgroup, struct vmemu_built *out);
 /* `space` takes the place of `old`, which ends: its faults are added, its no_thp goes over. */
 int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
-/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
+/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. With
+ * VMEMU_UNFINISHED added the child is not complete: vmemu_space_fork_on goes on, in the same mode, and returns 1 until it is. The
+ * caller sees to it that the parent's mappings do not change meanwhile (-EAGAIN). A child that failed is gone. */
+#define VMEMU_UNFINISHED 0x100000000
 int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most);
+int vmemu_space_fork_on(vmemu_machine *m, uint32_t space, uint32_t child, int mode);
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 /* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
 int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
+/* Index of the task whose space is worth most: resident pages, page tables and what it counts as besides (oom_badness()). -ESRCH:
+ * none. What spaces are worth is remembered from one time to the next. */
+int64_t vmemu_machine_worst(vmemu_machine *m, const struct vmemu_tasks *tasks);
 /* The sizes of n spaces into out[n]; zeros for those that are not there. */
 int vmemu_machine_space_sizes(vmemu_machine *m, const uint32_t *spaces, uint64_t n, struct vmemu_space_size *out);
 int vmemu_space_sums(vmemu_machine *m, uint32_t space, struct vmemu_sums *out);
@@ -471,6 +516,18 @@ int vmemu_space_move(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t 
 /* Extends the mapping that ends (down == 0) or starts (down != 0) at `edge` to `to`, into a hole. */
 int vmemu_space_extend(vmemu_machine *m, uint32_t space, uint64_t edge, uint64_t to, int down);
 
+/* ---- memory cgroups ---- */
+
+/* A group with a number of the caller's, from 1 to 65534, below `parent`, 0 for the root, which has no limits. -EEXIST, -ENOENT. */
+int vmemu_cgroup_new(vmemu_machine *m, uint32_t id, uint32_t parent);
+/* What is charged to it is its parent's then, and so are spaces. -EBUSY: there are groups below. */
+int vmemu_cgroup_free(vmemu_machine *m, uint32_t id);
+/* In frames; UINT64_MAX for none. Nothing is done about what is there already. */
+int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high);
+int vmemu_cgroup_info(vmemu_machine *m, uint32_t id, struct vmemu_cgroup_info *out);
+/* Who pays for frames that the space gets from now on; children of fork inherit it. */
+int vmemu_space_cgroup(vmemu_machine *m, uint32_t space, uint32_t id);
+
 /* ---- accesses ---- */
 
 /* Each returns 0 when all is done, or a VMEMU_TRAP_* with `trap` filled in; -EINVAL for an unknown `access`. */
@@ -481,6 +538,9 @@ int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const 
 /* Read and write in a form that is cheap to call. Returns 0 when all is done, else the bytes that are, times 256, plus the
  * enum vmemu_kind of a TRAP_FAULT, or VMEMU_STOPPED: make the rest with the calls above, which stop there again. */
 int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length);
+/* Adds to counts, VMEMU_NKINDS of uint64_t; stops after so many pages. */
+int64_t vmemu_space_touch_short(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access,
+				void *counts);
 int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer,
 				uint32_t length);
 /* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */
@@ -555,9 +615,9 @@ int vmemu_object_hold(vmemu_machine *m, uint32_t object);
 int vmemu_object_release(vmemu_machine *m, uint32_t object);
 int vmemu_object_info(vmemu_machine *m, uint32_t object, struct vmemu_object_info *out);
 /* Puts npages pages into the page cache from index on; `length` bytes of data, the rest zeros. Pages already there stay.
- * The page `major` is marked: the fault that maps it first counts as major (UINT64_MAX: none). */
+ * The page `major` is marked: the fault that maps it first counts as major (UINT64_MAX: none). A cgroup pays (0: the root). */
 int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_t npages, const void *data,
-		      uint64_t length, uint64_t major);
+		      uint64_t length, uint64_t major, uint32_t cgroup);
 /* pread and pwrite on the page cache. Stops before the first page of a file that is not in memory; returns the bytes done. */
 int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, void *buffer, uint64_t length);
 int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, const void *buffer, uint64_t length);

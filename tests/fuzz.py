@@ -483,6 +483,7 @@ class Border(Round):
         r = self.rng
         self.note("new")
         options = r.choice((7, 7, 7, r.getrandbits(3))) | r.choice((0, 0, 8, 16))  # without or with huge pages
+        options |= 0
         around = r.choice((0, 1, 3, 16, 512, 2**32 - 1))
         m = lib.vmemu_machine_new(r.choice((16, 64, 300, 5000, 12345)), options, around)
         assert m != ffi.NULL
@@ -491,6 +492,7 @@ class Border(Round):
         self.m = m
         self.spaces = [0]
         self.objects = [0]
+        self.groups: dict[int, int] = {}
         self.pooled: set[int] = set()
         self.holds: collections.Counter[int] = collections.Counter()
         self.message = ffi.new("char[512]")
@@ -530,6 +532,9 @@ class Border(Round):
     def ok(self, rc: int, *allowed: int, say: str = "") -> int:
         """The result is not negative or one of the errnos that the call may give."""
         self.say(f"{say} -> {rc}")
+        if rc <= -lib.VMEMU_NO_FRAME:  # of the machine, or of a cgroup
+            assert -rc - lib.VMEMU_NO_FRAME in (0, *self.groups), f"rc {rc}"
+            rc = -errno.ENOMEM
         assert rc >= 0 or -rc in allowed, f"rc {rc}"
         return rc
 
@@ -579,6 +584,55 @@ class Border(Round):
         if rc == 0:
             self.spaces += list(out)[:n]
 
+    def do_fork_on(self) -> None:
+        """Nothing here is large enough to be unfinished."""
+        s, other, mode = self.space(), self.space(), self.rng.choice((0, 1, 2, -1))
+        self.ok(lib.vmemu_space_fork_on(self.m, s, other, mode), errno.EINVAL, errno.EBADF, say=f"{s} {other} {mode}")
+
+    def group(self) -> int:
+        """A cgroup, none, or one that is not there."""
+        r = self.rng
+        return r.choice((0, 0, 9, 65534, 65535, 2**32 - 1)) if r.random() < 0.3 else r.choice((0, *self.groups))
+
+    def do_cgroup(self) -> None:
+        """Groups come, go, get limits, and spaces move between them."""
+        r, m = self.rng, self.m
+        which, one, other = r.randrange(5), r.choice((1, 2, 3, 4, 30)), self.group()
+        bad = (errno.ENOENT, errno.EINVAL, errno.EEXIST, errno.ENOMEM)
+        self.say(f"{which} {one} {other}")
+        if which == 0:
+            if self.ok(lib.vmemu_cgroup_new(m, one, other), *bad) == 0:
+                self.groups[one] = other
+        elif which == 1:
+            rc = self.ok(lib.vmemu_cgroup_free(m, one), errno.ENOENT, errno.EBUSY)
+            assert (rc == 0) == (one in self.groups and one not in self.groups.values())
+            if rc == 0:
+                del self.groups[one]
+        elif which == 2:
+            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(2)]
+            self.ok(lib.vmemu_cgroup_limit(m, one, *limits), errno.ENOENT, say=f"{limits}")
+        elif which == 3:
+            info = ffi.new("struct vmemu_cgroup_info *")
+            if self.ok(lib.vmemu_cgroup_info(m, one, info), errno.ENOENT) == 0:
+                assert sum(info.kinds) <= info.usage <= info.peak
+        else:
+            self.ok(lib.vmemu_space_cgroup(m, self.space(), other), errno.ENOENT, errno.EBADF)
+
+    def do_worst(self) -> None:
+        """Who holds most, of any rows; and what spaces hold."""
+        r, n = self.rng, self.rng.choice((0, 1, 30))
+        ids = ffi.new("uint32_t[]", [self.space() for _ in range(n)] + [0])
+        state = ffi.new("uint8_t[]", [r.getrandbits(1) for _ in range(n + 1)])
+        adjust = ffi.new("int16_t[]", [r.choice((0, 0, 5, -5, -1000, 1000, -32768)) for _ in range(n + 1)])
+        started = ffi.new("uint64_t[]", [r.getrandbits(2) for _ in range(n + 1)])
+        group = ffi.new("uint16_t[]", [r.choice((0, 1, 65535)) for _ in range(n + 1)])
+        rank = r.choice((ffi.NULL, ffi.new("uint16_t[]", [0, 1])))
+        tasks = (state, ids, adjust, started, group, rank, n, r.choice((0, 1, 1 << 40)), 2, -1000, 1)
+        found = lib.vmemu_machine_worst(self.m, ffi.new("struct vmemu_tasks *", tasks))
+        assert found == -errno.ESRCH or (found < n and state[found] and ids[found] in self.spaces)
+        sizes = ffi.new("struct vmemu_space_size[]", n + 1)
+        self.ok(lib.vmemu_machine_space_sizes(self.m, ids, n, sizes))
+
     def do_build(self) -> None:
         """A space in one piece: after one that is there, or of mappings out of order, objects that are gone."""
         r = self.rng
@@ -602,7 +656,7 @@ class Border(Round):
         pattern = ffi.new("struct vmemu_pattern *", (vmas, *parts, n, len(writes), len(changes)))
         out = ffi.new("struct vmemu_built *")
         rc = self.ok(
-            lib.vmemu_space_build(self.m, pattern, out),
+            lib.vmemu_space_build(self.m, pattern, self.group(), out),
             *(errno.ENOMEM, errno.EINVAL, errno.ESTALE),
             say=f"{n} {writes} {changes}",
         )
@@ -782,12 +836,14 @@ class Border(Round):
 
     def access(self, rc: int) -> None:
         self.ok(rc, errno.EBADF, errno.EINVAL)
-        assert rc <= lib.VMEMU_TRAP_PAUSE
+        assert rc <= lib.VMEMU_TRAP_PAUSE or rc in (lib.VMEMU_TRAP_FRAMES, lib.VMEMU_TRAP_CHARGE)
+        if rc == lib.VMEMU_TRAP_CHARGE:
+            assert self.trap.object in self.groups
         if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
             size = self.rng.choice((0, 1, 5000, 32 * PAGE))
             data = ffi.from_buffer(bytes(size))
             index, object_ = self.trap.index, self.trap.object
-            self.ok(lib.vmemu_object_fill(self.m, object_, index, 32, data, size, index), errno.ENOMEM)
+            self.ok(lib.vmemu_object_fill(self.m, object_, index, 32, data, size, index, self.group()), errno.ENOMEM)
 
     def do_read(self) -> None:
         s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 5000, 70000))
@@ -832,7 +888,7 @@ class Border(Round):
         counts, at = ffi.new("uint64_t[]", lib.VMEMU_NKINDS), ffi.new("struct vmemu_run *")
         for _ in range(n + 20):
             rc = lib.vmemu_machine_run(m, records, n, spaces, nlabels, kinds, counts, at, self.trap)
-            self.ok(rc, errno.ESRCH, errno.ENOMEM)
+            rc = self.ok(rc, errno.ESRCH, errno.ENOMEM)
             assert at.at <= n
             if rc in (0, -errno.ENOMEM):
                 break
@@ -840,7 +896,10 @@ class Border(Round):
                 at.at, at.bytes, at.worst = at.at + 1, 0, 0
             elif rc == lib.VMEMU_TRAP_PAGE:
                 data = ffi.from_buffer(bytes(PAGE))
-                self.ok(lib.vmemu_object_fill(m, self.trap.object, self.trap.index, 1, data, PAGE, 0), errno.ENOMEM)
+                self.ok(
+                    lib.vmemu_object_fill(m, self.trap.object, self.trap.index, 1, data, PAGE, 0, self.group()),
+                    errno.ENOMEM,
+                )
 
     def do_log(self) -> None:
         """The fault log on and off, and read; one buffer for each, kept as long as the machine."""
@@ -928,7 +987,7 @@ class Border(Round):
         self.say(f"{which} {o} {index:#x} {n:#x} {offset:#x} {size}")
         if which == 0:
             major = r.choice((index, TOP - 1, 3))
-            self.ok(lib.vmemu_object_fill(m, o, index, min(n, 64), buffer, size, major), *allowed)
+            self.ok(lib.vmemu_object_fill(m, o, index, min(n, 64), buffer, size, major, self.group()), *allowed)
         elif which == 1:
             assert self.ok(lib.vmemu_object_read(m, o, offset, buffer, size), *allowed) <= size
         elif which == 2:

@@ -16,6 +16,7 @@ PYTHON = """
     lab
     bombs
     machine
+    cgroupfs
     procfs traces faultlog
     crowd
     process
@@ -32,14 +33,15 @@ PYTHON = """
     files pids interned limits credentials dispositions
     _native
     errors options
-    types alignment
+    types alignment columns
 """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
     "bombs": "__init__ / scenarios / run / services swarm / options record / program result defences shapes",
-    "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
-    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables / report charts / console style __init__",
+    "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
+    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables "
+    "/ report charts / console style __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
@@ -50,9 +52,10 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_build api_huge api_ksm api_mark api_object api_short api_space api_trace
+    api api_build api_cgroup api_huge api_ksm api_mark api_object api_oom api_short api_space api_trace
     trace
     access check check_space fork huge look
+    worst
     ksm lru mark move
     space space_build space_object space_pool
     fault fault_anon fault_file fault_huge fault_pool classify
@@ -62,7 +65,7 @@ C = """
     pool
     folio
     frame vma vma_hole vma_rule pte
-    page
+    cgroup page
     base
     vmemu_cdef
 Files of csrc from top to bottom, by stem; a .c file may include its own header and that of the stem it is a
@@ -70,10 +73,12 @@ part of."""
 
 C_PARTS = {
     "api_build": "api",
+    "api_cgroup": "api",
     "api_huge": "api",
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
+    "api_oom": "api",
     "api_short": "api",
     "api_space": "api",
     "api_trace": "api",
@@ -210,7 +215,7 @@ def test_every_c_file_includes_its_own_header_first(root: Path) -> None:
 def test_declarations_of_the_border_exist_once(root: Path) -> None:
     """Each function of vmemu_cdef.h is declared there and nowhere else, defined in one api file, and takes the lock."""
     text = re.sub(r"/\*.*?\*/", "", (root / "csrc/vmemu_cdef.h").read_text(), flags=re.DOTALL)
-    declared = re.findall(r"\b(vmemu_(?:machine|space|object)_\w+)\(", text)
+    declared = re.findall(r"\b(vmemu_(?:machine|space|object|cgroup)_\w+)\(", text)
     assert len(declared) == len(set(declared)) > 40
     for path in c_files(root):
         if path.name == "vmemu_cdef.h":

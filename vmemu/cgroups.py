@@ -8,25 +8,37 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from vmemu._native import Core
 from vmemu.errors import syscall_error
 from vmemu.pids import PID_MAX, ProcessTable
+from vmemu.types import PAGE_SIZE, parse_size
 
 __all__ = ["FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
 
 _MOST = 65535
 """Groups that a machine may have, the root too; a frame has 16 bits for whose it is."""
 _NAME_MAX = 255
+_EVENTS = ("oom", "oom_kill", "oom_group_kill")
 ROOT_FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.threads")
 FILES = (
     *ROOT_FILES,
     "cgroup.events",
     "cgroup.kill",
+    "memory.current",
+    "memory.events",
+    "memory.events.local",
+    "memory.high",
+    "memory.max",
+    "memory.oom.group",
+    "memory.peak",
+    "memory.stat",
+    "memory.swap.current",
+    "memory.swap.max",
     "pids.current",
     "pids.events",
     "pids.events.local",
@@ -42,24 +54,41 @@ class Cgroup:
     __slots__ = (
         "_children",
         "_groups",
-        "_id",
+        "_high",
+        "_max",
         "_parent",
         "_pids",
         "_pids_max",
         "_pids_peak",
+        "_swap_max",
+        "events",
+        "events_local",
         "name",
+        "number",
+        "oom_group",
         "pids_events",
         "pids_events_local",
     )
 
     def __init__(self, groups: Cgroups, number: int, name: str, parent: Cgroup | None) -> None:
         self._groups = groups
-        self._id = number
+        self.number = number
+        """In the machine; 0 is the root."""
         self._parent = parent
         self._children: dict[str, Cgroup] = {}
         self._pids = 0
         self._pids_peak = 0
         self._pids_max: int | None = None
+        self._max: int | None = None
+        self._high: int | None = None
+        self._swap_max: int | None = None
+        self.oom_group = False
+        """Whether the OOM killer kills all of it when it chooses one (memory.oom.group)."""
+        self.events: dict[str, int] = dict.fromkeys(_EVENTS, 0)
+        """What the OOM killer did here and below: times that it was needed (`oom`), processes (`oom_kill`) and whole
+        groups (`oom_group_kill`) that it killed."""
+        self.events_local: dict[str, int] = dict.fromkeys(_EVENTS, 0)
+        """The same, here alone."""
         self.name = name
         """The last part of its path; empty for the root."""
         self.pids_events = 0
@@ -102,6 +131,10 @@ class Cgroup:
         """The groups in it, in the order in which they were made."""
         return list(self._children.values())
 
+    def child(self, name: str) -> Cgroup | None:
+        """One of them, None if there is no such."""
+        return self._children.get(name)
+
     @property
     def procs(self) -> list[int]:
         """Pids of the living processes in it, ascending; those of its children are not."""
@@ -140,8 +173,95 @@ class Cgroup:
     def _settable(self, what: str) -> None:
         if self._parent is None:
             raise ValueError(f"{what}: the root of the cgroups has no limits")
-        if self._groups.by_id.get(self._id) is not self:
+        if self._groups.by_id.get(self.number) is not self:
             raise syscall_error("open", errno.ENODEV, f"the cgroup {self.name} was removed")
+
+    # ---- memory ----
+
+    def _info(self) -> Any:
+        return self._groups.core.cgroup_info(self.number)
+
+    @property
+    def memory_current(self) -> int:
+        """Bytes that it and those below are charged for; 0 for the root."""
+        return int(self._info().usage) * PAGE_SIZE
+
+    @property
+    def memory_peak(self) -> int:
+        """The most that there were."""
+        return int(self._info().peak) * PAGE_SIZE
+
+    @property
+    def memory_max(self) -> int | None:
+        """Bytes beyond which memory is reclaimed or somebody in it is killed. Set to bytes or ``"64MiB"``."""
+        return _bytes(self._max)
+
+    @memory_max.setter
+    def memory_max(self, most: int | str | None) -> None:
+        self._settable("memory_max")
+        self._limit(_pages(most, "memory_max"), self._high)
+        if self._max is not None:
+            with self._groups.lock:
+                self._groups.squeeze(self.number, self._max)
+
+    @property
+    def memory_high(self) -> int | None:
+        """Bytes beyond which charges are counted as events; what else Linux does then is to slow down."""
+        return _bytes(self._high)
+
+    @memory_high.setter
+    def memory_high(self, most: int | str | None) -> None:
+        self._settable("memory_high")
+        self._limit(self._max, _pages(most, "memory_high"))
+
+    def _limit(self, most: int | None, high: int | None) -> None:
+        self._max, self._high = most, high
+        self._groups.core.cgroup_limit(self.number, most, high)
+
+    @property
+    def memory_swap_max(self) -> int | None:
+        """Bytes that it and those below may have in swap."""
+        return _bytes(self._swap_max)
+
+    @memory_swap_max.setter
+    def memory_swap_max(self, most: int | str | None) -> None:
+        self._settable("memory_swap_max")
+        self._swap_max = _pages(most, "memory_swap_max")
+
+    @property
+    def memory_swap_current(self) -> int:
+        """Bytes that they have."""
+        return 0
+
+    @property
+    def memory_events(self) -> dict[str, int]:
+        """memory.events: low, high, max, oom, oom_kill, oom_group_kill, since it was made, here and below."""
+        return self._all_events(self._info().events, self.events)
+
+    @property
+    def memory_events_local(self) -> dict[str, int]:
+        """The same, here alone."""
+        return self._all_events(self._info().events_local, self.events_local)
+
+    @staticmethod
+    def _all_events(counted: Any, events: Dictionary[str, int]) -> dict[str, int]:
+        return {"low": 0, "high": int(counted[0]), "max": int(counted[1]), **events}
+
+    @property
+    def memory_stat(self) -> dict[str, int]:
+        """What it and those below are charged for, in bytes: `anon`, `file` (with `shmem`), `shmem`, `pagetables`."""
+        sums = [0] * 4
+        with self._groups.lock:
+            for group in self.below():
+                sums = [a + int(b) * PAGE_SIZE for a, b in zip(sums, group._info().kinds, strict=True)]
+        anon, file, shmem, tables = sums
+        return {"anon": anon, "file": file + shmem, "kernel": tables, "pagetables": tables, "shmem": shmem}
+
+    def event(self, name: str) -> None:
+        """Counts one (memcg_memory_event())."""
+        self.events_local[name] += 1
+        for group in self.above():
+            group.events[name] += 1
 
     # ---- for the machine ----
 
@@ -171,6 +291,15 @@ class Cgroup:
             group._pids_peak = max(group._pids_peak, group._pids)
 
 
+def _bytes(pages: int | None) -> int | None:
+    return None if pages is None else pages * PAGE_SIZE
+
+
+def _pages(size: int | str | None, what: str) -> int | None:
+    """Whole pages in a size (page_counter_memparse())."""
+    return None if size is None else min(parse_size(size, what) // PAGE_SIZE, (1 << 52) - 1)
+
+
 def _count(most: SupportsIndex) -> int:
     if isinstance(most, bool) or not hasattr(most, "__index__"):
         raise TypeError(f"pids_max: {most!r} is neither an int nor None")
@@ -192,6 +321,10 @@ class Cgroups(Dictionary[str, Cgroup]):
         self.by_id = {0: self.root}
         self.kill: Callable[[list[int]], None]
         """Kills processes at once; the machine sets it."""
+        self.squeeze: Callable[[int, int], None]
+        """Brings a group, by number, down to so many pages; the machine sets it."""
+        self.owners: Callable[[int], Iterable[int]] = lambda sid: ()
+        """By space: who uses it, if there are several, the eldest first; the kernel sets it."""
 
     # ---- a dictionary ----
 
@@ -232,6 +365,10 @@ class Cgroups(Dictionary[str, Cgroup]):
         *,
         parent: Cgroup | str | None = None,
         pids_max: SupportsIndex | None = None,
+        memory_max: int | str | None = None,
+        memory_high: int | str | None = None,
+        memory_swap_max: int | str | None = None,
+        oom_group: bool = False,
     ) -> Cgroup:
         """mkdir(2): a new group at *path* below *parent* (the root by default), with the limits given.
 
@@ -243,15 +380,16 @@ class Cgroups(Dictionary[str, Cgroup]):
             number = next((i for i in range(1, _MOST) if i not in self.by_id), 0)
             if not number:
                 raise syscall_error("mkdir", errno.EAGAIN, f"{path}: there are {_MOST} cgroups")
+            most, high = _pages(memory_max, "memory_max"), _pages(memory_high, "memory_high")
+            swap, tasks = _pages(memory_swap_max, "memory_swap_max"), None if pids_max is None else _count(pids_max)
+            if most is not None and high is not None and high > most:
+                raise ValueError(f"memory_high: {memory_high!r} is more than memory_max, {memory_max!r}")
             group = Cgroup(self, number, name, above)
+            self.core.cgroup_new(number, above.number)
             self.by_id[number] = group
-            try:
-                group.pids_max = pids_max
-            except BaseException:
-                del self.by_id[number]
-                raise
+            group._pids_max, group._swap_max, group.oom_group = tasks, swap, bool(oom_group)
+            group._limit(most, high)
             above._children[name] = group
-            self.table.group_tasks()
             return group
 
     def _place(self, path: str, parent: Cgroup | str | None) -> tuple[Cgroup, str]:
@@ -285,7 +423,7 @@ class Cgroups(Dictionary[str, Cgroup]):
             raise TypeError(f"{call}: {group!r} is neither a Cgroup nor the path of one")
         if group._groups is not self:
             raise syscall_error(call, errno.EINVAL, f"{group!r} belongs to another machine")
-        if self.by_id.get(group._id) is not group:
+        if self.by_id.get(group.number) is not group:
             raise syscall_error(call, errno.ENODEV, f"the cgroup {group.name} was removed")
         return group
 
@@ -298,9 +436,10 @@ class Cgroups(Dictionary[str, Cgroup]):
                 raise syscall_error("rmdir", errno.EBUSY, f"cgroup {gone.path}")
             column = self.table.cgroup
             for tid in self._rows(gone):  # zombies, which those above go on counting
-                column[tid] = above._id
+                column[tid] = above.number
+            self.core.cgroup_free(gone.number)
             del above._children[gone.name]
-            del self.by_id[gone._id]
+            del self.by_id[gone.number]
 
     # ---- who is where ----
 
@@ -309,7 +448,7 @@ class Cgroups(Dictionary[str, Cgroup]):
         column, at = self.table.cgroup, 0
         while True:
             try:
-                at = column.index(group._id, at + 1)
+                at = column.index(group.number, at + 1)
             except ValueError:
                 return
             yield at
@@ -317,7 +456,7 @@ class Cgroups(Dictionary[str, Cgroup]):
     def members(self, group: Cgroup) -> list[int]:
         """Pids of the living processes in a group."""
         table = self.table
-        if not group._id:
+        if not group.number:
             return [pid for pid in table if not table.cgroup[pid] and table.alive(pid)]
         return [pid for pid in self._rows(group) if pid in table and table.alive(pid)]
 
@@ -334,4 +473,7 @@ class Cgroups(Dictionary[str, Cgroup]):
         group.charge(len(tids))
         old.charge(-len(tids))
         for tid in tids:
-            table.cgroup[tid] = group._id
+            table.cgroup[tid] = group.number
+        sid = table.space[tids[0]] or table.space[tids[-1]]
+        if next(iter(self.owners(sid)), pid) in tids:  # the owner of the memory pays (mm->owner)
+            self.core.space_cgroup(sid, group.number)

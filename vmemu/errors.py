@@ -72,7 +72,8 @@ class OutOfMemory(SyscallError, MemoryError):
     ENOMEM."""
 
     cgroup: int | None = None
-    """What had no frame left: 0 the machine; None: it was the host's memory."""
+    """What had no frame left: 0 the machine, else the number of a memory cgroup; None: it was the host's memory, or an
+    access."""
 
 
 class KernelPanic(VmemuError):

@@ -26,6 +26,7 @@ from vmemu.limits import Resource
 from vmemu.loader import ExecPlan, PastReturn, Seen, Segment
 from vmemu.memory import mprotect
 from vmemu.memory.mmap import map_private, vm_prot
+from vmemu.memory.shortage import call
 from vmemu.memory.space import Space
 from vmemu.plans import Kept, Made
 from vmemu.types import PAGE_SIZE, Overcommit, Prot
@@ -76,7 +77,7 @@ def build(
         request = plans.request_of(strings, variables, program, who.uid, who.euid, who.gid, who.egid, stack, bool(link))
     with kernel.lock:
         found = None if request is None else plans.find(kernel.plans, request, strings, variables)
-        sid = 0 if found is None or found.made is None else _make_again(kernel, pid, found.made)
+        sid = 0 if found is None or found.made is None else call(kernel, pid, _make_again, kernel, pid, found.made)
         if found is not None and (sid or found.seen.names_unchanged()):
             kept = found
         else:
@@ -88,7 +89,7 @@ def build(
         if sid:
             holds = not kept.stored
         else:
-            sid, made = _make(kernel, pid, kept.plan)
+            sid, made = call(kernel, pid, _make, kernel, pid, kept.plan)
             kept.carried_out(made)
             holds = kept.seen.lasting and request is not None and kept.seen.unchanged()
         if holds and request is not None:
@@ -98,7 +99,7 @@ def build(
 
 def _make(kernel: Kernel, pid: int, plan: ExecPlan) -> tuple[int, Made]:
     """A new space as the plan says."""
-    sid = kernel.core.space_new("execve")
+    sid = kernel.core.space_new(kernel.processes.cgroup[pid], "execve")
     kernel.own(sid, kernel.processes.process(pid))
     try:
         return sid, _carry_out(Space(kernel, sid, pid), plan)
@@ -120,7 +121,7 @@ def _make_again(kernel: Kernel, pid: int, made: Made) -> int:
         if inode.object != object_:
             return 0
     try:
-        sid, written, trap = kernel.core.space_build(made.pattern, "execve")
+        sid, written, trap = kernel.core.space_build(made.pattern, kernel.processes.cgroup[pid], "execve")
     except OutOfMemory:
         kernel.files.tidy()
         raise

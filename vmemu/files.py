@@ -255,6 +255,8 @@ class FileTable:
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
+        self._payer = 0
+        """Number of the cgroup on whose behalf pages are read."""
         self.bytes_read = 0
         """From the host's files, since boot."""
 
@@ -438,15 +440,19 @@ class FileTable:
 
     # ---- pages ----
 
-    def page_in(self, object_: int, index: int, call: str, major: bool = True, hint: int = 0) -> bool:
+    def page_in(self, object_: int, index: int, call: str, major: bool = True, hint: int = 0, cgroup: int = 0) -> bool:
         """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS).
 
         *major*: the fault that finds it then is a major one. *hint*: VM_RAND_READ of the mapping, to read no other, or
-        VM_SEQ_READ, to read those that follow.
+        VM_SEQ_READ, to read those that follow. *cgroup* pays.
         """
         with self.lock:
             inode = self._by_object.get(object_)  # none if another thread unmapped it meanwhile
-            return inode is None or self.read_in(inode, index, index if major else None, call, hint)
+            self._payer = cgroup
+            try:
+                return inode is None or self.read_in(inode, index, index if major else None, call, hint)
+            finally:
+                self._payer = 0
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str, hint: int = 0) -> bool:
         """Brings page *index* into the cache and, as *hint* says, others around it; *major* is marked as just read."""
@@ -469,7 +475,7 @@ class FileTable:
                 return False
         elif inode.disk:
             data = b"".join(inode.disk.get(i, b"").ljust(PAGE_SIZE, b"\0") for i in range(first, first + n))
-        self.core.object_fill(inode.object, first, n, data, major, call)
+        self.core.object_fill(inode.object, first, n, data, major, call, self._payer)
         return True
 
     def read_ahead(self, object_: int, first: int, last: int, call: str) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 from vmemu._native import Closed, Core
 from vmemu.cgroups import Cgroups
+from vmemu.columns import Watched
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
-from vmemu.pids import ProcessTable, Watched
+from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace"]
@@ -78,7 +79,6 @@ class Kernel:
         self.signalled: list[int] = []
         """Processes that may have signals to receive."""
         self.cgroups = Cgroups(core, table, self.lock)
-        """Asked only if `processes.grouped`."""
         self.out_of_memory: Callable[[Kernel, int, int], bool] | None = None
         """Kills somebody when no frame is left (of a control group, by number) for a process -> whether it did; None:
         the access or the call fails."""
@@ -86,6 +86,8 @@ class Kernel:
         self.oom_kill_allocating_task = 0
         self.oom_kills = 0
         """Processes that it has chosen."""
+        self.oom_listed = (0, 0)
+        """Since when on its clock, and how many of the last reports had a long table."""
         self.oom_reports: deque[Any] = deque(maxlen=1000)
         self.users: dict[int, int] = {}
         """By real uid: how many tasks it has, zombies included (UCOUNT_RLIMIT_NPROC)."""
@@ -109,13 +111,14 @@ class Kernel:
         """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
-        self.shared: Watched[SharedSpace] = table.watch()
+        self.shared: Watched[SharedSpace] = table.watch(suspending=True)
         """By id: the spaces that several tasks use."""
+        self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
-        self.threads_faults: dict[int, Sequence[int]] = {}
+        self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
 
     def own(self, sid: int, pid: int) -> None:

@@ -6,12 +6,14 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
+from vmemu.cgroupfs import CgroupFS
 from vmemu.crowd import exit_many
 from vmemu.errors import VmemuError
 from vmemu.faultlog import FaultLog
@@ -24,7 +26,8 @@ from vmemu.lifecycle.check import check
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
-from vmemu.oom import OomReport, out_of_memory
+from vmemu.memory.shortage import squeeze
+from vmemu.oom import OomReport, kill_all, out_of_memory
 from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
@@ -152,7 +155,11 @@ class Machine:
         self.ksm = Ksm(self._kernel)
         """Same-page merging: `m.ksm.scan()`, `m.ksm.counts`."""
         self.cgroups = self._kernel.cgroups
+        self.cgroups.kill = partial(kill_all, self._kernel)
+        self.cgroups.squeeze = partial(squeeze, self._kernel)
         """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
+        self.cgroupfs = CgroupFS(self._kernel)
+        """/sys/fs/cgroup of this machine: `m.cgroupfs.read("jail/pids.events")`."""
         self.procfs = ProcFS(self._kernel)
         """/proc of this machine."""
 

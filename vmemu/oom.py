@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import signal
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import die, settle
-from vmemu.pids import INIT
+from vmemu.pids import INIT, RUNNING, ZOMBIE
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["OomCandidate", "OomReport", "kill_all", "out_of_memory"]
 
 NEVER = -1000
 """oom_score_adj of who is not to be chosen (OOM_SCORE_ADJ_MIN)."""
-_TABLE_MOST = 1024
-"""Candidates that a report lists; of more those that were worth most."""
+_SHORT, _BURST, _INTERVAL_NS = 64, 10, 5_000_000_000
+"""Processes up to which every report has a table; how many longer tables in which time (DEFAULT_RATELIMIT_BURST,
+_INTERVAL)."""
 _FIELDS = 5
-"""Of struct vmemu_space_size."""
+"""Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
 
 
@@ -64,9 +66,9 @@ class OomReport:
     """What the thousandths of oom_score_adj are of."""
     memory: tuple[str, ...]
     """Lines on what the memory was used for."""
-    candidates: tuple[OomCandidate, ...]
-    """Who was there in the order of the scan, init left out; of more than 1,024 those with most points."""
-    ncandidates: int
+    candidates: tuple[OomCandidate, ...] | None
+    """Who was there in the order of the scan, init left out. None: of more than 64 processes there is a table only ten
+    times in five seconds of `Machine.clock_ns`, as the kernel's log has it."""
     victim: OomCandidate | None
     """Who was chosen, None if nobody could be."""
     killed: tuple[int, ...]
@@ -77,35 +79,38 @@ class OomReport:
     """The victim is who asked, by oom_kill_allocating_task."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.name} invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0, "
-            f"oom_score_adj={self.oom_score_adj}",
-            *self.memory,
-            "Tasks state (memory values in pages):",
-            "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents "
-            "oom_score_adj name",
-            *map(_row, self.candidates),
-        ]
-        if len(self.candidates) < self.ncandidates:
-            lines.append(f"({self.ncandidates - len(self.candidates)} smaller ones left out)")
-        if self.victim is None:
-            return "\n".join([*lines, "Out of memory and no killable processes..."])
+        lines = [] if self.candidates is None else self._header(self.candidates)
         v = self.victim
-        where = f"oom_memcg={self.cgroup}" if self.cgroup is not None else "global_oom"
-        kind = "MEMCG" if self.cgroup is not None else "NONE"
-        how = "Memory cgroup out of memory" if self.cgroup is not None else "Out of memory"
-        if self.by_allocating:
-            how += " (oom_kill_allocating_task)"
-        lines += [
-            f"oom-kill:constraint=CONSTRAINT_{kind},nodemask=(null),cpuset=/,mems_allowed=0,{where},"
-            f"task_memcg={v.cgroup},task={v.name},pid={v.pid},uid={v.uid}",
+        if v is None:
+            return "\n".join([*lines, "Out of memory and no killable processes..."])
+        limited = self.cgroup is not None
+        where = f"oom_memcg={self.cgroup}" if limited else "global_oom"
+        how = "Memory cgroup out of memory" if limited else "Out of memory"
+        how += " (oom_kill_allocating_task)" if self.by_allocating else ""
+        lines.append(
+            f"oom-kill:constraint=CONSTRAINT_{'MEMCG' if limited else 'NONE'},nodemask=(null),cpuset=/,mems_allowed=0,"
+            f"{where},task_memcg={v.cgroup},task={v.name},pid={v.pid},uid={v.uid}"
+        )
+        lines.append(
             f"{how}: Killed process {v.pid} ({v.name}) total-vm:{v.total_vm * _KIB}kB, anon-rss:{v.anon * _KIB}kB, "
             f"file-rss:{v.file * _KIB}kB, shmem-rss:{v.shmem * _KIB}kB, UID:{v.uid} "
-            f"pgtables:{v.pgtables_bytes // 1024}kB oom_score_adj:{v.oom_score_adj}",
-        ]
+            f"pgtables:{v.pgtables_bytes // 1024}kB oom_score_adj:{v.oom_score_adj}"
+        )
         if self.group is not None:
             lines.append(f"Tasks in {self.group} are going to be killed due to memory.oom.group set")
         return "\n".join(lines)
+
+    def _header(self, candidates: Iterable[OomCandidate]) -> list[str]:
+        """Who asked, and the table."""
+        what = "gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0"
+        columns = "uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
+        return [
+            f"{self.name} invoked oom-killer: {what}, oom_score_adj={self.oom_score_adj}",
+            *self.memory,
+            "Tasks state (memory values in pages):",
+            f"[  pid  ]   {columns}",
+            *map(_row, candidates),
+        ]
 
 
 def _row(c: OomCandidate) -> str:
@@ -115,89 +120,114 @@ def _row(c: OomCandidate) -> str:
     )
 
 
-class _Scan:
-    """The processes that could be killed, in the order in which Linux looks at them, with their sizes."""
+def _choose(kernel: Kernel, cgroup: int, step: int) -> int:
+    """The process with most points, of equal ones the last in the scan; 0 if nobody can be chosen
+    (select_bad_process())."""
+    table = kernel.processes
+    state, adjust = bytearray(table.state), cast("array[int]", table.oom_adj)
+    state[INIT] = ZOMBIE
+    for child in table.lender:  # in_vfork()
+        state[child] = ZOMBIE
+    for pid, tids in table.threads.items():
+        if table.state[pid] != RUNNING:  # the others have its memory
+            if adjust is table.oom_adj:
+                adjust = array("h", adjust)
+            state[tids[0]], adjust[tids[0]] = RUNNING, adjust[pid]
+    row = kernel.core.worst(
+        state, RUNNING, table.space, adjust, NEVER, table.started_ns, table.cgroup, _ranks(kernel, cgroup), step
+    )
+    return table.process(row) if row > 0 else 0
 
-    def __init__(self, kernel: Kernel, cgroup: int) -> None:
-        table = kernel.processes
-        self.kernel = kernel
-        self.pids = [pid for pid in _scanned(kernel, cgroup) if pid != INIT]
-        self.tids = [pid if table.space[pid] else table.threads[pid][0] for pid in self.pids]
-        self.total_pages = total_pages(kernel, cgroup)
-        flat = kernel.core.space_sizes(array("I", [table.space[tid] for tid in self.tids]))
-        self.columns = [flat[i::_FIELDS] for i in range(_FIELDS)]
-        step = self.total_pages // 1000
-        _, anon, file, shmem, tables = self.columns
-        self.points = [
-            sum(sizes) + (adj * step if adj else 0)
-            for adj, *sizes in zip([table.oom_adj[pid] for pid in self.pids], anon, file, shmem, tables, strict=True)
-        ]
 
-    def eligible(self, i: int) -> bool:
-        """oom_badness() gives it points: neither its oom_score_adj nor a vfork keeps it from being chosen."""
-        table = self.kernel.processes
-        return table.oom_adj[self.pids[i]] != NEVER and self.tids[i] not in table.lender
-
-    def worst(self) -> int:
-        """Index of the one with most points, of equal ones the last; -1 if nobody is eligible (select_bad_process())."""
-        chosen, most = -1, 0
-        for i, points in enumerate(self.points):
-            if (chosen < 0 or points >= most) and self.eligible(i):
-                chosen, most = i, points
-        return chosen
-
-    def candidate(self, i: int) -> OomCandidate:
-        """A row of the table."""
-        kernel, pid, tid = self.kernel, self.pids[i], self.tids[i]
-        total, anon, file, shmem, tables = (column[i] for column in self.columns)
-        return OomCandidate(
-            pid=pid,
-            uid=kernel.credentials.of(tid).uid,
-            total_vm=total,
-            anon=anon,
-            file=file,
-            shmem=shmem,
-            pgtables_bytes=tables * PAGE_SIZE,
-            swapents=0,
-            oom_score_adj=kernel.processes.oom_adj[pid],
-            name=_name(kernel, tid),
-            points=self.points[i] if self.eligible(i) else None,
-            cgroup=kernel.cgroups.of(pid).path,
-        )
-
-    def table(self) -> tuple[OomCandidate, ...]:
-        """The rows of a report."""
-        which: Iterable[int] = range(len(self.pids))
-        if len(self.pids) > _TABLE_MOST:
-            which = sorted(sorted(which, key=self.points.__getitem__)[-_TABLE_MOST:])
-        return tuple(map(self.candidate, which))
+def _ranks(kernel: Kernel, cgroup: int) -> array[int] | None:
+    """By group: its place in the scan of a group and those below, 0 for others; None for the machine's."""
+    if not cgroup:
+        return None
+    ranks = array("H", bytes(2 * (max(kernel.cgroups.by_id) + 1)))
+    for place, group in enumerate(kernel.cgroups.by_id[cgroup].below(), 1):
+        ranks[group.number] = place
+    return ranks
 
 
 def _scanned(kernel: Kernel, cgroup: int) -> list[int]:
-    """Living processes in order of birth (for_each_process()), or those of a control group and the ones below it."""
+    """Living processes but init in order of birth, those of one group before those of the next one."""
     table = kernel.processes
-    if cgroup:
-        groups = kernel.cgroups
-        return [pid for group in groups.by_id[cgroup].below() for pid in _born(kernel, groups.members(group))]
-    return _born(kernel, [pid for pid in table if table.alive(pid)])
+    started = table.started_ns
+    groups = [kernel.cgroups.root] if not cgroup else kernel.cgroups.by_id[cgroup].below()
+    found: list[int] = []
+    for group in groups:
+        pids = kernel.cgroups.members(group) if cgroup else [pid for pid in table if table.alive(pid)]
+        found += sorted(pids, key=started.__getitem__)
+    return [pid for pid in found if pid != INIT]
 
 
-def _born(kernel: Kernel, pids: list[int]) -> list[int]:
-    started = kernel.processes.started_ns
-    return sorted(pids, key=started.__getitem__)  # of one call in order of their pids
+def _task(kernel: Kernel, pid: int) -> int:
+    """A task of a living process (find_lock_task_mm())."""
+    table = kernel.processes
+    return pid if table.state[pid] == RUNNING else table.threads[pid][0]
+
+
+def _rows(kernel: Kernel, pids: Sequence[int], step: int) -> list[OomCandidate]:
+    """Rows of the table of a report."""
+    table, groups = kernel.processes, kernel.cgroups
+    tids = [_task(kernel, pid) for pid in pids]
+    flat = kernel.core.space_sizes(array("I", [table.space[tid] for tid in tids]))
+    paths: dict[int, str] = {}
+    rows = []
+    for i, (pid, tid) in enumerate(zip(pids, tids, strict=True)):
+        total, anon, file, shmem, tables = flat[i * _FIELDS : (i + 1) * _FIELDS]
+        adj, number = table.oom_adj[pid], table.cgroup[pid]
+        never = adj == NEVER or tid in table.lender or pid == INIT
+        rows.append(
+            OomCandidate(
+                pid=pid,
+                uid=kernel.credentials.of(tid).uid,
+                total_vm=total,
+                anon=anon,
+                file=file,
+                shmem=shmem,
+                pgtables_bytes=tables * PAGE_SIZE,
+                swapents=0,
+                oom_score_adj=adj,
+                name=_name(kernel, tid),
+                points=None if never else anon + file + shmem + tables + adj * step,
+                cgroup=paths.get(number) or paths.setdefault(number, groups.of(pid).path),
+            )
+        )
+    return rows
+
+
+def _listed(kernel: Kernel) -> bool:
+    """Whether a report has a table: of few processes always, else ten times in five seconds (oom_kill_process())."""
+    if kernel.processes.state.count(RUNNING) <= _SHORT:
+        return True
+    since, times = kernel.oom_listed
+    if not times or kernel.clock_ns - since >= _INTERVAL_NS:
+        since, times = kernel.clock_ns, 0
+    kernel.oom_listed = since, times + 1
+    return times < _BURST
 
 
 def total_pages(kernel: Kernel, cgroup: int = 0) -> int:
-    """Pages that there are: of RAM, or up to the limit of a control group."""
-    return kernel.npages
+    """Pages that there are: of RAM, or up to the limit of a control group (mem_cgroup_get_max())."""
+    most = kernel.cgroups.by_id[cgroup].memory_max if cgroup else None
+    return kernel.npages if most is None else max(1, most // PAGE_SIZE)
 
 
 def _name(kernel: Kernel, tid: int) -> str:
     return kernel.names.of(tid).decode("ascii", "replace")
 
 
-def _memory(kernel: Kernel) -> tuple[str, ...]:
-    """What the machine's memory is used for (show_mem())."""
+def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
+    """What the memory is used for, of the machine (show_mem()) or a group (mem_cgroup_print_oom_meminfo())."""
+    if cgroup:
+        group = kernel.cgroups.by_id[cgroup]
+        limit = "max" if group.memory_max is None else f"{group.memory_max // 1024}kB"
+        return (
+            f"memory: usage {group.memory_current // 1024}kB, limit {limit}, failcnt {group.memory_events['max']}",
+            f"Memory cgroup stats for {group.path}:",
+            *(f"{name} {value}" for name, value in group.memory_stat.items()),
+        )
     info = kernel.core.info()
     return (
         "Mem-Info:",
@@ -210,30 +240,51 @@ def _memory(kernel: Kernel) -> tuple[str, ...]:
 def out_of_memory(kernel: Kernel, pid: int, cgroup: int = 0) -> bool:
     """No frame is left, or none below the limit of a control group (its number), and process *pid* needs one: kills
     somebody, if there is somebody. KernelPanic with panic_on_oom; a group's limit concerns only the value 2."""
-    scan = _Scan(kernel, cgroup)
-    allocating = bool(kernel.oom_kill_allocating_task) and not cgroup and pid in scan.pids
+    table = kernel.processes
+    pages = total_pages(kernel, cgroup)
+    step = pages // 1000
     if kernel.panic_on_oom == 2 or (kernel.panic_on_oom and not cgroup):
-        report = _report(kernel, scan, pid, cgroup, -1, (), False)
         what = "compulsory" if kernel.panic_on_oom == 2 else "system-wide"
+        report = _report(kernel, pid, cgroup, pages, 0, ())
         raise KernelPanic(f"Out of memory: {what} panic_on_oom is enabled", report)
-    i = scan.pids.index(pid) if allocating else -1
-    allocating = allocating and kernel.processes.oom_adj[pid] != NEVER
-    if not allocating:
-        i = scan.worst()
-    if i < 0:
-        _report(kernel, scan, pid, cgroup, -1, (), False)
+    allocating = bool(kernel.oom_kill_allocating_task) and not cgroup and pid != INIT and table.oom_adj[pid] != NEVER
+    victim = pid if allocating else _choose(kernel, cgroup, step)
+    if not victim:
+        _report(kernel, pid, cgroup, pages, 0, ())
         return False
-    killed = _with_sharers(kernel, scan.pids[i], scan.tids[i])
-    _report(kernel, scan, pid, cgroup, i, tuple(killed), allocating)
-    kernel.oom_kills += 1
+    group = _group(kernel, victim, cgroup)
+    chosen = [victim]
+    if group is not None:
+        chosen += [
+            other for other in _scanned(kernel, group.number) if other != victim and table.oom_adj[other] > NEVER
+        ]
+    killed = list(dict.fromkeys(sharer for one in chosen for sharer in _with_sharers(kernel, one)))
+    _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, None if group is None else group.path)
+    for one in chosen:
+        kernel.cgroups.of(one).event("oom_kill")
+    if group is not None:
+        group.event("oom_group_kill")
+    kernel.oom_kills += len(chosen)
     kill_all(kernel, killed)
     return True
 
 
-def _with_sharers(kernel: Kernel, pid: int, tid: int) -> list[int]:
+def _group(kernel: Kernel, victim: int, cgroup: int) -> Cgroup | None:
+    """The group that goes with the victim: the highest with oom_group from its own up to the one at its limit
+    (mem_cgroup_get_oom_group())."""
+    found = None
+    for group in kernel.cgroups.of(victim).above():
+        if group.oom_group:
+            found = group
+        if group.number == cgroup:
+            break
+    return found
+
+
+def _with_sharers(kernel: Kernel, pid: int) -> list[int]:
     """A process and the others that use its memory, init left out (__oom_kill_process())."""
     table = kernel.processes
-    shared = kernel.shared.get(table.space[tid])
+    shared = kernel.shared.get(table.space[_task(kernel, pid)])
     others = {table.process(other) for other in shared.saved} - {pid, INIT} if shared else ()
     return [pid, *sorted(others)]
 
@@ -247,20 +298,29 @@ def kill_all(kernel: Kernel, pids: Iterable[int]) -> None:
 
 
 def _report(
-    kernel: Kernel, scan: _Scan, pid: int, cgroup: int, i: int, killed: tuple[int, ...], allocating: bool
+    kernel: Kernel,
+    pid: int,
+    cgroup: int,
+    pages: int,
+    victim: int,
+    killed: tuple[int, ...],
+    allocating: bool = False,
+    group: str | None = None,
 ) -> OomReport:
+    listed = _listed(kernel)
+    pids = _scanned(kernel, cgroup) if listed else []
     report = OomReport(
         pid=pid,
-        name=_name(kernel, kernel.processes.tasks(pid)[0]),
+        name=_name(kernel, _task(kernel, pid)),
         oom_score_adj=kernel.processes.oom_adj[pid],
         cgroup=kernel.cgroups.by_id[cgroup].path if cgroup else None,
         clock_ns=kernel.clock_ns,
-        total_pages=scan.total_pages,
-        memory=_memory(kernel),
-        candidates=scan.table(),
-        ncandidates=len(scan.pids),
-        victim=scan.candidate(i) if i >= 0 else None,
+        total_pages=pages,
+        memory=_memory(kernel, cgroup),
+        candidates=tuple(_rows(kernel, pids, pages // 1000)) if listed else None,
+        victim=_rows(kernel, [victim], pages // 1000)[0] if victim else None,
         killed=killed,
+        group=group,
         by_allocating=allocating,
     )
     kernel.oom_reports.append(report)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
+from vmemu.columns import Rare, Watched
 from vmemu.errors import syscall_error
 
 __all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
@@ -43,49 +44,20 @@ class Flag:
 
 
 _INHERITED = Flag.INHERITED
-_V = TypeVar("_V")
-
-
-class Watched(dict[int, _V]):
-    """A dictionary of what makes tasks other than plain; it tells the table when something came or went."""
-
-    __slots__ = ("_changed",)
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        super().__init__()
-        self._changed = changed
-
-    def __setitem__(self, key: int, value: _V) -> None:
-        super().__setitem__(key, value)
-        self._changed()
-
-    def __delitem__(self, key: int) -> None:
-        super().__delitem__(key)
-        self._changed()
-
-    def pop(self, key: int, default: Any = None) -> Any:
-        """As a dict's, with None as the default."""
-        value = super().pop(key, default)
-        self._changed()
-        return value
-
-    def setdefault(self, key: int, default: Any = None) -> _V:
-        """As a dict's."""
-        value: _V = super().setdefault(key, default)
-        self._changed()
-        return value
 
 
 class ProcessTable:
     """Columns by pid; `len()` counts processes, zombies included."""
 
     __slots__ = (
-        "_columns",
         "_count",
         "_fresh",
+        "_groups",
         "_inherited",
         "_last",
         "_last_child",
+        "_members",
+        "_suspending",
         "_used",
         "_watched",
         "_wrapped",
@@ -101,7 +73,6 @@ class ProcessTable:
         "first_child",
         "flags",
         "group",
-        "grouped",
         "image",
         "leader",
         "lender",
@@ -110,6 +81,7 @@ class ProcessTable:
         "minor",
         "name",
         "next",
+        "odd",
         "oom_adj",
         "oom_adj_min",
         "parent",
@@ -117,6 +89,8 @@ class ProcessTable:
         "pending_task",
         "plain",
         "prev",
+        "quiet",
+        "rare",
         "report",
         "same_handlers",
         "session",
@@ -127,7 +101,6 @@ class ProcessTable:
         "status",
         "stopped",
         "threads",
-        "uses",
     )
 
     def __init__(self) -> None:
@@ -155,26 +128,26 @@ class ProcessTable:
         """What the parent is sent when it dies: SIGCHLD, or what clone said."""
 
         # what it inherits
+        self.odd = bytearray([0])
+        """1: the row may hold something in a `Rare` column."""
         self.image = array("I", [0])
         self.name = array("I", [0])
-        self.credentials = array("I", [0])
-        self.limits = array("I", [0])
-        self.signals = array("I", [0])
+        self.credentials = Rare("I", self.odd)
+        self.limits = Rare("I", self.odd)
+        self.signals = Rare("I", self.odd)
         """Indices of records in the kernel's pools."""
-        self.blocked = array("Q", [0])
+        self.blocked = Rare("Q", self.odd)
         """Mask of the signals that wait."""
         self.group = array("I", [INIT])
         self.session = array("I", [INIT])
         """Numbers of its process group and session."""
-        self.oom_adj = array("h", [0])
-        self.oom_adj_min = array("h", [0])
+        self.oom_adj = Rare("h", self.odd)
+        self.oom_adj_min = Rare("h", self.odd)
         """oom_score_adj, and how far it may be lowered without CAP_SYS_RESOURCE."""
         self.flags = bytearray([0])
         """Bits of `Flag`."""
-        self.cgroup = array("H", [0])
-        """Number of its control group."""
-        self.grouped = False
-        """There is or was another group than the root, which 0 is; only then the column is inherited."""
+        self.cgroup = Rare("H", self.odd)
+        """Number of its control group, 0 for the root."""
 
         self._fresh = (
             self.space,
@@ -188,44 +161,40 @@ class ProcessTable:
             self.children_minor,
             self.children_major,
         )
-        self._inherited: tuple[array[int], ...] = (
-            self.image,
-            self.name,
-            self.credentials,
-            self.limits,
-            self.signals,
-            self.blocked,
-            self.group,
-            self.session,
-            self.oom_adj,
-            self.oom_adj_min,
-        )
-        self._columns = (self.parent, self.started_ns, self.cgroup, *self._fresh, *self._inherited)
+        adjusted = (self.oom_adj, self.oom_adj_min)
+        self.rare = (self.credentials, self.limits, self.signals, self.blocked, self.cgroup, *adjusted)
+        self._inherited = (self.image, self.name, self.group, self.session, *self.rare)
+
         # what few have, by pid or tid
-        self.threads: dict[int, list[int]] = {}
-        """Of a process: its tasks besides the first, in order of birth."""
-        self.leader: dict[int, int] = {}
-        """Of such a task: its process."""
+        self._suspending: list[Watched[Any]] = []
         self._watched: list[Watched[Any]] = []
         self.plain = True
-        """Nothing is in any `Watched`: no task is suspended or stopped, each is alone in its memory."""
-        self.borrower: Watched[int] = self.watch()
-        self.lender: dict[int, int] = {}
+        """No task is suspended or stopped, each is alone in its memory."""
+        self.quiet = True
+        """Nor is there anything else in a `Watched`: each process is one task, no signal is on its way."""
+        self.threads: Watched[list[int]] = self.watch()
+        """Of a process: its tasks besides the first, in order of birth."""
+        self.leader: Watched[int] = self.watch()
+        """Of such a task: its process."""
+        self.borrower: Watched[int] = self.watch(suspending=True)
+        self.lender: Watched[int] = self.watch()
         """A task suspended in vfork -> the child that it waits for, and back."""
-        self.stopped: Watched[int] = self.watch()
+        self.stopped: Watched[int] = self.watch(suspending=True)
         """Of a stopped process: the signal that did it."""
-        self.report: dict[int, int] = {}
+        self.report: Watched[int] = self.watch()
         """Of a process that stopped or went on since it was last waited for: its status."""
-        self.pending: dict[int, int] = {}
-        self.pending_task: dict[int, int] = {}
+        self.pending: Watched[int] = self.watch()
+        self.pending_task: Watched[int] = self.watch()
         """Masks of signals that were sent and not delivered, to a process and to one task."""
-        self.same_handlers: dict[int, set[int]] = {}
+        self.same_handlers: Watched[set[int]] = self.watch()
         """Processes that share their dispositions (CLONE_SIGHAND without CLONE_THREAD)."""
-        self.death_signal: dict[int, int] = {}
+        self.death_signal: Watched[int] = self.watch()
         """PR_SET_PDEATHSIG."""
 
-        self.uses: dict[int, int] = {}
-        """By number: how many processes have it as their group or session."""
+        self._members: dict[int, int] = {}
+        """By process group: how many processes are in it."""
+        self._groups: dict[int, int] = {}
+        """By session: how many process groups are in it."""
         self._used = 1
         """Rows from here on were never anybody's: all zero."""
         self._last = 0
@@ -234,19 +203,18 @@ class ProcessTable:
         self._wrapped = False
         self._count = 0
 
-    def watch(self) -> Watched[Any]:
-        """One more dictionary that `plain` depends on."""
-        self._watched.append(Watched(self._look_round))
-        return self._watched[-1]
+    def watch(self, *, suspending: bool = False) -> Watched[Any]:
+        """One more dictionary that `quiet` depends on, and `plain` if it is *suspending*."""
+        watched: Watched[Any] = Watched(self.look_round)
+        self._watched.append(watched)
+        if suspending:
+            self._suspending.append(watched)
+        return watched
 
-    def _look_round(self) -> None:
-        self.plain = not any(self._watched)
-
-    def group_tasks(self) -> None:
-        """From now on tasks are in control groups."""
-        if not self.grouped:
-            self.grouped = True
-            self._inherited += (self.cgroup,)
+    def look_round(self) -> None:
+        """Sets `plain` and `quiet`."""
+        self.plain = not any(self._suspending)
+        self.quiet = not any(self._watched)
 
     def __len__(self) -> int:
         return self._count
@@ -289,24 +257,27 @@ class ProcessTable:
 
     def add_one(self, pid: int, parent: int, like: int, now_ns: int) -> None:
         """A new running process, the youngest child of *parent*, with what a fork of *like* inherits."""
-        state, uses = self.state, self.uses
-        if pid >= len(state):
+        if pid >= len(self.state):
             self._grow(pid + 1)
-        if pid < self._used:  # the row was somebody's
-            for column in (*self._fresh, *self._inherited):
-                column[pid] = 0
+        if pid < self._used:
+            self._clear(pid)
         else:
             self._used = pid + 1
-        for column in self._inherited:
-            value = column[like]
-            if value:
-                column[pid] = value
-        state[pid] = RUNNING
+        self.state[pid] = RUNNING
         self.parent[pid] = parent
         self.started_ns[pid] = now_ns
         self.exit_signal[pid] = SIGCHLD
-        flags = self.flags[like]
-        self.flags[pid] = flags & _INHERITED if flags else 0
+        if self.image[like]:
+            self.image[pid] = self.image[like]
+        self.name[pid] = self.name[like]
+        self.group[pid] = group = self.group[like]
+        self.session[pid] = self.session[like]
+        if self.odd[like]:
+            for column in self.rare:
+                if column[like]:
+                    column[pid] = column[like]
+        if self.flags[like]:
+            self.flags[pid] = self.flags[like] & _INHERITED
         tail = self._last_child[parent]
         if tail:
             self.prev[pid] = tail
@@ -314,12 +285,23 @@ class ProcessTable:
         else:
             self.first_child[parent] = pid
         self._last_child[parent] = pid
-        group, session = self.group[pid], self.session[pid]
-        uses[group] = uses.get(group, 0) + 1
-        uses[session] = uses.get(session, 0) + 1
+        if group in self._members:
+            self._members[group] += 1
+        else:
+            self._join(group, self.session[pid], 1)
         self._last = pid
         self.born += 1
         self._count += 1
+
+    def _clear(self, pid: int) -> None:
+        """Zeros for what was somebody's."""
+        for column in self._fresh:
+            column[pid] = 0
+        self.image[pid] = self.flags[pid] = 0
+        if self.odd[pid]:
+            for column in self.rare:
+                column[pid] = 0
+            self.odd[pid] = 0
 
     def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
         """The same for some with pids in a row, the eldest first."""
@@ -328,8 +310,7 @@ class ProcessTable:
             self._grow(last + 1)
         self._fill_rows(first, last + 1, parent, like, now_ns)
         self._append(parent, first, last)
-        self._use(self.group[first], n)
-        self._use(self.session[first], n)
+        self._join(self.group[first], self.session[first], n)
         self._last = last
         self.born += n
         self._count += n
@@ -339,6 +320,7 @@ class ProcessTable:
         if first < self._used:
             for column in (*self._fresh, *self._inherited):
                 column[first:end] = array(column.typecode, bytes(n * column.itemsize))
+            self.odd[first:end] = bytes(n)
         self._used = max(self._used, end)
         self.state[first:end] = bytes([RUNNING]) * n
         self.parent[first:end] = array("I", [parent]) * n
@@ -395,9 +377,9 @@ class ProcessTable:
         """Rows up to *end* at least, and some to spare; new ones are free."""
         more = min(max(end, len(self.state) * 9 // 8 + 64), PID_MAX) - len(self.state)
         zeros = memoryview(bytes(8 * more))
-        for column in (self.state, self.exit_signal, self.flags):
+        for column in (self.state, self.exit_signal, self.flags, self.odd):
             column.extend(zeros[:more])
-        for wide in self._columns:
+        for wide in (self.parent, self.started_ns, *self._fresh, *self._inherited):
             wide.frombytes(zeros[: more * wide.itemsize])
 
     def _append(self, parent: int, first: int, last: int) -> None:
@@ -444,36 +426,46 @@ class ProcessTable:
         else:
             self._last_child[self.parent[pid]] = before
         self._count -= 1
-        uses, group, session = self.uses, self.group[pid], self.session[pid]
-        self.state[pid] = HELD if pid in uses else FREE
-        if uses[group] > 2 and uses[session] > 2:  # others have them too
-            uses[group] -= 1
-            uses[session] -= 1
+        members, group = self._members, self.group[pid]
+        self.state[pid] = HELD if pid in members or pid in self._groups else FREE
+        left = members[group] - 1
+        if left:
+            members[group] = left
         else:
-            self._use(group, -1)
-            self._use(session, -1)
-        self.group[pid] = self.session[pid] = 0
+            self._part(group, self.session[pid])
 
     def move(self, pid: int, group: int, session: int) -> None:
         """Puts a process into a group and session."""
-        self._use(group, 1)
-        self._use(session, 1)
-        self._use(self.group[pid], -1)
-        self._use(self.session[pid], -1)
+        self._join(group, session, 1)
+        self._part(self.group[pid], self.session[pid])
         self.group[pid], self.session[pid] = group, session
 
-    def _use(self, number: int, by: int) -> None:
-        uses = self.uses.get(number, 0) + by
-        if uses:
-            self.uses[number] = uses
-        else:
-            del self.uses[number]
-            if self.state[number] == HELD:
+    def _join(self, group: int, session: int, n: int) -> None:
+        """*n* processes more in a group, which is in a session."""
+        if group not in self._members:
+            self._members[group] = 0
+            self._groups[session] = self._groups.get(session, 0) + 1
+        self._members[group] += n
+
+    def _part(self, group: int, session: int) -> None:
+        """One process less. Without members there is no group, without groups no session."""
+        self._members[group] -= 1
+        if not self._members[group]:
+            del self._members[group]
+            self._groups[session] -= 1
+            if not self._groups[session]:
+                del self._groups[session]
+        for number in (group, session):
+            if self.state[number] == HELD and number not in self._members and number not in self._groups:
                 self.state[number] = FREE
+
+    def named(self) -> tuple[dict[int, int], dict[int, int]]:
+        """How many members each process group has, how many groups each session: for `check`."""
+        return self._members, self._groups
 
     def members(self, group: int) -> list[int]:
         """Processes of a process group, zombies included, in increasing order of pid."""
-        return [pid for pid in _where(self.group, group) if self.state[pid]]
+        return [pid for pid in _where(self.group, group) if self.state[pid] in (RUNNING, ZOMBIE)]
 
 
 def _where(column: array[int], value: int) -> Iterator[int]:

@@ -11,17 +11,17 @@ from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu._native import constants, read_short, to_short_trap, write_short
+from vmemu._native import constants, read_short, to_short_trap, touch_short, write_short
 from vmemu.handles import Children
 from vmemu.kernel import Image
-from vmemu.lifecycle import birth
+from vmemu.lifecycle import birth, death
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, process_faults, use
 from vmemu.memory import brk, clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
-from vmemu.task import Task
-from vmemu.types import ByKind, Clone, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+from vmemu.task import Task, exit_status
+from vmemu.types import ByKind, Clone, FaultCounts, FaultKind, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "Thread"]
 
-_READ = constants.READ
+_READ, _WRITE = constants.READ, constants.WRITE
+_COUNTS_SIZE = 8 * len(FaultKind)
+_new = object.__new__
 _SHORT = 65536
 """Bytes up to which a read looks for no other way."""
 
@@ -192,6 +194,19 @@ class Process(Task):
 
         A write sets the entry as a store would and leaves the bytes as they are.
         """
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        if sid and type(address) is type(length) is int and type(write) is bool and table.plain:  # as in `read`
+            counts = bytes(_COUNTS_SIZE)  # filled in place: nobody else has it
+            try:
+                outcome = touch_short(kernel.core.handle, sid, address, length, _WRITE if write else _READ, counts)
+            except OverflowError:
+                pass  # no address or no length
+            else:
+                if not outcome:
+                    return FaultCounts.of_raw(counts)
+                return Space(kernel, sid, self.pid).touch_on(address, length, write, counts, outcome)
         return self._space("touch").touch(address, length, write)
 
     def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:
@@ -209,7 +224,10 @@ class Process(Task):
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
         how = mode if type(mode) is ForkMode else self._mode(mode)
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, how))
+        child = _new(Process)  # `__init__`, at half its price
+        child._kernel = kernel = self._kernel
+        child.pid = child.tid = birth.fork(kernel, self.tid, how)
+        return child
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -263,7 +281,7 @@ class Process(Task):
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
         init, which reaps at once."""
-        self._end(code, True)
+        death.exit_group(self._kernel, self.tid, (code & 0xFF) << 8 if type(code) is int else exit_status(code))
 
     # ---- looking ----
 

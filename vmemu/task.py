@@ -15,7 +15,7 @@ from typing import NamedTuple, SupportsIndex
 from vmemu import dispositions
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import death, identity, signals, waiting
-from vmemu.lifecycle.memory import alone, faults, process_faults
+from vmemu.lifecycle.memory import faults, process_faults
 from vmemu.lifecycle.sending import kill, tgkill
 from vmemu.memory.args import integer
 from vmemu.persona import Persona
@@ -146,28 +146,17 @@ class Task(Persona):
     def exit_group(self, code: int = 0) -> None:
         """exit_group(2), which _exit(2) is: all tasks of the process end; a zombie stays for the parent, children get
         another parent. EPERM for init."""
-        self._end(code, True)
+        death.exit_group(self._kernel, self.tid, exit_status(code))
 
     def exit_thread(self, code: int = 0) -> None:
         """The system call exit(2): this task ends; the process too if it was the last."""
-        self._end(code, False)
-
-    def _end(self, code: int, group: bool) -> None:
-        kernel, status = self._kernel, exit_status(code)
-        kernel.lock.acquire()
-        try:
-            if not alone(kernel, self.tid):
-                self._use("exit")
-            if self.pid == INIT and (group or len(kernel.processes.tasks(INIT)) == 1):
+        status = exit_status(code)
+        with self._kernel.lock:
+            self._use("exit")
+            if self.pid == INIT and len(self._kernel.processes.tasks(INIT)) == 1:
                 raise syscall_error("exit", errno.EPERM, "init cannot exit")
-            if group:
-                death.die(kernel, self.pid, status)
-            else:
-                death.end_task(kernel, self.tid, status)
-            if kernel.signalled:
-                death.settle(kernel)
-        finally:
-            kernel.lock.release()
+            death.end_task(self._kernel, self.tid, status)
+            death.settle(self._kernel)
 
     def wait(self, pid: SupportsIndex = -1, options: SupportsIndex = 0) -> tuple[int, int]:
         """waitpid(2): what a child has to tell, the oldest first -> (pid, status as in os.wait()); zombies are reaped.

@@ -11,9 +11,10 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, write_short
+from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, touch_short, write_short
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
 from vmemu._native.builds import BuildCalls, Pattern
+from vmemu._native.cgroups import CgroupCalls
 from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
@@ -33,11 +34,14 @@ __all__ = [
     "constants",
     "read_short",
     "to_short_trap",
+    "touch_short",
     "write_short",
 ]
 
 
-class Core(MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls, TraceCalls):
+class Core(
+    MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls, TraceCalls, CgroupCalls
+):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""
 

@@ -20,6 +20,7 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     TRAP_STACK: int = lib.VMEMU_TRAP_STACK
     TRAP_PAUSE: int = lib.VMEMU_TRAP_PAUSE
     TRAP_CALL: int = lib.VMEMU_TRAP_CALL
+    TRAP_CHARGE: int = lib.VMEMU_TRAP_CHARGE
     TRAP_FRAMES: int = lib.VMEMU_TRAP_FRAMES
     BAD_OPERATION: int = lib.VMEMU_BAD_OPERATION
     BAD_LABEL: int = lib.VMEMU_BAD_LABEL
@@ -115,8 +116,10 @@ def byte_view(data: Any) -> memoryview:
 def fail(rc: int, call: str) -> None:
     """Raises what a negative result means."""
     if rc <= -_NO_FRAME:
-        error = OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (no frame is left)")
-        error.cgroup = 0
+        cgroup = -rc - _NO_FRAME
+        why = "a memory cgroup is at its limit" if cgroup else "no frame is left"
+        error = OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory ({why})")
+        error.cgroup = cgroup
         raise error
     if rc == -errno.ENOMEM:
         raise OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (the host has no memory for it)")

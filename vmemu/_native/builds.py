@@ -49,10 +49,10 @@ class BuildCalls(Handle):
         assert n == sums.nvmas  # noqa: S101 - a space that nobody else has
         return vmas
 
-    def space_build(self, pattern: Pattern, call: str) -> tuple[int, int, Trap | None]:
-        """(space, writes done, why the next one stopped); (0, 0, None) if one of its objects is gone."""
+    def space_build(self, pattern: Pattern, cgroup: int, call: str) -> tuple[int, int, Trap | None]:
+        """(space, writes done, why the next one stopped); (0, 0, None) if one of its objects is gone. A cgroup pays."""
         out = ffi.new("struct vmemu_built *")
-        rc = lib.vmemu_space_build(self._m, pattern.struct, out)
+        rc = lib.vmemu_space_build(self._m, pattern.struct, cgroup, out)
         if rc < 0 and rc != -errno.ESTALE:
             fail(rc, call)
         return out.space, out.written, to_trap(rc, out.trap) if rc > 0 else None

@@ -30,6 +30,35 @@ class LookCalls(Handle):
         lib.vmemu_machine_space_sizes(self._m, ffi.from_buffer("uint32_t[]", spaces), n, rows)
         return out
 
+    def worst(
+        self,
+        state: bytearray,
+        wanted: int,
+        space: array.array[int],
+        adjust: array.array[int],
+        never: int,
+        started: array.array[int],
+        group: array.array[int],
+        rank: array.array[int] | None,
+        step: int,
+    ) -> int:
+        """Index of the task worth most, -1 if there is none; columns as struct vmemu_tasks has them."""
+        ranks = ffi.NULL if rank is None else ffi.from_buffer("uint16_t[]", rank)
+        columns = (  # held until the call is over
+            ffi.from_buffer("uint8_t[]", state),
+            ffi.from_buffer("uint32_t[]", space),
+            ffi.from_buffer("int16_t[]", adjust),
+            ffi.from_buffer("uint64_t[]", started),
+            ffi.from_buffer("uint16_t[]", group),
+        )
+        tasks = ffi.new(
+            "struct vmemu_tasks *", (*columns, ranks, len(state), step, 0 if rank is None else len(rank), never, wanted)
+        )
+        found = int(lib.vmemu_machine_worst(self._m, tasks))
+        for column in columns:
+            ffi.release(column)  # they may grow again
+        return found if found >= 0 else -1
+
     def pagemap(self, space: int, address: int, npages: int, out: Any) -> None:
         """Fills out (uint64) as /proc/PID/pagemap."""
         rc = lib.vmemu_space_pagemap(self._m, space, address, npages, ffi.from_buffer("uint64_t[]", out))

@@ -36,10 +36,12 @@ class ObjectCalls(Handle):
         out = ffi.new("struct vmemu_object_info *")
         return None if lib.vmemu_object_info(self._m, object_, out) else out
 
-    def object_fill(self, object_: int, index: int, npages: int, data: bytes, major: int | None, call: str) -> None:
-        """Puts pages into the cache; nothing happens if the object is gone."""
+    def object_fill(
+        self, object_: int, index: int, npages: int, data: bytes, major: int | None, call: str, cgroup: int = 0
+    ) -> None:
+        """Puts pages into the cache, for which a cgroup pays; nothing happens if the object is gone."""
         mark = 0xFFFF_FFFF_FFFF_FFFF if major is None else major
-        rc = lib.vmemu_object_fill(self._m, object_, index, npages, ffi.from_buffer(data), len(data), mark)
+        rc = lib.vmemu_object_fill(self._m, object_, index, npages, ffi.from_buffer(data), len(data), mark, cgroup)
         if rc and rc != -errno.EBADF:
             fail(rc, call)
 

@@ -71,8 +71,8 @@ def sharing_map(sharing: Sharing) -> str:
     what = "a frame of 4 KiB" if each == 1 else f"{each} frames of 4 KiB, of which it shows the most shared"
     return (
         f'<figure class="wide"><figcaption><h3>Which frames are shared by how many</h3>{legend(_CLASSES)}</figcaption>'
-        f'<svg class="map" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" shape-rendering="crispEdges" role="img" '
-        f'aria-label="Map of all frames by number of processes that map them">{"".join(paths)}</svg>'
+        f'<svg class="map" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" shape-rendering="crispEdges" '
+        f'role="img" aria-label="Map of all frames by number of processes that map them">{"".join(paths)}</svg>'
         f'<p class="note">All of RAM, row by row from frame 0; a cell is {what}. As it was in tick {sharing.tick:,}, '
         f"with {sharing.processes:,} processes of the bomb.</p>"
         f'<div class="scroll"><table><thead><tr><th>mapped by</th><th class="n">frames</th><th class="n">memory</th>'

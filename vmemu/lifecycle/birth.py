@@ -14,7 +14,7 @@ from vmemu.credentials import Capability
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
+from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK
@@ -35,6 +35,7 @@ _VFORK, _PARENT, _THREAD, _DETACHED = int(Clone.VFORK), int(Clone.PARENT), int(C
 _NEWNS, _NEWUSER, _NEWPID, _NEWIPC = int(Clone.NEWNS), int(Clone.NEWUSER), int(Clone.NEWPID), int(Clone.NEWIPC)
 _SYSVSEM = int(Clone.SYSVSEM)
 NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWNET)
+_ALWAYS, _HEURISTIC = Overcommit.ALWAYS, Overcommit.HEURISTIC
 BIRTH_NS = 1_000_000
 """What one call that makes processes takes on the machine's clock."""
 
@@ -70,10 +71,10 @@ def spawn(
 def _empty(kernel: Kernel, parent: int) -> int:
     """A process without any mapping and without an image."""
     table = kernel.processes
-    if table.grouped:
+    if table.cgroup[parent]:
         kernel.cgroups.of(parent).refuse(1)
     pid = table.reserve_one("spawn")
-    sid = kernel.core.space_new("spawn")
+    sid = kernel.core.space_new(table.cgroup[parent], "spawn")
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
     table.space[pid] = sid
     kernel.own(sid, pid)
@@ -119,7 +120,7 @@ def _count(kernel: Kernel, creator: int, uid: int, n: int) -> None:
     kernel.clock_ns += BIRTH_NS
     if flags[creator]:
         flags[creator] &= ~Flag.NPROC_EXCEEDED
-    if kernel.processes.grouped:
+    if kernel.processes.cgroup[creator]:
         kernel.cgroups.of(creator).charge(n)
 
 
@@ -131,7 +132,7 @@ def _check_nproc(kernel: Kernel, creator: int, n: int) -> int:
         limit = kernel.limits.of(kernel.processes.process(creator)).soft(Resource.NPROC)
         if kernel.users[who.uid] + n > limit:
             raise syscall_error("fork", errno.EAGAIN, f"RLIMIT_NPROC: user {who.uid} may have {limit} tasks")
-    if kernel.processes.grouped:
+    if kernel.processes.cgroup[creator]:
         kernel.cgroups.of(creator).refuse(n)
     return who.uid
 
@@ -140,17 +141,41 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     kernel.lock.acquire()
     try:
-        return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
+        table = kernel.processes
+        sid = table.space[creator]
+        if not (table.plain and sid):
+            sid = use(kernel, creator, "fork").sid
+        if table.odd[creator] or table.leader:
+            return _fork(kernel, creator, sid, mode)
+        # the same by a process that has nothing rare, so is root's, and is no thread, as there are none
+        pid = table.reserve_one("fork")
+        child = _fork_space(kernel, creator, sid, mode)
+        table.add_one(pid, creator, creator, kernel.clock_ns)
+        table.space[pid] = child
+        kernel.users[0] += 1
+        kernel.clock_ns += BIRTH_NS
+        if kernel.log_owners is not None:
+            kernel.own(child, pid)
+        return pid
     finally:
         kernel.lock.release()
 
 
 def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:
-    table = kernel.processes
     uid = _check_nproc(kernel, creator, 1)
-    pid = table.reserve_one("fork")
+    pid = kernel.processes.reserve_one("fork")
+    child = _fork_space(kernel, creator, sid, mode)
+    _enrol(kernel, pid, creator, uid, parent)
+    kernel.processes.space[pid] = child
+    kernel.own(child, pid)
+    return pid
+
+
+def _fork_space(kernel: Kernel, creator: int, sid: int, mode: ForkMode) -> int:
+    """A copy of a space -> its id."""
+    overcommit = kernel.overcommit
     # as `_check_commit` decides, which is asked unless it is plain
-    most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
+    most = MASK if overcommit is _ALWAYS else kernel.npages if overcommit is _HEURISTIC else 0
     try:
         child = kernel.core.space_fork_one(sid, mode, most)
     except OutOfMemory as error:
@@ -159,10 +184,7 @@ def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = 
     if not child:
         _check_commit(look(kernel, creator, "fork"), 1)
         child = call(kernel, creator, kernel.core.space_fork_one, sid, mode, MASK)
-    _enrol(kernel, pid, creator, uid, parent)
-    table.space[pid] = child
-    kernel.own(child, pid)
-    return pid
+    return child
 
 
 def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
@@ -185,11 +207,14 @@ def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
     """Ids of *n* children of a space, all or none; made in batches, between which Ctrl-C has its chance."""
     core = space.kernel.core
-    spaces, batch = array("I"), 16
+    spaces, batch = array("I"), 1
     try:
         while len(spaces) < n:
             began = perf_counter()
-            spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
+            if batch == 1:  # a large memory, perhaps, which takes several time slices
+                spaces.append(core.space_fork_one(space.sid, mode, MASK))
+            else:
+                spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
             batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
     except BaseException:
         for sid in spaces:

@@ -4,17 +4,20 @@ children get another parent.
 
 from __future__ import annotations
 
+import errno
 import signal
+from collections.abc import Sequence
 
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, bit, in_order
+from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
-from vmemu.lifecycle.memory import hand_on_space, leave_space
+from vmemu.lifecycle.memory import hand_on_space, leave_space, use
 from vmemu.lifecycle.signals import allowed, fatal, post, tell_parent
 from vmemu.limits import Resource
-from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag
+from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag, ProcessTable
 from vmemu.types import PAGE_SIZE, FaultKind
 
-__all__ = ["count_for_parent", "die", "end_task", "reap", "settle", "stay_alone"]
+__all__ = ["count_for_parent", "die", "end_task", "exit_group", "reap", "settle", "stay_alone"]
 
 _FATAL, _FILE_MAJOR, _SWAP_IN = int(FaultKind.SEGV_MAPERR), int(FaultKind.FILE_MAJOR), int(FaultKind.SWAP_IN)
 _CORE = 0x80
@@ -36,15 +39,47 @@ def end_task(kernel: Kernel, tid: int, status: int) -> None:
         _end_process(kernel, pid)
 
 
+def exit_group(kernel: Kernel, tid: int, status: int) -> None:
+    """exit_group(2) by a task. ESRCH, EBUSY; EPERM for init."""
+    kernel.lock.acquire()
+    try:
+        table = kernel.processes
+        pid = tid  # there are no threads, if this is so
+        if not (table.quiet and table.space[tid]):
+            pid = table.process(tid) if table.plain and table.space[tid] else use(kernel, tid, "exit").pid
+        if pid == INIT:
+            raise syscall_error("exit", errno.EPERM, "init cannot exit")
+        die(kernel, pid, status)
+        if kernel.signalled:
+            settle(kernel)
+    finally:
+        kernel.lock.release()
+
+
 def die(kernel: Kernel, pid: int, status: int) -> None:
     """All tasks of a process end (do_group_exit()). *status* is as wait(2) gives it."""
     table = kernel.processes
     table.status[pid] = status
-    if table.threads:
-        end_threads(kernel, pid, 0)
-    if table.state[pid] == RUNNING:
-        _leave(kernel, pid)
-    _end_process(kernel, pid)
+    if not table.quiet:
+        if table.threads:
+            end_threads(kernel, pid, 0)
+        if table.state[pid] == RUNNING:
+            _leave(kernel, pid)
+        _end_process(kernel, pid)
+        return
+    # the same with nothing that few have
+    counted, nobjects = kernel.core.space_end(table.space[pid])
+    kernel.files.tidy(nobjects)
+    table.space[pid] = 0
+    table.state[pid] = ZOMBIE
+    if counted:
+        _keep_faults(table, pid, counted)
+    if table.first_child[pid]:
+        _orphan(kernel, pid, _reaper(kernel, pid))
+    parent = table.parent[pid]
+    told = parent == INIT or table.odd[parent] or table.exit_signal[pid] != SIGCHLD
+    if told and _bury_at_once(kernel, pid):
+        reap(kernel, pid)
 
 
 def end_threads(kernel: Kernel, pid: int, survivor: int) -> None:
@@ -97,6 +132,11 @@ def _leave(kernel: Kernel, tid: int) -> None:
     else:
         table.remove_thread(tid)
         _uncount(kernel, tid)
+    _keep_faults(table, pid, counted)
+
+
+def _keep_faults(table: ProcessTable, pid: int, counted: Sequence[int]) -> None:
+    """What a dead process has in its columns."""
     resolved = sum(counted[1:_FATAL])
     if resolved:
         table.major[pid] = major = counted[_FILE_MAJOR] + counted[_SWAP_IN]
@@ -170,11 +210,10 @@ def _bury_at_once(kernel: Kernel, pid: int) -> bool:
 def count_for_parent(kernel: Kernel, pid: int) -> None:
     """Adds what a dead child used to what its parent's children used (wait_task_zombie())."""
     table = kernel.processes
-    parent = table.parent[pid]
-    minor, major = table.minor[pid] + table.children_minor[pid], table.major[pid] + table.children_major[pid]
-    if minor or major:
-        table.children_minor[parent] += minor
-        table.children_major[parent] += major
+    if table.minor[pid] or table.major[pid] or table.children_minor[pid] or table.children_major[pid]:
+        parent = table.parent[pid]
+        table.children_minor[parent] += table.minor[pid] + table.children_minor[pid]
+        table.children_major[parent] += table.major[pid] + table.children_major[pid]
 
 
 def reap(kernel: Kernel, pid: int) -> None:
@@ -185,13 +224,11 @@ def reap(kernel: Kernel, pid: int) -> None:
 
 def _uncount(kernel: Kernel, tid: int) -> None:
     """One task less for its user and its control group."""
-    uid = kernel.credentials.of(tid).uid
-    left = kernel.users[uid] - 1
-    if left:
-        kernel.users[uid] = left
-    else:
-        del kernel.users[uid]
-    if kernel.processes.grouped:
+    users, uid = kernel.users, kernel.credentials.of(tid).uid
+    users[uid] -= 1
+    if not users[uid]:
+        del users[uid]
+    if kernel.processes.cgroup[tid]:
         kernel.cgroups.of(tid).charge(-1)
 
 

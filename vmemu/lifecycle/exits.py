@@ -40,8 +40,7 @@ def _plain(kernel: Kernel, first: int, end: int) -> bool:
     parent = table.parent[first]
     return (
         end <= len(table.state)
-        and not (kernel.shared or kernel.threads_faults or table.threads or table.borrower or table.stopped)
-        and not (table.report or table.pending or table.pending_task or table.death_signal or table.same_handlers)
+        and table.quiet
         and parent != INIT
         and not (table.signals[parent] or table.blocked[parent])
         and table.state.count(RUNNING, first, end) == n

@@ -11,9 +11,10 @@ from vmemu.memory.space import Space
 from vmemu.pids import RUNNING, THREAD
 from vmemu.types import FaultKind
 
-__all__ = ["alone", "faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
+__all__ = ["faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
 
 _KINDS = len(FaultKind)
+_NO_FAULTS = (0,) * _KINDS
 
 
 def look(kernel: Kernel, tid: int, call: str) -> Space:
@@ -25,12 +26,6 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
     if state == THREAD:
         return Space(kernel, table.space[tid], table.leader[tid], tid)
     raise syscall_error(call, errno.ESRCH, f"process {tid} has exited")
-
-
-def alone(kernel: Kernel, tid: int) -> int:
-    """The space of a task that may use it at once and does so alone; 0: `use` has to look closer."""
-    table = kernel.processes
-    return table.space[tid] if table.plain else 0
 
 
 def use(kernel: Kernel, tid: int, call: str) -> Space:
@@ -72,6 +67,7 @@ def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
     if shared is None:
         counted, nobjects = kernel.core.space_end(sid)
         kernel.files.tidy(nobjects)
+        counted = counted or _NO_FAULTS
     else:
         counted = faults(kernel, tid)
         del shared.saved[tid]
@@ -79,6 +75,8 @@ def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
             shared.current = next(iter(shared.saved))
             kernel.core.set_faults(sid, shared.saved[shared.current])
             kernel.own(sid, table.process(shared.current))
+        if kernel.cgroups:  # the eldest is the owner, who pays (mm_update_next_owner())
+            kernel.core.space_cgroup(sid, table.cgroup[next(iter(shared.saved))])
         if len(shared.saved) == 1:
             del kernel.shared[sid]
     table.space[tid] = 0

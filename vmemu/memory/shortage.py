@@ -11,8 +11,9 @@ from vmemu._native import Trap
 from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.reclaim import shrink
+from vmemu.pids import INIT
 
-__all__ = ["call", "make_room", "relieve"]
+__all__ = ["call", "make_room", "relieve", "squeeze"]
 
 _T = TypeVar("_T")
 _BATCH = 32
@@ -40,6 +41,16 @@ def make_room(kernel: Kernel, pid: int, error: OutOfMemory) -> None:
         raise error
 
 
+def squeeze(kernel: Kernel, cgroup: int, most: int) -> None:
+    """Brings what a control group is charged for down to *most* pages, as far as it goes (memory_max_write())."""
+    while (over := int(kernel.core.cgroup_info(cgroup).usage) - most) > 0:
+        if shrink(kernel, over, cgroup):
+            continue
+        kernel.cgroups.by_id[cgroup].event("oom")
+        if kernel.out_of_memory is None or not kernel.out_of_memory(kernel, INIT, cgroup):
+            return
+
+
 def _relieve(kernel: Kernel, pid: int, cgroup: int) -> bool:
     deaths = kernel.oom_kills
     with kernel.lock:
@@ -51,6 +62,8 @@ def _relieve(kernel: Kernel, pid: int, cgroup: int) -> bool:
             raise syscall_error("access", errno.ESRCH, f"process {pid} has exited")
         if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
             return True
+        if cgroup:
+            kernel.cgroups.by_id[cgroup].event("oom")
         if kernel.out_of_memory is None:
             return False
         killed = kernel.out_of_memory(kernel, pid, cgroup)

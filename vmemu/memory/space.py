@@ -11,7 +11,7 @@ import errno
 from array import array
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from vmemu._native import Trap, Vma, byte_view
+from vmemu._native import Trap, Vma, byte_view, to_short_trap
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError, syscall_error
 from vmemu.limits import Resource
@@ -115,6 +115,17 @@ class Space(Holder):
         self._touch(self._address(address, access), length, access, counts)
         return FaultCounts(*counts)
 
+    def touch_on(self, address: int, length: int, write: bool, raw: bytes, outcome: int) -> FaultCounts:
+        """The rest of a touch that stopped: with what it counted and came to as `touch_short` tells."""
+        trap = to_short_trap(outcome, address)
+        if trap.done:
+            trap = trap._replace(address=(address & -PAGE_SIZE) + trap.done * PAGE_SIZE)
+        access = c.WRITE if write else c.READ
+        counts = array("Q", raw)
+        self._handle(trap, access)
+        self._touch(trap.address, address + length - trap.address, access, counts)
+        return FaultCounts(*counts)
+
     def _touch(self, address: int, length: int, access: int, counts: array[int], major: bool = True) -> None:
         end = min(address + length, 1 << 64)
         while address < end:
@@ -179,13 +190,15 @@ class Space(Holder):
         """Makes the access possible, or raises."""
         kind = self._decide(trap, major)
         if kind is not None:
-            self._refuse(kind, trap.address, access)
+            self._refuse(kind, trap, access)
 
     def _decide(self, trap: Trap, major: bool = True) -> FaultKind | None:
         """None: try again. Else what the access comes to."""
         kind = self._decide_on(trap, major)
-        if kind is not None and trap.reason != c.TRAP_FAULT and (
-            kind == FaultKind.OOM or self.kernel.log_owners is not None
+        if (
+            kind is not None
+            and trap.reason != c.TRAP_FAULT
+            and (kind == FaultKind.OOM or self.kernel.log_owners is not None)
         ):
             self.kernel.core.log_refused(self.sid, trap.address, trap.access, kind)
         return kind
@@ -197,22 +210,24 @@ class Space(Holder):
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
             try:
-                files = self.kernel.files
-                read = call(self.kernel, self.pid, files.page_in, trap.object, trap.page, "page fault", major, hint)
+                kernel = self.kernel
+                payer = kernel.processes.cgroup[self.pid]
+                page_in = kernel.files.page_in
+                read = call(kernel, self.pid, page_in, trap.object, trap.page, "page fault", major, hint, payer)
                 return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
                 return FaultKind.OOM
-        if trap.reason == c.TRAP_FRAMES:
+        if trap.reason in (c.TRAP_FRAMES, c.TRAP_CHARGE):
             return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
             return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
         return None  # a time slice is over; a signal handler of Python's has had its chance
 
-    def _refuse(self, kind: FaultKind, address: int, access: int) -> NoReturn:
+    def _refuse(self, kind: FaultKind, trap: Trap, access: int) -> NoReturn:
+        address = trap.address
         if kind == FaultKind.OOM:
-            raise OutOfMemory(
-                errno.ENOMEM, f"pid {self.pid}: {_NAMES[access]} at {address:#x}: Out of memory (no frame is left)"
-            )
+            why = "the memory cgroup is at its limit" if trap.reason == c.TRAP_CHARGE else "no frame is left"
+            raise OutOfMemory(errno.ENOMEM, f"pid {self.pid}: {_NAMES[access]} at {address:#x}: Out of memory ({why})")
         fault = BusError if kind == FaultKind.BUS_ADRERR else SegmentationFault
         raise fault(self.pid, address, _NAMES[access], kind)
 

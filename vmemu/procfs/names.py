@@ -37,7 +37,7 @@ def wchan(subject: Subject) -> bytes:
 
 def cgroup(subject: Subject) -> bytes:
     """PID/cgroup."""
-    return b"0::/\n"
+    return f"0::{subject.kernel.cgroups.of(subject.tid).path}\n".encode()
 
 
 def mounts(subject: Subject) -> bytes:

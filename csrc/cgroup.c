@@ -1,0 +1,85 @@
+/* Memory cgroups. See cgroup.h. */
+#include "cgroup.h"
+
+static void event(struct cgroups *c, uint32_t id, enum vmemu_cgroup_event event)
+{
+	c->of[id].events_local[event]++;
+	for (; id; id = c->of[id].parent)
+		c->of[id].events[event]++;
+}
+
+/* page_counter_try_charge(): the peaks below a limit that stops it move all the same. */
+uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind)
+{
+	int high = 0;
+
+	for (uint32_t i = id; i; i = c->of[i].parent) {
+		struct cgroup *g = &c->of[i];
+
+		if (g->usage + n > g->max) {
+			for (uint32_t below = id; below != i; below = c->of[below].parent)
+				c->of[below].usage -= n;
+			event(c, i, VMEMU_CGROUP_MAX);
+			return i;
+		}
+		g->usage += n;
+		g->peak = max_u64(g->peak, g->usage);
+		high |= g->usage > g->high;
+	}
+	c->of[id].kinds[kind] += n;
+	for (uint32_t i = id; high && i; i = c->of[i].parent) /* reclaim_high() */
+		if (c->of[i].usage > c->of[i].high)
+			event(c, i, VMEMU_CGROUP_HIGH);
+	return 0;
+}
+
+void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind)
+{
+	VM_ASSERT(cgroup_get(c, id) && c->of[id].kinds[kind] >= n);
+	c->of[id].kinds[kind] -= n;
+	for (; id; id = c->of[id].parent)
+		c->of[id].usage -= n;
+}
+
+int cgroup_new(struct cgroups *c, uint32_t id, uint32_t parent)
+{
+	if (!id || id >= CGROUPS_MAX)
+		return -EINVAL;
+	if (cgroup_get(c, id))
+		return -EEXIST;
+	if (parent && !cgroup_get(c, parent))
+		return -ENOENT;
+	if (id >= c->n) {
+		uint32_t n = c->n ? c->n : 8;
+		struct cgroup *of;
+
+		while (n <= id)
+			n *= 2;
+		of = host_zalloc(c->host, n * sizeof(*of));
+		if (!of)
+			return -ENOMEM;
+		if (c->n)
+			memcpy(of, c->of, c->n * sizeof(*of));
+		host_free(c->host, c->of, c->n * sizeof(*of));
+		c->of = of;
+		c->n = n;
+	}
+	c->of[id] = (struct cgroup){ .max = UINT64_MAX, .high = UINT64_MAX, .parent = (uint16_t)parent, .used = 1 };
+	return 0;
+}
+
+void cgroup_free(struct cgroups *c, uint32_t id)
+{
+	uint32_t parent = c->of[id].parent;
+
+	for (int kind = 0; parent && kind < VMEMU_NCHARGES; kind++)
+		c->of[parent].kinds[kind] += c->of[id].kinds[kind];
+	c->of[id].used = 0;
+}
+
+void cgroups_destroy(struct cgroups *c)
+{
+	host_free(c->host, c->of, c->n * sizeof(*c->of));
+	c->of = NULL;
+	c->n = 0;
+}

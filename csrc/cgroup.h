@@ -1,0 +1,51 @@
+/* Memory cgroups: who pays for which frames. Source: Linux mm/memcontrol.c, mm/page_counter.c.
+ *
+ * A frame is charged, when it is handed out, to the group of the space on whose behalf that is (frames.payer): the first toucher,
+ * the copier, page tables included. It stays charged to that group until it is free, whoever uses it. Usage is hierarchical, what
+ * it consists of is counted where it was charged. Group 0, the root, neither pays nor limits anything.
+ *
+ * Invariants: usage is the sum of the kinds here and in the groups below; check.c recounts it.
+ * Callers: frame, check, api.
+ */
+#ifndef VMEMU_CGROUP_H
+#define VMEMU_CGROUP_H
+
+#include "base.h"
+
+#define CGROUPS_MAX 65535u
+
+struct cgroup {
+	uint64_t max; /* frames; UINT64_MAX: no limit */
+	uint64_t high;
+	uint64_t usage; /* here and below */
+	uint64_t peak;
+	uint64_t kinds[VMEMU_NCHARGES]; /* charged here */
+	uint64_t events[VMEMU_NCGROUP_EVENTS];
+	uint64_t events_local[VMEMU_NCGROUP_EVENTS];
+	uint16_t parent; /* 0: the root */
+	uint16_t used;
+};
+
+struct cgroups {
+	struct cgroup *of; /* by id; NULL until there is one besides the root */
+	uint32_t n;
+	struct host *host;
+};
+
+/* Charges n frames to a group and those above it; 0, or the id of the group whose limit it would exceed, and then nothing is
+ * charged. */
+uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
+void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
+
+/* -EEXIST, -ENOENT: the parent; -ENOMEM. */
+int cgroup_new(struct cgroups *c, uint32_t id, uint32_t parent);
+/* What is charged to it is its parent's from now on; the frames' records are the caller's to change. */
+void cgroup_free(struct cgroups *c, uint32_t id);
+void cgroups_destroy(struct cgroups *c);
+
+static inline struct cgroup *cgroup_get(const struct cgroups *c, uint32_t id)
+{
+	return id && id < c->n && c->of[id].used ? &c->of[id] : NULL;
+}
+
+#endif
