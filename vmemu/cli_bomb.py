@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmemu.cli_common import INTERRUPTED, add_memory, add_program, interrupt, usage, words_of
-from vmemu.options import Parser, add_json, add_seed, number
+from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
     from vmemu.bombs import Defences, Result
@@ -51,7 +51,7 @@ Defences (--defence, repeatable):
   watcher[=N]      a process that looks every tenth tick, and kills the bomb's process group at N processes (50)
 --matrix runs all shapes against all defences with the built-in program and prints who survives."""
 
-_ONLY = ("defence", "ticks", "report", "built_in")
+_ONLY = ("defence", "ticks", "report", "swap", "swap_file", "policy", "built_in")
 """Options that need --bomb or --matrix."""
 
 
@@ -62,6 +62,11 @@ def add_bomb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--defence", action="append", metavar="NAME[=VALUE]", help="what stands against it, see below")
     parser.add_argument("--matrix", action="store_true", help="all shapes against all defences")
     add_memory(parser, "256MiB")
+    parser.add_argument(
+        "--swap", type=size(0), default=0, metavar="SIZE", help="swap, in this host's memory; default 0"
+    )
+    parser.add_argument("--swap-file", metavar="FILE", help="swap in a file of this host, which it overwrites")
+    parser.add_argument("--policy", metavar="NAME", help="what reclaim goes by; default clock")
     parser.add_argument(
         "--fork",
         choices=("cow", "on-demand", "eager"),
@@ -197,6 +202,7 @@ def _explode(
     from vmemu.lab import explode
 
     ticks = options.ticks or 1000
+    machine = explode.boot(options.memory, fork, options.swap, options.swap_file, options.policy)
 
     def export(machine: Machine) -> None:
         machine.procfs.export(options.procfs)
@@ -206,9 +212,9 @@ def _explode(
         if sys.stderr.isatty():
             from vmemu.lab.live import LiveView
 
-            progress = view.enter_context(LiveView(options.bomb, ticks, options.memory)).update
+            progress = view.enter_context(LiveView(options.bomb, ticks, machine)).update
         return explode.run(
-            explode.boot(options.memory, fork),
+            machine,
             options.bomb,
             progress=progress,
             stop=stop,
@@ -222,6 +228,7 @@ def _explode(
             program=program,
             argv=words or None,
             fork=fork,
+            policy=options.policy,
             sharing=options.report is not None,
         )
 
@@ -244,10 +251,10 @@ def _matrix(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> int:
     from vmemu.bombs import SHAPES
     from vmemu.lab import matrix
 
-    for name in ("bomb", "defence", "procfs", "program"):
+    for name in ("bomb", "defence", "procfs", "swap", "swap_file", "policy", "program"):
         if getattr(options, name):
-            what = "PROGRAM" if name == "program" else f"--{name}"
-            parser.error(f"--matrix runs all bombs against all defences: {what} contradicts it")
+            what = "PROGRAM" if name == "program" else f"--{name.replace('_', '-')}"
+            parser.error(f"--matrix runs all bombs against all defences on machines of its own: no {what} with it")
     _check_report(options, parser)
     runs = len(matrix.defences_for(options.memory)) * len(SHAPES)
     with usage(parser, "the built-in program"), interrupt() as stop, contextlib.ExitStack() as view:

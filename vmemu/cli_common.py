@@ -58,8 +58,10 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
         if error.errno == errno.ENOMEM:
             why = f"does not fit into the machine's memory: {why}"
         about = "--procfs" if why.startswith("export: ") else program or repr(program)
+        if why.startswith("swap"):
+            about = "--swap"
         parser.exit(2, f"{parser.prog}: error: {about}: {why}\n")
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         parser.error(str(error))
 
 

@@ -32,6 +32,8 @@ class Options:
     argv: Sequence[str] | None = None
     fork: ForkMode | None = None
     """None: the machine's."""
+    policy: str | None = None
+    """What reclaim goes by, which the machine was made with: said in the result only."""
     service: int | None = None
     """Bytes of the bystander's heap; None: a twentieth of RAM, at most 64 MiB."""
     sharing: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vmemu.bombs.options import Options
 from vmemu.bombs.program import find_program, start, synthetic_file
@@ -100,10 +99,8 @@ class Run:
             self.service.process.set_oom_score_adj(-1000)
         if defences.watcher is not None:
             self.watcher = Watcher(machine, defences.watcher)
-        limits: dict[str, Any] = {"pids_max": defences.pids_max, "memory_max": defences.memory_max}
-        limits = {name: limit for name, limit in limits.items() if limit is not None}
-        if limits:
-            self._cgroup = machine.cgroups.create("bomb", **limits)
+        if (defences.pids_max, defences.memory_max) != (None, None):
+            self._cgroup = machine.cgroups.create("bomb", pids_max=defences.pids_max, memory_max=defences.memory_max)
         argv = list(options.argv or [options.program or "sh"])
         heap = 0 if options.program else _HEAP
         try:
@@ -135,6 +132,7 @@ class Run:
             "defences": options.defences.words,
             "memory": info.total,
             "swap": info.swap_total,
+            "policy": options.policy,
             "fork": None if options.fork is None else options.fork.name.lower().replace("_", "-"),
             "ticks": options.ticks,
             "max_processes": options.max_processes,

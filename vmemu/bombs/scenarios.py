@@ -50,6 +50,7 @@ class Settings(TypedDict, total=False):
     program: str | None
     argv: Sequence[str] | None
     fork: ForkMode | None
+    policy: str | None
     service: int | None
     sharing: bool
 

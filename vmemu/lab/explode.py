@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from vmemu.bombs import Result, Sample, scenario
 from vmemu.bombs.scenarios import Settings
@@ -15,9 +15,18 @@ __all__ = ["Shown", "boot", "run"]
 Shown = Callable[[Machine, Sample], None]
 
 
-def boot(memory: int | str, fork: ForkMode | None = None) -> Machine:
-    """A machine with *memory* of RAM, where the OOM killer ends what can't go on. Raises as Machine does."""
-    return Machine(memory=memory, fork_mode=ForkMode.COW if fork is None else fork, oom="kill")
+def boot(
+    memory: int | str,
+    fork: ForkMode | None = None,
+    swap: int | str = 0,
+    swap_file: str | None = None,
+    policy: str | None = None,
+) -> Machine:
+    """A machine with *memory* of RAM and *swap*, in the host's memory or in *swap_file*, where the OOM killer ends what
+    can't go on. Raises as Machine does."""
+    more: dict[str, Any] = {"swap_file": swap_file, "policy": policy}
+    more = {name: value for name, value in more.items() if value is not None}
+    return Machine(memory, swap, ForkMode.COW if fork is None else fork, oom="kill", **more)
 
 
 def run(

@@ -42,8 +42,9 @@ def bar(part: float, width: int = _WIDTH) -> tuple[str, str]:
 class LiveView:
     """A context manager; `update` shows how far the bomb is, at most ten times a second."""
 
-    def __init__(self, shape: str, ticks: int, total: int, swap: int = 0) -> None:
-        self.shape, self.ticks, self.total, self.swap = shape, ticks, total, swap
+    def __init__(self, shape: str, ticks: int, machine: Machine) -> None:
+        info = machine.meminfo()
+        self.shape, self.ticks, self.total, self.swap = shape, ticks, info.total, info.swap_total
         self.live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
         self.processes: deque[float] = deque(maxlen=_WIDTH)
         self._shown_at = self._began = time.perf_counter()

@@ -269,6 +269,6 @@ def _matrix_command(settings: dict[str, Any]) -> str:
 def _cell(result: Result | None, most: int) -> str:
     if result is None:
         return "<td>not run</td>"
-    fate, bomb = short(result)
+    fate, bomb, peak = short(result)
     picture = charts.mini(reduce(result.samples["processes"], "max"), most, "") if len(result.samples) else ""
-    return f'<td class="{_MOOD[result.bystander.verdict]}"><b>{fate}</b><small>{bomb}</small>{picture}</td>'
+    return f'<td class="{_MOOD[result.bystander.verdict]}"><b>{fate}</b><small>{bomb}<br>{peak}</small>{picture}</td>'

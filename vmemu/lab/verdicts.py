@@ -24,6 +24,8 @@ ENDED = {
     Ended.PIDS: "no pid was free",
     Ended.INTERRUPTED: "Ctrl-C",
 }
+_WIDE = 130
+"""Columns of a terminal that has room for the table."""
 STYLES = {"unharmed": "green", "stalled": "yellow", "killed": "red"}
 
 
@@ -39,6 +41,8 @@ def command(result: Result) -> str:
     words += [f"--memory {settings['memory']}"]
     if settings["swap"]:
         words.append(f"--swap {settings['swap']}")
+    if settings["policy"]:
+        words.append(f"--policy {settings['policy']}")
     if settings["fork"]:
         words.append(f"--fork {settings['fork']}")
     words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed")]
@@ -96,17 +100,16 @@ def _suffered(result: Result) -> str:
     return "; ".join(parts) or "no stall, no major fault"
 
 
-def short(result: Result) -> tuple[str, str]:
-    """A cell of the matrix: what became of the bystander, and of the bomb."""
+def short(result: Result) -> tuple[str, str, str]:
+    """A cell of the matrix: what became of the bystander, what of the bomb, how large it was."""
     fate = result.bystander
     if fate.killed_at is not None:
         first = f"killed @{fate.killed_at}"
     else:
         first = "unharmed" if fate.first_stall is None else f"stalled @{fate.first_stall}"
-    if result.contained_at is not None:
-        return first, f"held @{result.contained_at}, peak {result.peak_processes}"
     why = {Ended.MEMORY: "memory gone", Ended.TICKS: "goes on"}.get(result.ended, result.ended.value)
-    return first, f"{why}, peak {result.peak_processes}"
+    bomb = why if result.contained_at is None else f"held @{result.contained_at}"
+    return first, bomb, f"peak {result.peak_processes:,}"
 
 
 def print_matrix(matrix: Matrix, file: IO[str] | None = None) -> None:
@@ -114,23 +117,38 @@ def print_matrix(matrix: Matrix, file: IO[str] | None = None) -> None:
     console = _console(file)
     memory, ticks = size(matrix.settings["memory"]), matrix.settings["ticks"]
     console.print(f"Who survives: {memory} of RAM, {ticks:,} ticks; the bystander, below it the bomb\n", style="bold")
-    table = Table(box=None, padding=(0, 2, 1, 0))
-    table.add_column("", no_wrap=True)
-    for defence in matrix.defences:
-        table.add_column(defence.name, no_wrap=True)
-    for shape in matrix.shapes:
-        cells = []
+    if console.width < _WIDE:
+        _list(matrix, console)
+    else:
+        table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
+        table.add_column("", no_wrap=True)
         for defence in matrix.defences:
-            result = matrix.results.get((shape, defence.name))
-            if result is None:
-                cells.append(Text("-", "dim"))
-                continue
-            fate, bomb = short(result)
-            cells.append(Text.assemble((fate, STYLES[result.bystander.verdict]), ("\n" + bomb, "dim")))
-        table.add_row(Text(shape, "bold"), *cells)
-    console.print(table)
+            table.add_column(defence.name, no_wrap=True)
+        for shape in matrix.shapes:
+            cells = [_cell(matrix.results.get((shape, defence.name))) for defence in matrix.defences]
+            table.add_row(Text(shape, "bold"), *cells)
+        console.print(table)
     console.print(
         "@: in that tick. held: the bomb is dead, or as large as it gets and nobody else is hurt.", style="dim"
     )
     names = "; ".join(f"{one.name}: {', '.join(one.defences.words)}" for one in matrix.defences if one.name == "all")
     console.print(names, style="dim")
+
+
+def _cell(result: Result | None) -> Text:
+    if result is None:
+        return Text("-", "dim")
+    fate, bomb, peak = short(result)
+    return Text.assemble((fate, STYLES[result.bystander.verdict]), (f"\n{bomb}\n{peak}", "dim"))
+
+
+def _list(matrix: Matrix, console: Console) -> None:
+    """The same for a narrow terminal: a line for each run."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("bomb", "defence", "bystander", "the bomb", ""):
+        table.add_column(name, no_wrap=True)
+    for (shape, defence), result in matrix.results.items():
+        fate, bomb, peak = short(result)
+        style = STYLES[result.bystander.verdict]
+        table.add_row(Text(shape, "bold"), defence, Text(fate, style), Text(bomb, "dim"), Text(peak, "dim"))
+    console.print(table)
