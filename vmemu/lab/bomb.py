@@ -37,7 +37,8 @@ def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
     """
     info = machine.meminfo()
     root = PAGE_SIZE  # which `page_tables`, as VmPTE, leaves out
-    return info.file + info.shmem + sum(p.rss_by_kind.anon + p.page_tables + root for p in processes)
+    own = machine.usage(processes)
+    return info.file + info.shmem + int(own[:, 0].sum() + own[:, 3].sum()) + root * len(processes)
 
 
 def run(
@@ -196,6 +197,7 @@ class _Bomb:
         child = parent.fork()
         self.forks += 1
         self.alive.append(child)
-        mark = child.pid.to_bytes(8, "little")
-        for address in self.rng.sample(self.pages, self.dirty):
-            child.write(address, mark)
+        if self.dirty:
+            mark = child.pid.to_bytes(8, "little")
+            for address in self.rng.sample(self.pages, self.dirty):
+                child.write(address, mark)

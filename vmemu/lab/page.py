@@ -219,7 +219,8 @@ def _settings(result: Result) -> str:
 def matrix_page(matrix: Matrix) -> str:
     """The page of all bombs against all defences."""
     settings = matrix.settings
-    head = "".join(f"<th>{html.escape(defence.name)}</th>" for defence in matrix.defences)
+    names = [html.escape(defence.name).replace("=", "=<wbr>") for defence in matrix.defences]
+    head = "".join(f"<th>{name}</th>" for name in names)
     rows = []
     for shape in matrix.shapes:
         results = [matrix.results.get((shape, defence.name)) for defence in matrix.defences]

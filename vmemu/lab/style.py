@@ -55,7 +55,7 @@ pre{background:var(--mark);border-radius:6px;padding:10px 12px;margin:0 0 12px;w
 overflow-wrap:anywhere;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details{margin-top:14px}summary{cursor:pointer;color:var(--soft)}
 .matrix{width:100%;border-collapse:separate;border-spacing:4px;font-size:13px}.matrix th,.matrix td{border:0}
-.matrix thead th{vertical-align:bottom;overflow-wrap:anywhere}
+.matrix thead th{vertical-align:bottom}
 .matrix td{border-radius:6px;padding:7px 9px;min-width:112px}
 .matrix tbody th{position:sticky;left:0;background:var(--bg);z-index:1}
 .matrix b{display:block}.matrix small{display:block;color:var(--ink);opacity:.8;line-height:1.35}
