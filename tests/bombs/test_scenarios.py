@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vmemu import ForkMode, Machine, bombs
+from vmemu import ForkMode, Machine, SyscallError, bombs
 from vmemu.bombs import KINDS, SHAPES, Ended, Event, Fate, Result
 
 SMALL = "16MiB"
 
 
-def explode(shape: str = "classic", *defences: str, memory: str = SMALL, **settings: Any) -> Result:
+def explode(shape: str = "classic", *defences: str, memory: str = SMALL, oom: str = "raise", **settings: Any) -> Result:
     """A scenario on a machine of its own, which is consistent afterwards."""
-    with Machine(memory=memory) as machine:
+    with Machine(memory=memory, oom=oom) as machine:
         result = bombs.scenario(machine, shape, defences=defences, **settings).result
         machine.verify()
     return result
@@ -297,6 +297,63 @@ def test_bystander_stalls_without_memory() -> None:
     assert result.samples["bystander"][fate.first_stall - 1] == Fate.STALLED
     assert (result.samples["bystander"] == Fate.STALLED).sum() == fate.stalls == len(of(result, Event.STALL))
     assert result.samples["free"][fate.first_stall - 3] > 0
+
+
+# ---- the OOM killer ----
+
+
+def test_the_bystander_is_killed_first() -> None:
+    """It is larger than any process of the bomb."""
+    result = explode("exponential", oom="kill")
+    assert result.ended is Ended.MEMORY
+    assert result.bystander.verdict == "killed"
+    killed = of(result, Event.KILLED)
+    assert killed["tick"][0] == result.bystander.killed_at
+    assert result.samples["bystander"][-1] == Fate.KILLED
+    assert result.oom_kills == result.kills + 1
+    assert np.median(np.diff(result.samples["oom_kills"].astype(int))[result.bystander.killed_at :]) == 10
+
+
+def test_a_protected_bystander_lives() -> None:
+    result = explode("exponential", "protect", oom="kill")
+    assert result.ended is Ended.MEMORY
+    assert result.bystander.killed_at is None
+    assert result.oom_kills == result.kills > 100
+
+
+@pytest.mark.parametrize("shape", ["classic", "exponential", "touch", "exec"])
+def test_memory_max_contains(shape: str) -> None:
+    """The killer runs, but only in the bomb's cgroup."""
+    result = explode(shape, "memory.max=4MiB", oom="kill")
+    assert result.ended is Ended.CONTAINED
+    assert result.kills == result.oom_kills > 0
+    assert result.bystander.verdict == "unharmed"
+    assert result.samples["free"].min() > 8 << 20
+
+
+def test_a_cgroup_too_small_for_one() -> None:
+    result = explode("classic", "memory.max=64KiB", oom="kill")
+    assert (result.ended, result.contained_at, result.peak_processes) == (Ended.CONTAINED, 0, 0)
+    assert len(result.samples) == len(result.tree) == 0
+    assert result.counters()["ticks"] == 0
+
+
+@pytest.mark.parametrize("oom", ["raise", "kill"])
+def test_a_machine_too_small_for_the_bomb(oom: str) -> None:
+    result = explode("classic", memory="256KiB", oom=oom)
+    assert (result.ended, result.contained_at, result.peak_processes) == (Ended.MEMORY, None, 0)
+    with pytest.raises(SyscallError, match="Cannot allocate memory"):
+        explode("classic", memory="64KiB", oom=oom)
+
+
+def test_all_defences_together() -> None:
+    words = ["nproc=30", "pids.max=30", "memory.max=8MiB", "overcommit=2", "protect", "watcher=20"]
+    result = explode("exponential", *words, oom="kill", memory="32MiB")
+    assert result.ended is Ended.CONTAINED
+    assert result.samples["processes"][-1] == 0
+
+
+# ---- looking ----
 
 
 def test_sharing_is_looked_at() -> None:

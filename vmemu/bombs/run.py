@@ -107,11 +107,17 @@ class Run:
             first, pages = start(machine, program, argv, options.dirty, heap, self._enter)
         except OutOfMemory:
             self.ended = Ended.MEMORY
-        except ProcessKilled:  # its cgroup is too small even for one
-            self.ended, self.contained_at = Ended.CONTAINED, 0
+        except ProcessKilled:
+            self._look_for_kills()
+            if self.swarm.short:
+                self.ended = Ended.MEMORY
+            else:  # its cgroup is too small even for one
+                self.ended, self.contained_at = Ended.CONTAINED, 0
         else:
+            self._look_for_kills()
             self._group = first.pid
             self.swarm.light(first, program, pages)
+        self.service.found_killed(0)
 
     def _enter(self, process: Process) -> None:
         """The bomb's user logs in: a session of its own, no capabilities, its limits."""
