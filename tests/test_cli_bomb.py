@@ -175,9 +175,13 @@ def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) ->
         (["--matrix", "--memory", "8MiB", "--ticks", "5"], (b" of 64",)),
     ],
 )
-def test_live_view_only_on_a_terminal(arguments: list[str], words: tuple[bytes, ...]) -> None:
+def test_live_view_only_on_a_terminal(arguments: list[str], words: tuple[bytes, ...], tmp_path: Path) -> None:
     master, slave = pty.openpty()
-    with subprocess.Popen([*COMMAND, "--json", *arguments], stdout=subprocess.PIPE, stderr=slave) as process:
+    out = tmp_path / "out.json"  # larger than a pipe
+    with (
+        open(out, "wb") as file,
+        subprocess.Popen([*COMMAND, "--json", *arguments], stdout=file, stderr=slave) as process,
+    ):
         os.close(slave)
         seen = b""
         while select.select([master], [], [], 60)[0]:
@@ -188,9 +192,9 @@ def test_live_view_only_on_a_terminal(arguments: list[str], words: tuple[bytes, 
             if not chunk:
                 break
             seen += chunk
-        out = process.communicate(timeout=60)[0]
+        assert process.wait(60) == 0
     os.close(master)
     for word in words:
         assert word in seen
-    json.loads(out)
+    json.loads(out.read_text())
     assert bomb(*arguments).stderr == ""

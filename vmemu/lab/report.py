@@ -113,7 +113,6 @@ class BombReport:
         """Forks a second, the writes after each fork included."""
         return self.forks / self.seconds if self.seconds > 0 else 0.0
 
-
     def predicted(self) -> tuple[int, float, int] | None:
         """How many processes memory has room for, the bytes that one takes, and the generation from which that is
         known: the first with a thousand processes, or the last one; None before the first."""
