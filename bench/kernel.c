@@ -235,7 +235,7 @@ static void small(size_t n)
 	printf("small %f\n", median(times, (int)n));
 }
 
-/* fork() of a small process while `alive` children of it are, the median of `n`. */
+/* fork() of a small process until it returns in the parent, while `alive` children of it are; the median of `n`. */
 static void alive(size_t living, size_t n)
 {
 	pid_t *pids = calloc(living + n, sizeof(*pids));
@@ -245,7 +245,7 @@ static void alive(size_t living, size_t n)
 		die("calloc");
 	map_small();
 	for (size_t i = 0; i < living + n; i++) {
-		double start = now();
+		double start = cpu();
 
 		pids[i] = make();
 		if (!pids[i]) {
@@ -253,7 +253,7 @@ static void alive(size_t living, size_t n)
 			_exit(0);
 		}
 		if (i >= living)
-			times[i - living] = now() - start;
+			times[i - living] = cpu() - start;
 	}
 	for (size_t i = 0; i < living + n; i++)
 		kill(pids[i], SIGKILL);

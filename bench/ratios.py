@@ -214,11 +214,11 @@ def _exec() -> Iterator[tuple[Run, Run]]:
         yield (lambda: _timed(lambda: process.execve(program, ["kernel"], {"PATH": "/bin"}))), _calls()
 
 
-def measure_ratios(names: Iterable[str] | None = None, seconds: float = 0.8) -> dict[str, float]:
-    """Name -> vmemu's least time by the bound's, of as many runs as *seconds* hold."""
+def measure_ratios(names: Iterable[str] | None = None, seconds: float = 0.8, turn: int = 0) -> dict[str, float]:
+    """Name -> vmemu's least time by the bound's, of as many runs as *seconds* hold; *turn* chooses the CPU."""
     wanted = None if names is None else set(names)
     found = {}
-    with pinned(every_cpu=False):
+    with pinned(every_cpu=False, turn=turn):
         for ratio in RATIOS:
             if wanted is not None and ratio.name not in wanted:
                 continue

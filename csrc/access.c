@@ -149,7 +149,7 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 			access_mark(vm, e, access);
 			f.before = 0;
 		} else {
-			pages = ((at & PAGE_MASK) + length - bytes + PAGE_MASK) >> PAGE_SHIFT;
+			pages = ((at & PAGE_MASK) + min_u64(length - bytes, TASK_SIZE) + PAGE_MASK) >> PAGE_SHIFT;
 			kind = fault_and_mark(&f, at, access, pages);
 			cost += (uint32_t)f.before * SLICE_FAULT + SLICE_FAULT;
 		}

@@ -67,8 +67,8 @@ int vmemu_cgroup_info(vmemu_machine *m, uint32_t id, struct vmemu_cgroup_info *o
 	out->usage = g->usage;
 	out->peak = g->peak;
 	memcpy(out->kinds, g->kinds, sizeof(out->kinds));
-	memcpy(out->events, g->events, sizeof(out->events));
-	memcpy(out->events_local, g->events_local, sizeof(out->events_local));
+	out->high = g->highs;
+	out->high_local = g->highs_local;
 	return leave(m, 0);
 }
 

@@ -63,6 +63,23 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space)
 	return leave(m, rc);
 }
 
+int64_t vmemu_machine_spaces(vmemu_machine *m, uint32_t *out, uint64_t cap)
+{
+	const struct vm *vm = &m->vm;
+	uint64_t n = 0;
+
+	enter(m);
+	for (uint32_t id = 1; id < vm->capacity; id++) {
+		if (!vm->spaces[id])
+			continue;
+		if (n < cap)
+			out[n] = id;
+		n++;
+	}
+	(void)leave(m, 0);
+	return (int64_t)n;
+}
+
 int vmemu_space_free(vmemu_machine *m, uint32_t space)
 {
 	struct space *s = enter_space(m, space);

@@ -1,11 +1,12 @@
 /* Memory cgroups. See cgroup.h. */
 #include "cgroup.h"
 
-static void event(struct cgroups *c, uint32_t id, enum vmemu_cgroup_event event)
+/* MEMCG_HIGH, memcg_memory_event() */
+static void count_high(struct cgroups *c, uint32_t id)
 {
-	c->of[id].events_local[event]++;
+	c->of[id].highs_local++;
 	for (; id; id = c->of[id].parent)
-		c->of[id].events[event]++;
+		c->of[id].highs++;
 }
 
 /* page_counter_try_charge(): the peaks below a limit that stops it move all the same. */
@@ -19,7 +20,6 @@ uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_ch
 		if (g->usage + n > g->max) {
 			for (uint32_t below = id; below != i; below = c->of[below].parent)
 				c->of[below].usage -= n;
-			event(c, i, VMEMU_CGROUP_MAX);
 			return i;
 		}
 		g->usage += n;
@@ -29,7 +29,7 @@ uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_ch
 	c->of[id].kinds[kind] += n;
 	for (uint32_t i = id; high && i; i = c->of[i].parent) /* reclaim_high() */
 		if (c->of[i].usage > c->of[i].high)
-			event(c, i, VMEMU_CGROUP_HIGH);
+			count_high(c, i);
 	return 0;
 }
 

@@ -20,8 +20,8 @@ struct cgroup {
 	uint64_t usage; /* here and below */
 	uint64_t peak;
 	uint64_t kinds[VMEMU_NCHARGES]; /* charged here */
-	uint64_t events[VMEMU_NCGROUP_EVENTS];
-	uint64_t events_local[VMEMU_NCGROUP_EVENTS];
+	uint64_t highs;			/* charges beyond `high`, here and below */
+	uint64_t highs_local;
 	uint16_t parent; /* 0: the root */
 	uint16_t used;
 };

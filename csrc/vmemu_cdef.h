@@ -251,14 +251,12 @@ enum vmemu_charge {
 	VMEMU_NCHARGES = 4
 };
 
-enum vmemu_cgroup_event { VMEMU_CGROUP_HIGH = 0, VMEMU_CGROUP_MAX = 1, VMEMU_NCGROUP_EVENTS = 2 };
-
 struct vmemu_cgroup_info {
 	uint64_t usage; /* frames charged to it and those below */
 	uint64_t peak;
-	uint64_t kinds[4];	  /* VMEMU_NCHARGES: to itself */
-	uint64_t events[2];	  /* VMEMU_NCGROUP_EVENTS: of itself and those below, */
-	uint64_t events_local[2]; /* of itself */
+	uint64_t kinds[4];   /* VMEMU_NCHARGES: to itself */
+	uint64_t high;	     /* charges beyond its `high` or that of one below, */
+	uint64_t high_local; /* beyond its own */
 };
 
 /* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */
@@ -430,6 +428,8 @@ void *vmemu_machine_ram(vmemu_machine *m);
 /* ---- spaces ---- */
 
 int vmemu_space_new(vmemu_machine *m, uint32_t *space);
+/* The ids of the spaces that live, ascending, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_spaces(vmemu_machine *m, uint32_t *out, uint64_t cap);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
@@ -609,6 +609,8 @@ int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int acce
 /* ---- objects ---- */
 
 int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object);
+/* The ids of the objects that live, ascending, and by how many holds each is held, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_objects(vmemu_machine *m, uint32_t *out, uint32_t *held, uint64_t cap);
 /* One more hold of the caller's; a new object has one. */
 int vmemu_object_hold(vmemu_machine *m, uint32_t object);
 /* Lets go of one hold; the object dies with the last one and its last mapping. */

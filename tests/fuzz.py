@@ -483,7 +483,7 @@ class Border(Round):
         r = self.rng
         self.note("new")
         options = r.choice((7, 7, 7, r.getrandbits(3))) | r.choice((0, 0, 8, 16))  # without or with huge pages
-        options |= 0
+        options |= r.choice((0, lib.VMEMU_OPT_RELIEVE))
         around = r.choice((0, 1, 3, 16, 512, 2**32 - 1))
         m = lib.vmemu_machine_new(r.choice((16, 64, 300, 5000, 12345)), options, around)
         assert m != ffi.NULL

@@ -89,6 +89,8 @@ def _script() -> None:
 
     add("create", assign("f", lambda w: w.machine.create_file("f", bytes(range(256)) * 160)))
     add("create ext4", assign("g", lambda w: w.machine.create_file("g", bytes(range(256)) * 160, writenotify=True)))
+    add("group", lambda w: w.machine.cgroups.create("group"))
+    add("into the group", lambda w: setattr(w.p, "cgroup", "group"))
     add("mmap", lambda w: w.p.mmap(A, 16 * PAGE, RW, ANON))
     add("write two pages", lambda w: w.p.write(A + 8 * PAGE - 3, b"border"))
     add("read zero", lambda w: w.p.read(A, 1))
@@ -226,9 +228,9 @@ def frames_kept(m: Machine) -> int:
     return int(info.zero + info.pooled)
 
 
-def run(program: str, mode: ForkMode, nth: int, first: int = 0) -> tuple[Any, int | None]:
+def run(program: str, mode: ForkMode, nth: int, first: int = 0, oom: str = "raise") -> tuple[Any, int | None]:
     """The script with the nth allocation failing, not before step *first* -> how it ends, and the step that failed."""
-    with Machine("32MiB", max_map_count=100, thp="madvise", hugepages={"2MiB": 3}) as m:
+    with Machine("32MiB", max_map_count=100, thp="madvise", hugepages={"2MiB": 3}, oom=oom) as m:
         w = World(m, program, mode, m.spawn())
         core, failed = m._kernel.core, None
         if nth:
@@ -256,6 +258,8 @@ def run(program: str, mode: ForkMode, nth: int, first: int = 0) -> tuple[Any, in
             if p.pid != 1 and p.state == "running":
                 p.exit()
         m.verify()
+        assert m.cgroups["group"].memory_stat["anon"] == 0
+        assert not m.oom_reports  # the host's memory was missing, or nothing but this allocation
         info = m.meminfo()
         assert (info.anon, info.page_tables) == (0, 0)
         w.f.close()
@@ -268,10 +272,11 @@ def run(program: str, mode: ForkMode, nth: int, first: int = 0) -> tuple[Any, in
 def test_every_allocation_fails_once(mode: ForkMode, tmp_path: Path) -> None:
     program = tinyelf.save(tmp_path / "tiny", tinyelf.tiny())
     expected, _ = run(program, mode, 0)
+    oom = "kill" if mode is ForkMode.COW else "raise"
     steps: list[int | None] = []
     latest = 0
     for nth in range(1, 10_000):
-        final, failed = run(program, mode, nth, latest)
+        final, failed = run(program, mode, nth, latest, oom)
         steps.append(failed)
         latest = failed or latest
         name = SCRIPT[failed][0] if failed is not None else ""

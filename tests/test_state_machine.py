@@ -41,6 +41,7 @@ from vmemu import (
 )
 
 PAGE = 4096
+GROUPS = ("", "a", "a/b")
 ARENA = 0x4000_0000 // PAGE
 """First page of the area that the rules use; 512 is where the next leaf table begins."""
 BASE = ARENA + 490
@@ -194,6 +195,8 @@ class Task:
     parent: Task | None
     state: str = "running"
     borrower: Task | None = None
+    group: str = ""
+    """Path of its control group."""
 
 
 class Comparison(RuleBasedStateMachine):
@@ -244,6 +247,7 @@ class Comparison(RuleBasedStateMachine):
     def add(self, pair: Any, memory: Memory, parent: Task | None) -> Task:
         assert pair[0].pid == pair[1].pid
         task = Task((pair[0], pair[1]), memory, parent)
+        task.group = parent.group if parent is not None else ""
         self.tasks.append(task)
         return task
 
@@ -267,6 +271,9 @@ class Comparison(RuleBasedStateMachine):
             files = tuple(m.create_file("f", data, writenotify=notify) for m in self.machines)
             pages = {i: data[i * PAGE : (i + 1) * PAGE].ljust(PAGE, b"\0") for i in range(-(-size // PAGE))}
             self.files.append(((files[0], files[1]), Object(size, pages, notify)))
+        for path in GROUPS[1:]:
+            for m in self.machines:
+                m.cgroups.create(path, memory_high="100KiB")
         self.spawn()
 
     def spawn(self) -> None:
@@ -786,6 +793,14 @@ class Comparison(RuleBasedStateMachine):
         task = self.pick(data)
         self.add([task.real[i].clone(Clone.VM | signal.SIGCHLD) for i in (0, 1)], task.memory, task)
 
+    @rule(data=st.data(), where=st.sampled_from(GROUPS))
+    def move(self, data: Any, where: str) -> None:
+        """Into another control group; who shares the memory stays where it is."""
+        task = self.pick(data)
+        task.group = where
+        for real in task.real:
+            real.cgroup = where
+
     @rule(data=st.data())
     def thread(self, data: Any) -> None:
         """One that ends again, after it has used the memory."""
@@ -856,6 +871,14 @@ class Comparison(RuleBasedStateMachine):
     def consistent(self) -> None:
         for m in self.machines:
             m.verify()
+
+    @invariant()
+    def groups_count(self) -> None:
+        """Tasks that are there, zombies included."""
+        for path in GROUPS[1:]:
+            there = [t for t in self.tasks if t.state != "gone" and f"{t.group}/".startswith(f"{path}/")]
+            for m in self.machines:
+                assert m.cgroups[path].pids_current == len(there) <= m.cgroups[path].pids_peak
 
     @invariant()
     def same_mappings(self) -> None:

@@ -43,7 +43,7 @@ PACKAGES = {
     "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables "
     "/ report charts / console style __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
-    "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
+    "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
     "/ limits shortage / commit reclaim / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "

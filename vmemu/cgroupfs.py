@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vmemu.cgroups import FILES, ROOT_FILES, Cgroup
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
+from vmemu.lifecycle import identity
 from vmemu.pids import INIT, PID_MAX
 from vmemu.procfs.numbers import invalid, parse_int
 
@@ -53,10 +54,7 @@ def _write_procs(kernel: Kernel, group: Cgroup, data: bytes) -> None:
     pid = parse_int("cgroup.procs", data, 0)
     if pid < 0:
         raise invalid("cgroup.procs", data)
-    table = kernel.processes
-    if not pid or table.process(pid) not in table or not table.alive(table.process(pid)):
-        raise syscall_error("write", errno.ESRCH, f"{pid} to cgroup.procs")
-    kernel.cgroups.move(table.process(pid), group)
+    identity.set_cgroup(kernel, kernel.processes.process(pid), group)
 
 
 def _write_kill(kernel: Kernel, group: Cgroup, data: bytes) -> None:

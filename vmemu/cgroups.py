@@ -23,7 +23,7 @@ __all__ = ["FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
 _MOST = 65535
 """Groups that a machine may have, the root too; a frame has 16 bits for whose it is."""
 _NAME_MAX = 255
-_EVENTS = ("oom", "oom_kill", "oom_group_kill")
+_EVENTS = ("max", "oom", "oom_kill", "oom_group_kill")
 ROOT_FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.threads")
 FILES = (
     *ROOT_FILES,
@@ -85,8 +85,8 @@ class Cgroup:
         self.oom_group = False
         """Whether the OOM killer kills all of it when it chooses one (memory.oom.group)."""
         self.events: dict[str, int] = dict.fromkeys(_EVENTS, 0)
-        """What the OOM killer did here and below: times that it was needed (`oom`), processes (`oom_kill`) and whole
-        groups (`oom_group_kill`) that it killed."""
+        """Here and below: times that the limit stopped an access or a call (`max`), that reclaim did not help (`oom`),
+        processes (`oom_kill`) and whole groups (`oom_group_kill`) that were killed."""
         self.events_local: dict[str, int] = dict.fromkeys(_EVENTS, 0)
         """The same, here alone."""
         self.name = name
@@ -236,16 +236,12 @@ class Cgroup:
     @property
     def memory_events(self) -> dict[str, int]:
         """memory.events: low, high, max, oom, oom_kill, oom_group_kill, since it was made, here and below."""
-        return self._all_events(self._info().events, self.events)
+        return {"low": 0, "high": int(self._info().high), **self.events}
 
     @property
     def memory_events_local(self) -> dict[str, int]:
         """The same, here alone."""
-        return self._all_events(self._info().events_local, self.events_local)
-
-    @staticmethod
-    def _all_events(counted: Any, events: Dictionary[str, int]) -> dict[str, int]:
-        return {"low": 0, "high": int(counted[0]), "max": int(counted[1]), **events}
+        return {"low": 0, "high": int(self._info().high_local), **self.events_local}
 
     @property
     def memory_stat(self) -> dict[str, int]:
@@ -440,6 +436,13 @@ class Cgroups(Dictionary[str, Cgroup]):
             self.core.cgroup_free(gone.number)
             del above._children[gone.name]
             del self.by_id[gone.number]
+
+    def recount(self, tasks: Dictionary[int, int]) -> None:
+        """Sets what groups count, from the tasks in each."""
+        for group in self.by_id.values():
+            group._pids = 0
+        for number, n in tasks.items():
+            self.by_id[number].charge(n)
 
     # ---- who is where ----
 

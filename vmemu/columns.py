@@ -66,8 +66,8 @@ class Rare(_Column):
         return column
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(key, value)
         if isinstance(key, slice):
             self._odd[key] = b"\1" * len(value)
         elif value:
             self._odd[key] = 1
+        super().__setitem__(key, value)

@@ -8,17 +8,19 @@ keeping it safe.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import operator
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, VmemuError, syscall_error
+from vmemu.errors import OutOfMemory, VmemuError, own, syscall_error
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["File", "FileTable", "Inode"]
@@ -36,6 +38,29 @@ ANON_DEVICE = (0, 1)
 _SIZE_MAX = (1 << 63) - 1
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _whole(call: Callable[Concatenate[FileTable, _P], _R]) -> Callable[Concatenate[FileTable, _P], _R]:
+    """Of FileTable: what is interrupted leaves no file half open."""
+
+    @wraps(call)
+    def made(table: FileTable, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with table.lock:
+            try:
+                return call(table, *args, **kwargs)
+            except BaseException as error:
+                table.torn = True
+                if own(error):
+                    table.torn = False
+                else:
+                    table.mend()
+                raise
+
+    return made
+
+
 class Inode:
     """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
 
@@ -46,6 +71,7 @@ class Inode:
         "disk",
         "exec_tag",
         "fd",
+        "handles",
         "key",
         "number",
         "object",
@@ -77,6 +103,8 @@ class Inode:
         """Of a file in memory, on disk: so many of its first pages have blocks from the start, others once written."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
+        self.handles: list[weakref.finalize[..., Any]] = []
+        """Of the open files on it, and of some that were closed."""
         self.exec_tag = 0
         """Of mappings made by execve."""
 
@@ -90,9 +118,10 @@ class Inode:
 
     def close(self) -> None:
         """Lets go of the host's file."""
-        if self.fd >= 0:
-            os.close(self.fd)
+        fd = getattr(self, "fd", -1)  # it may have been interrupted while it was made
+        if fd >= 0:
             self.fd = -1
+            os.close(fd)
 
     __del__ = close
 
@@ -111,6 +140,10 @@ class File:
         self._inode = inode
         self._release = weakref.finalize(self, table.release, inode)
         self._release.atexit = False
+        handles = inode.handles
+        handles.append(self._release)
+        if len(handles) & len(handles) - 1 == 0:  # now and then
+            handles[:] = [one for one in handles if one.alive]
         self.name = name
         """Path, or the label it was created with."""
         self.tag = tag
@@ -138,7 +171,11 @@ class File:
 
     def close(self) -> None:
         """Lets go of the file, close(2)."""
-        self._release()
+        try:
+            self._release()
+        except BaseException:
+            self._table.torn = True
+            raise
 
     def reopen(self, mode: str = "r") -> File:
         """The same file opened once more, for reading (``"r"``), writing (``"w"``, nothing is truncated) or both
@@ -187,7 +224,8 @@ class File:
                 self._table.core.object_resize(self._inode.object, offset + len(view))
             try:
                 while done < len(view):
-                    n = self._table.core.object_write(self._inode.object, offset + done, view, done)
+                    write = self._table.core.object_write
+                    n = self._table.insist(write, self._inode.object, offset + done, view, done)
                     done += n
                     if not n:
                         self._read_in((offset + done) // PAGE_SIZE, "pwrite")
@@ -224,7 +262,7 @@ class File:
         self._table.core.object_clear_tail(inode.object, last < inode.blocks or last in inode.disk)
 
     def _read_in(self, index: int, call: str) -> None:
-        if not self._table.read_in(self._inode, index, None, call):
+        if not self._table.insist(self._table.read_in, self._inode, index, None, call):
             raise syscall_error(call, errno.EIO, f"page {index} of {self.name} can't be read: the file was changed")
 
     def _check(self, call: str, writing: bool = False) -> None:
@@ -255,8 +293,12 @@ class FileTable:
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
+        self.make_room: Callable[[OutOfMemory], bool] = lambda _: False
+        """Finds frames for a call that failed so -> whether to make it again; the machine sets it."""
         self._payer = 0
         """Number of the cgroup on whose behalf pages are read."""
+        self.torn = False
+        """A call was interrupted, and so was `mend`."""
         self.bytes_read = 0
         """From the host's files, since boot."""
 
@@ -309,6 +351,8 @@ class FileTable:
     # ---- inodes ----
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
+        if self.torn:
+            self.mend()
         if len(self._by_object) >= self._sweep_at:
             self.sweep()
         inode.object = self.core.object_new(kind, size)
@@ -342,6 +386,9 @@ class FileTable:
     def tidy(self, nobjects: int = -1) -> None:
         """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
         if self._by_object:
+            if self.torn:
+                with self.lock:
+                    self.mend()
             if nobjects < 0:
                 nobjects = self.core.info().nobjects
             if nobjects < len(self._by_object):
@@ -351,10 +398,15 @@ class FileTable:
     def release(self, inode: Inode) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""
         if inode.object:
-            with contextlib.suppress(VmemuError):  # the machine may be closed
+            try:
                 self.core.object_release(inode.object)
                 with self.lock:
                     self._forget_if_gone(inode)
+            except VmemuError:  # the machine may be closed
+                pass
+            except BaseException:
+                self.torn = True
+                raise
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
@@ -370,6 +422,7 @@ class FileTable:
         self._add(inode, kind, size)
         return inode
 
+    @_whole
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
         """A file in memory."""
         if not isinstance(name, str):
@@ -383,7 +436,7 @@ class FileTable:
             try:
                 if writenotify:
                     inode.blocks = npages = -(-len(view) // PAGE_SIZE)
-                    self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
+                    self.insist(self.core.object_fill, inode.object, 0, npages, bytes(view), None, "create_file")
                 else:
                     file.pwrite(view, 0)
             except BaseException:
@@ -391,6 +444,7 @@ class FileTable:
                 raise
             return file
 
+    @_whole
     def reopen(self, file: File, inode: Inode, writable: bool, readable: bool) -> File:
         """One more handle on an inode that *file* holds."""
         if writable and inode.key is not None:
@@ -399,6 +453,7 @@ class FileTable:
             self.core.object_hold(inode.object)
             return File(self, inode, file.name, self._new_tag(inode, file.name), writable, readable)
 
+    @_whole
     def open(self, path: str | os.PathLike[str]) -> File:
         """A file of the host, read-only. Errors as open(2), and what mmap(2) says of what cannot be
         mapped, ENODEV."""
@@ -407,6 +462,7 @@ class FileTable:
             inode = self._open_inode(name)
             return File(self, inode, inode.path, self._new_tag(inode, inode.path), False)
 
+    @_whole
     def open_executable(self, path: str) -> File:
         """The same for execve, whose mappings of one file all have the same tag."""
         with self.lock:
@@ -438,7 +494,28 @@ class FileTable:
         self._by_key[key] = inode
         return inode
 
+    def mend(self) -> None:
+        """A call was interrupted: holds that belong to no open file are given back, and what then is gone forgotten.
+        The lock is held."""
+        for object_, held in self.core.objects().items():
+            inode = self._by_object.get(object_)
+            handles = 0 if inode is None else sum(one.alive for one in inode.handles)
+            for _ in range(held - handles):
+                self.core.object_release(object_)
+        self.sweep()
+        self.torn = False
+
     # ---- pages ----
+
+    def insist(self, function: Callable[..., _R], *args: object) -> _R:
+        """The result of a call for which nobody's memory is used, made again as long as frames that it lacks can be
+        had."""
+        while True:
+            try:
+                return function(*args)
+            except OutOfMemory as error:
+                if not self.make_room(error):
+                    raise
 
     def page_in(self, object_: int, index: int, call: str, major: bool = True, hint: int = 0, cgroup: int = 0) -> bool:
         """Reads the page that a fault misses, and some around it. False: it can't be read (SIGBUS).

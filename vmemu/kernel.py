@@ -10,20 +10,29 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Closed, Core
 from vmemu.cgroups import Cgroups
 from vmemu.columns import Watched
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
+from vmemu.errors import own
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel", "SharedSpace"]
+__all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _nothing() -> None:
+    """There is nothing yet to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,13 @@ class SharedSpace:
     current: int
     saved: dict[int, list[int]]
     """By task, `current` too, whose entry is stale."""
+
+
+class Stops(Protocol):
+    """What goes on until it is stopped."""
+
+    def stop(self) -> None:
+        """Ends it."""
 
 
 class Kernel:
@@ -98,6 +114,9 @@ class Kernel:
         self.overcommit = overcommit
         self.overcommit_ratio = overcommit_ratio
         self.overcommit_kbytes = overcommit_kbytes
+        self.admin_reserve_kbytes = min(npages * 4 // 32, 8 << 10)
+        self.user_reserve_kbytes = min(npages * 4 // 32, 128 << 10)
+        """What Overcommit.NEVER keeps for who has CAP_SYS_ADMIN, and from a process that has much."""
         self.rng = rng
         """Source of address randomisation, None without."""
         self.max_map_count = max_map_count
@@ -116,15 +135,35 @@ class Kernel:
         self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
+        self.log: Stops | None = None
+        """What ends that."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
+        self.mend: Callable[[], None] = _nothing
+        """Makes everything agree again, see `lifecycle.mending`."""
         self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
-        if self.log_owners is not None:
-            self.log_owners[sid] = pid
+        owners = self.log_owners  # once: a log that is collected in between takes it away
+        if owners is not None:
+            owners[sid] = pid
+
+    def interrupted(self, error: BaseException) -> None:
+        """A call that makes or ends processes raises *error*, and has set `ProcessTable.torn`. Unless it is an error of
+        the call's own, which has cleaned up, it came from a signal handler or the like, at whatever point: then what
+        was half done is completed or taken back. The lock is held, but for who was interrupted waiting for it."""
+        lock: Any = self.lock
+        if not lock._is_owned():
+            lock.acquire()  # who called gives it back
+        if self.closed:
+            return
+        if own(error):
+            self.processes.torn = False
+            self.processes.look_round()
+        else:
+            self.mend()
 
     @property
     def closed(self) -> bool:
@@ -134,6 +173,26 @@ class Kernel:
     def close(self) -> None:
         """Lets go of the core and of the host's files; whatever is asked of the machine from now on raises."""
         with self.lock:
+            if self.log is not None:
+                self.log.stop()
             closed: Any = Closed()
             self.core = self.processes = self.cgroups = closed
             self.files.close(closed)
+
+
+def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:
+    """For a call that changes what processes there are or what they are: it has the lock, and whatever interrupts it,
+    it has happened as a whole or not at all. Short calls that are made often do the same by themselves."""
+
+    @wraps(call)
+    def made(kernel: Kernel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with kernel.lock:
+            try:
+                return call(kernel, *args, **kwargs)
+            except BaseException as error:
+                table = kernel.processes
+                table.torn, table.plain, table.quiet = True, False, False
+                kernel.interrupted(error)
+                raise
+
+    return made

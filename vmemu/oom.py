@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
 from vmemu.lifecycle.death import die, settle
 from vmemu.pids import INIT, RUNNING, ZOMBIE
 from vmemu.types import PAGE_SIZE
@@ -289,6 +289,7 @@ def _with_sharers(kernel: Kernel, pid: int) -> list[int]:
     return [pid, *sorted(others)]
 
 
+@whole
 def kill_all(kernel: Kernel, pids: Iterable[int]) -> None:
     """SIGKILL, which ends them at once."""
     for pid in pids:

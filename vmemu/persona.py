@@ -291,11 +291,7 @@ class Persona:
 
     @cgroup.setter
     def cgroup(self, group: Cgroup | str) -> None:
-        kernel = self._kernel
-        with kernel.lock:
-            if not kernel.processes.alive(self._process("cgroup")):
-                raise syscall_error("cgroup", errno.ESRCH, f"process {self.pid} has exited")
-            kernel.cgroups.move(self.pid, kernel.cgroups.find(group, "cgroup"))
+        identity.set_cgroup(self._kernel, self.pid, group)
 
     @property
     def started_ns(self) -> int:

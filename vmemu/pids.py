@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vmemu.columns import Rare, Watched
@@ -69,12 +69,16 @@ class ProcessTable:
         "children_minor",
         "credentials",
         "death_signal",
+        "dying",
+        "ended",
+        "executing",
         "exit_signal",
         "first_child",
         "flags",
         "group",
         "image",
         "leader",
+        "leaving",
         "lender",
         "limits",
         "major",
@@ -93,6 +97,7 @@ class ProcessTable:
         "rare",
         "report",
         "same_handlers",
+        "sending",
         "session",
         "signals",
         "space",
@@ -101,6 +106,8 @@ class ProcessTable:
         "status",
         "stopped",
         "threads",
+        "torn",
+        "unborn",
     )
 
     def __init__(self) -> None:
@@ -191,6 +198,21 @@ class ProcessTable:
         self.death_signal: Watched[int] = self.watch()
         """PR_SET_PDEATHSIG."""
 
+        # what is under way, for `lifecycle.mending`
+        self.torn = False
+        """A call was interrupted: what is derived may not agree. Nothing is plain or quiet then, so that everybody asks
+        `lifecycle.memory.use`."""
+        self.unborn: Sequence[int] = ()
+        """Tasks that have their rows and are not complete."""
+        self.dying = self.leaving = 0
+        """A process that ends, a task that ends alone; `status` is set."""
+        self.ended: list[int] = []
+        """Processes whose memory has gone and whose end was not made known."""
+        self.executing: Any = None
+        """An execve that can't go back."""
+        self.sending: Any = None
+        """A signal, and who gets it: (process, task or 0)."""
+
         self._members: dict[int, int] = {}
         """By process group: how many processes are in it."""
         self._groups: dict[int, int] = {}
@@ -213,8 +235,8 @@ class ProcessTable:
 
     def look_round(self) -> None:
         """Sets `plain` and `quiet`."""
-        self.plain = not any(self._suspending)
-        self.quiet = not any(self._watched)
+        self.plain = not (self.torn or any(self._suspending))
+        self.quiet = not (self.torn or any(self._watched))
 
     def __len__(self) -> int:
         return self._count
@@ -255,16 +277,16 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add_one(self, pid: int, parent: int, like: int, now_ns: int) -> None:
-        """A new running process, the youngest child of *parent*, with what a fork of *like* inherits."""
+    def add_one(self, pid: int, parent: int, like: int, now_ns: int, space: int) -> None:
+        """A new running process with a space, the youngest child of *parent*, with what a fork of *like* inherits."""
         if pid >= len(self.state):
             self._grow(pid + 1)
         if pid < self._used:
             self._clear(pid)
         else:
             self._used = pid + 1
-        self.state[pid] = RUNNING
         self.parent[pid] = parent
+        self.space[pid] = space
         self.started_ns[pid] = now_ns
         self.exit_signal[pid] = SIGCHLD
         if self.image[like]:
@@ -278,6 +300,11 @@ class ProcessTable:
                     column[pid] = column[like]
         if self.flags[like]:
             self.flags[pid] = self.flags[like] & _INHERITED
+        # from here on it is there: links and counters can be made again from the columns
+        self.state[pid] = RUNNING
+        self._last = pid
+        self.born += 1
+        self._count += 1
         tail = self._last_child[parent]
         if tail:
             self.prev[pid] = tail
@@ -289,9 +316,6 @@ class ProcessTable:
             self._members[group] += 1
         else:
             self._join(group, self.session[pid], 1)
-        self._last = pid
-        self.born += 1
-        self._count += 1
 
     def _clear(self, pid: int) -> None:
         """Zeros for what was somebody's."""
@@ -303,17 +327,20 @@ class ProcessTable:
                 column[pid] = 0
             self.odd[pid] = 0
 
-    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+    def add(self, pids: range, parent: int, like: int, now_ns: int, spaces: array[int]) -> None:
         """The same for some with pids in a row, the eldest first."""
         n, first, last = len(pids), pids[0], pids[-1]
         if last >= len(self.state):
             self._grow(last + 1)
         self._fill_rows(first, last + 1, parent, like, now_ns)
-        self._append(parent, first, last)
-        self._join(self.group[first], self.session[first], n)
+        self.space[first : last + 1] = spaces
+        running = bytes([RUNNING]) * n
+        self.state[first : last + 1] = running
         self._last = last
         self.born += n
         self._count += n
+        self._append(parent, first, last)
+        self._join(self.group[first], self.session[first], n)
 
     def _fill_rows(self, first: int, end: int, parent: int, like: int, now_ns: int) -> None:
         n = end - first
@@ -322,7 +349,6 @@ class ProcessTable:
                 column[first:end] = array(column.typecode, bytes(n * column.itemsize))
             self.odd[first:end] = bytes(n)
         self._used = max(self._used, end)
-        self.state[first:end] = bytes([RUNNING]) * n
         self.parent[first:end] = array("I", [parent]) * n
         self.started_ns[first:end] = array("Q", [now_ns]) * n
         self.exit_signal[first:end] = bytes([SIGCHLD]) * n
@@ -334,9 +360,10 @@ class ProcessTable:
         self.prev[first + 1 : end] = array("I", range(first, end - 1))
 
     def add_thread(self, tid: int, first: int, creator: int, now_ns: int) -> None:
-        """One more task of process *first*, with what *creator*, a task of it, has."""
+        """One more task of process *first*, with what *creator*, a task of it, has, its memory too."""
         if tid >= len(self.state):
             self._grow(tid + 1)
+        self._used = max(self._used, tid + 1)
         for column in self._fresh:
             column[tid] = 0
         for column in self._inherited:
@@ -345,20 +372,20 @@ class ProcessTable:
         self.parent[tid] = 0
         self.started_ns[tid] = now_ns
         self.flags[tid] = self.flags[creator] & Flag.INHERITED
-        self.state[tid] = THREAD
+        self.space[tid] = self.space[creator]
         self.leader[tid] = first
-        self.threads.setdefault(first, []).append(tid)
+        self.state[tid] = THREAD
         self._last = tid
         self.born += 1
-        self._used = max(self._used, tid + 1)
+        self.threads.setdefault(first, []).append(tid)
 
     def remove_thread(self, tid: int) -> None:
         """Frees the row of a task that is not the first of its process."""
+        self.state[tid] = FREE
         first = self.leader.pop(tid)
         self.threads[first].remove(tid)
         if not self.threads[first]:
             del self.threads[first]
-        self.state[tid] = FREE
 
     def process(self, tid: int) -> int:
         """The pid of a task's process."""
@@ -411,23 +438,28 @@ class ProcessTable:
             return
         for child in self.children(pid):
             self.parent[child] = by
-        self.first_child[pid] = self._last_child[pid] = 0
         self._append(by, first, last)
+        self.first_child[pid] = self._last_child[pid] = 0
 
-    def remove(self, pid: int) -> None:
-        """Frees the row of a process without children. Its number stays taken while a group or session has it."""
-        before, after = self.prev[pid], self.next[pid]
+    def remove(self, pid: int, counted: bool) -> None:
+        """Frees the row of a process without children. Its number stays taken while a group or session has it.
+        *counted*: what it used is added to what its parent's children used (wait_task_zombie())."""
+        before, after, parent = self.prev[pid], self.next[pid], self.parent[pid]
+        members, group = self._members, self.group[pid]
+        # from here on it is gone: links and counters can be made again from the columns
+        self.state[pid] = HELD if pid in members or pid in self._groups else FREE
+        self._count -= 1
+        if counted and (self.minor[pid] or self.major[pid] or self.children_minor[pid] or self.children_major[pid]):
+            self.children_minor[parent] += self.minor[pid] + self.children_minor[pid]
+            self.children_major[parent] += self.major[pid] + self.children_major[pid]
         if before:
             self.next[before] = after
         else:
-            self.first_child[self.parent[pid]] = after
+            self.first_child[parent] = after
         if after:
             self.prev[after] = before
         else:
-            self._last_child[self.parent[pid]] = before
-        self._count -= 1
-        members, group = self._members, self.group[pid]
-        self.state[pid] = HELD if pid in members or pid in self._groups else FREE
+            self._last_child[parent] = before
         left = members[group] - 1
         if left:
             members[group] = left

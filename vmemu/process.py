@@ -42,9 +42,9 @@ class Process(Task):
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
-    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a
-    process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory
-    works.
+    SegmentationFault or BusError, is counted in `faults`, and leaves the process alive; OutOfMemory says that no frame
+    was left. Calls on a process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at
+    the latter's memory works.
     """
 
     __slots__ = ()
@@ -212,7 +212,8 @@ class Process(Task):
     def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:
         """One access for each of *addresses* (integers, shape (n,)) -> uint8 array (n,) of FaultKind.
 
-        *write* is a bool for all or a bool array (n,). Bad accesses do not raise: their kind is at their index.
+        *write* is a bool for all or a bool array (n,); integers other than 0 and 1 are a ValueError. Bad accesses do
+        not raise: their kind is at their index.
         """
         return self._space("access").access(addresses, write)
 
@@ -244,6 +245,19 @@ class Process(Task):
     def vfork(self) -> Process:
         """vfork(2): a child that runs in this very memory; this process is suspended until the child execs or exits."""
         return Process(self._kernel, birth.vfork(self._kernel, self.tid))
+
+    def posix_spawn(
+        self,
+        program: str,
+        argv: Sequence[str | bytes] | None = None,
+        environment: Dictionary[str, str] | Sequence[str | bytes] | None = None,
+        *,
+        link: bool = False,
+    ) -> Process:
+        """posix_spawn(3): a child that executes *program*, made by vfork and execve, so that this memory is neither
+        copied nor promised twice. Errors as execve; there is no child then."""
+        path = os.fspath(program)
+        return Process(self._kernel, birth.posix_spawn(self._kernel, self.tid, path, argv, environment, link))
 
     def clone(self, flags: SupportsIndex, mode: ForkMode | int | None = None) -> Process:
         """clone(2): a child, or a thread of this process, that shares what *flags* say (`Clone`; the low byte is the

@@ -16,7 +16,7 @@ from vmemu import dispositions
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import death, identity, signals, waiting
 from vmemu.lifecycle.memory import faults, process_faults
-from vmemu.lifecycle.sending import kill, tgkill
+from vmemu.lifecycle.sending import block, force, kill, tgkill
 from vmemu.memory.args import integer
 from vmemu.persona import Persona
 from vmemu.pids import INIT
@@ -100,8 +100,7 @@ class Task(Persona):
             if self.pid == INIT:
                 raise syscall_error("signal", errno.EPERM, "init cannot die")
             self._kernel.signals.of(self.pid).replace(number, signal.SIG_DFL, 0)  # EINVAL
-            signals.force(self._kernel, self.tid, number)
-            death.settle(self._kernel)
+            force(self._kernel, self.tid, number)
 
     def signal(self, sig: SupportsIndex, handler: Hashable, flags: int = 0) -> Hashable:
         """sigaction(2): signal.SIG_DFL, signal.SIG_IGN, or anything else, which stands for a handler -> the one before.
@@ -118,8 +117,7 @@ class Task(Persona):
         with self._kernel.lock:
             self._use("sigprocmask")
             bits = dispositions.mask(set(mask))
-            old = signals.block(self._kernel, self.tid, integer(how, "sigprocmask", "how"), bits)
-            death.settle(self._kernel)
+            old = block(self._kernel, self.tid, integer(how, "sigprocmask", "how"), bits)
         return dispositions.listed(old)
 
     @property
@@ -156,7 +154,6 @@ class Task(Persona):
             if self.pid == INIT and len(self._kernel.processes.tasks(INIT)) == 1:
                 raise syscall_error("exit", errno.EPERM, "init cannot exit")
             death.end_task(self._kernel, self.tid, status)
-            death.settle(self._kernel)
 
     def wait(self, pid: SupportsIndex = -1, options: SupportsIndex = 0) -> tuple[int, int]:
         """waitpid(2): what a child has to tell, the oldest first -> (pid, status as in os.wait()); zombies are reaped.

@@ -48,7 +48,7 @@ def put(name: str, pid: int, value: int) -> Callable[[ProcessTable], Callable[[]
         (put("group", 4, 1), "members of groups|session of group"),
         (put("session", 4, 1), "session of group 2"),
         (put("state", 9, HELD), "number 9 of a group is held for nobody"),
-        (put("space", 4, 1), "shared spaces"),
+        (put("space", 4, 1), "spaces that live"),
     ],
 )
 def test_found(family: Machine, wrong: Callable[[ProcessTable], Callable[[], None]], message: str) -> None:

@@ -107,20 +107,27 @@ class Trap(NamedTuple):
 
 def byte_view(data: Any) -> memoryview:
     """The bytes of any contiguous buffer. TypeError or ValueError for what is none, or holds references."""
-    view = memoryview(data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"data must be a bytes-like object, not {type(data).__name__}") from None
     if "O" in view.format:
         raise TypeError("data must be bytes, not Python objects")
     return view.cast("B")
 
 
+def _no_frame(cgroup: int, call: str) -> OutOfMemory:
+    """Made here, for a frame that raises what it has in a variable is a cycle."""
+    why = "a memory cgroup is at its limit" if cgroup else "no frame is left"
+    error = OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory ({why})")
+    error.cgroup = cgroup
+    return error
+
+
 def fail(rc: int, call: str) -> None:
     """Raises what a negative result means."""
     if rc <= -_NO_FRAME:
-        cgroup = -rc - _NO_FRAME
-        why = "a memory cgroup is at its limit" if cgroup else "no frame is left"
-        error = OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory ({why})")
-        error.cgroup = cgroup
-        raise error
+        raise _no_frame(-rc - _NO_FRAME, call)
     if rc == -errno.ENOMEM:
         raise OutOfMemory(errno.ENOMEM, f"{call}: Cannot allocate memory (the host has no memory for it)")
     if rc == -errno.EBADF:  # ended by another thread since it was looked up

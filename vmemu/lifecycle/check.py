@@ -110,6 +110,7 @@ def _spaces(kernel: Kernel, states: dict[int, int]) -> None:
     table = kernel.processes
     users = [tid for tid, state in states.items() if state != ZOMBIE]
     counts = Counter(map(table.space.__getitem__, users))
+    _equal("spaces that live", list(kernel.core.spaces()), sorted(counts))
     several = {sid for sid, n in counts.items() if n > 1}
     shared: dict[int, set[int]] = {sid: set() for sid in several}
     if several:

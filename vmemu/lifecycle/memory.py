@@ -30,8 +30,11 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
 
 def use(kernel: Kernel, tid: int, call: str) -> Space:
     """The memory of a task, for using it. EBUSY while it is suspended in vfork, or stopped."""
-    space = look(kernel, tid, call)
     table = kernel.processes
+    if table.torn:
+        with kernel.lock:
+            kernel.mend()
+    space = look(kernel, tid, call)
     if tid in table.borrower:
         why = f"process {tid} is suspended in vfork until {table.borrower[tid]} execs or exits"
         raise syscall_error(call, errno.EBUSY, why)
@@ -50,12 +53,11 @@ def sharers(kernel: Kernel, tid: int) -> list[int]:
 
 
 def share_space(kernel: Kernel, tid: int, new: int) -> None:
-    """Gives a task the space of another one."""
+    """A task has the space of another one, which is to be known."""
     table = kernel.processes
     sid = table.space[tid]
     shared = kernel.shared.setdefault(sid, SharedSpace(tid, {tid: [0] * _KINDS}))
     shared.saved[new] = [0] * _KINDS
-    table.space[new] = sid
 
 
 def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:

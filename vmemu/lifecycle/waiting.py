@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
-from vmemu.lifecycle.death import count_for_parent, reap
+from vmemu.kernel import Kernel, whole
+from vmemu.lifecycle.death import reap, uncount
 from vmemu.lifecycle.memory import use
 from vmemu.lifecycle.signals import CONTINUED
 from vmemu.pids import SIGCHLD, ZOMBIE
@@ -25,8 +25,8 @@ _EVENTS = os.WEXITED | os.WSTOPPED | os.WCONTINUED
 
 def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int]:
     """wait4(2) -> (pid, status); (0, 0) with WNOHANG if no child has anything to tell."""
-    kernel.lock.acquire()
     try:
+        kernel.lock.acquire()
         table = kernel.processes
         eldest = table.first_child[caller]
         usual = pid == -1 and table.plain and not (options or table.threads)
@@ -34,13 +34,17 @@ def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int
             return _wait4(kernel, caller, pid, options)
         # the same where any child will do, the first is dead, and all may run and have one task
         status = table.status[eldest]
-        count_for_parent(kernel, eldest)
+        table.remove(eldest, True)
         if table.odd[eldest]:
-            reap(kernel, eldest)
+            uncount(kernel, eldest)
         else:  # root's; a count of 0 would do no harm
             kernel.users[0] -= 1
-            table.remove(eldest)
         return eldest, status
+    except BaseException as error:
+        table = kernel.processes
+        table.torn, table.plain, table.quiet = True, False, False
+        kernel.interrupted(error)
+        raise
     finally:
         kernel.lock.release()
 
@@ -63,28 +67,28 @@ def _wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, in
     return _wait(kernel, caller, among, options | _EXITED)
 
 
+@whole
 def waitid(kernel: Kernel, caller: int, idtype: int, number: int, options: int) -> tuple[int, int, int]:
     """waitid(2) -> (pid, real uid, status); zeros with WNOHANG if no child has anything to tell."""
     options &= 0xFFFF_FFFF
     if options & ~_WAITID or not options & _EVENTS:
         raise syscall_error("waitid", errno.EINVAL, f"options {options:#x}")
-    with kernel.lock:
-        use(kernel, caller, "waitid")
-        table = kernel.processes
-        if idtype == os.P_ALL:
-            among: Iterable[int] = table.children(table.process(caller))
-        elif idtype == os.P_PID and number > 0:
-            among = _named(kernel, caller, number)
-        elif idtype == os.P_PGID and number >= 0:
-            among = _grouped(kernel, caller, number)
-        else:
-            raise syscall_error("waitid", errno.EINVAL, f"idtype {idtype}, id {number}")
-        users = {}
-        among = list(among)
-        for child in among:
-            users[child] = kernel.credentials.of(child).uid
-        pid, status = _wait(kernel, caller, among, options)
-        return pid, users.get(pid, 0), status
+    use(kernel, caller, "waitid")
+    table = kernel.processes
+    if idtype == os.P_ALL:
+        among: Iterable[int] = table.children(table.process(caller))
+    elif idtype == os.P_PID and number > 0:
+        among = _named(kernel, caller, number)
+    elif idtype == os.P_PGID and number >= 0:
+        among = _grouped(kernel, caller, number)
+    else:
+        raise syscall_error("waitid", errno.EINVAL, f"idtype {idtype}, id {number}")
+    users = {}
+    among = list(among)
+    for child in among:
+        users[child] = kernel.credentials.of(child).uid
+    pid, status = _wait(kernel, caller, among, options)
+    return pid, users.get(pid, 0), status
 
 
 def _named(kernel: Kernel, caller: int, pid: int) -> list[int]:
@@ -125,8 +129,7 @@ def _bury(kernel: Kernel, child: int, options: int) -> int:
     """The status of a dead child, which is then gone (wait_task_zombie())."""
     status = kernel.processes.status[child]
     if not options & _NOWAIT:
-        count_for_parent(kernel, child)
-        reap(kernel, child)
+        reap(kernel, child, True)
     return status
 
 

@@ -7,10 +7,6 @@ from vmemu.types import PAGE_SIZE, Overcommit
 
 __all__ = ["commit_limit", "enough_memory"]
 
-_USER_RESERVE = (128 << 20) // PAGE_SIZE
-_ADMIN_RESERVE = (8 << 20) // PAGE_SIZE
-"""Upper bounds of vm.user_reserve_kbytes and vm.admin_reserve_kbytes, in pages; a thirty-second of RAM is the other."""
-
 
 def commit_limit(kernel: Kernel) -> int:
     """CommitLimit in pages: the share of RAM, or vm.overcommit_kbytes, plus swap (vm_commit_limit())."""
@@ -27,6 +23,6 @@ def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:
         return npages <= kernel.npages
     allowed = commit_limit(kernel)
     if not admin:
-        allowed -= min(kernel.npages // 32, _ADMIN_RESERVE)
-    allowed -= min(int(kernel.core.sums(sid).total) // 32, kernel.npages // 32, _USER_RESERVE)
+        allowed -= kernel.admin_reserve_kbytes * 1024 // PAGE_SIZE
+    allowed -= min(int(kernel.core.sums(sid).total) // 32, kernel.user_reserve_kbytes * 1024 // PAGE_SIZE)
     return int(kernel.core.info().account) + npages < allowed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
 from vmemu._native import Trap
 from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
 from vmemu.memory.reclaim import shrink
 from vmemu.pids import INIT
 
@@ -32,13 +33,13 @@ def call(kernel: Kernel, pid: int, function: Callable[..., _T], *args: object) -
         try:
             return function(*args)
         except OutOfMemory as error:
-            make_room(kernel, pid, error)
+            if not make_room(kernel, pid, error):
+                raise
 
 
-def make_room(kernel: Kernel, pid: int, error: OutOfMemory) -> None:
-    """A system call of *pid* failed so -> it may be made again. Raises the error if not, ProcessKilled as `relieve`."""
-    if error.cgroup is None or not _relieve(kernel, pid, error.cgroup):
-        raise error
+def make_room(kernel: Kernel, pid: int, error: OutOfMemory) -> bool:
+    """A system call of *pid* failed so -> whether to make it again; else as `relieve`."""
+    return error.cgroup is not None and _relieve(kernel, pid, error.cgroup)
 
 
 def squeeze(kernel: Kernel, cgroup: int, most: int) -> None:
@@ -52,21 +53,30 @@ def squeeze(kernel: Kernel, cgroup: int, most: int) -> None:
 
 
 def _relieve(kernel: Kernel, pid: int, cgroup: int) -> bool:
-    deaths = kernel.oom_kills
-    with kernel.lock:
-        table = kernel.processes
-        pid = table.process(pid)
-        if not table.alive(pid):  # while this thread waited
-            if table.state[pid] and os.WIFSIGNALED(table.status[pid]):
-                raise ProcessKilled(pid, os.WTERMSIG(table.status[pid]))
-            raise syscall_error("access", errno.ESRCH, f"process {pid} has exited")
-        if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
-            return True
-        if cgroup:
-            kernel.cgroups.by_id[cgroup].event("oom")
-        if kernel.out_of_memory is None:
-            return False
-        killed = kernel.out_of_memory(kernel, pid, cgroup)
-        if not table.alive(pid):
-            raise ProcessKilled(pid, 9)
-        return killed
+    return _relieve_now(kernel, pid, cgroup, kernel.oom_kills)
+
+
+@whole
+def _relieve_now(kernel: Kernel, pid: int, cgroup: int, deaths: int) -> bool:
+    """With the lock, which may have taken a while: *deaths* had been before."""
+    table = kernel.processes
+    pid = table.process(pid)
+    if not table.alive(pid):  # by now
+        if table.state[pid] and os.WIFSIGNALED(table.status[pid]):
+            raise ProcessKilled(pid, os.WTERMSIG(table.status[pid]))
+        raise syscall_error("access", errno.ESRCH, f"process {pid} has exited")
+    group = kernel.cgroups.by_id.get(cgroup)
+    if group is None:  # by now
+        return True
+    if cgroup:
+        group.event("max")
+    if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
+        return True
+    if cgroup:
+        group.event("oom")
+    if kernel.out_of_memory is None:
+        return False
+    killed = kernel.out_of_memory(kernel, pid, cgroup)
+    if not table.alive(pid):
+        raise ProcessKilled(pid, signal.SIGKILL)
+    return killed

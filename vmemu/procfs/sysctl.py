@@ -57,6 +57,14 @@ def _threads_max(kernel: Kernel) -> int:
     return 2 * Limits.at_boot(kernel.npages).soft(Resource.NPROC)
 
 
+def _admin_reserve_kbytes(kernel: Kernel, value: int) -> None:
+    kernel.admin_reserve_kbytes = value
+
+
+def _user_reserve_kbytes(kernel: Kernel, value: int) -> None:
+    kernel.user_reserve_kbytes = value
+
+
 def _panic_on_oom(kernel: Kernel, value: int) -> None:
     kernel.panic_on_oom = value
 
@@ -66,6 +74,7 @@ def _oom_kill_allocating_task(kernel: Kernel, value: int) -> None:
 
 
 SETTINGS = {
+    "sys/vm/admin_reserve_kbytes": Setting(lambda kernel: kernel.admin_reserve_kbytes, _admin_reserve_kbytes),
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
     "sys/vm/mmap_min_addr": Setting(lambda _: 4096),
     "sys/vm/oom_kill_allocating_task": Setting(
@@ -75,6 +84,7 @@ SETTINGS = {
     "sys/vm/overcommit_kbytes": Setting(lambda kernel: kernel.overcommit_kbytes, _overcommit_kbytes),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
+    "sys/vm/user_reserve_kbytes": Setting(lambda kernel: kernel.user_reserve_kbytes, _user_reserve_kbytes),
     "sys/kernel/threads-max": Setting(_threads_max),
     "sys/kernel/randomize_va_space": Setting(lambda kernel: 0 if kernel.rng is None else 2),
 }

@@ -1,0 +1,198 @@
+"""Overcommit: what may be promised in each mode, what is charged, the classic case of a large process that forks."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from linux import tinyelf
+
+from vmemu import ForkMode, Machine, Map, Overcommit, Process, Prot, SyscallError
+
+PAGE = 4096
+MIB = 1 << 20
+RW = Prot.READ | Prot.WRITE
+ANON = Map.PRIVATE | Map.ANONYMOUS
+MODES = list(Overcommit)
+
+
+def committed(m: Machine) -> int:
+    """Committed_AS in pages."""
+    return m.meminfo().committed // PAGE
+
+
+def most(m: Machine, p: Process) -> int:
+    """The largest private writable mapping that can be had, in pages."""
+    low, high = 0, 1 << 24
+    while high - low > 1:
+        n = (low + high) // 2
+        try:
+            p.munmap(p.mmap(None, n * PAGE, RW, ANON), n * PAGE)
+        except SyscallError as error:
+            assert error.errno == errno.ENOMEM
+            high = n
+        else:
+            low = n
+    return low
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """A small one."""
+    return tinyelf.save(tmp_path / "tiny", tinyelf.tiny())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ["fork", "vfork", "posix_spawn"])
+@pytest.mark.parametrize("fork_mode", list(ForkMode))
+def test_a_large_process_runs_a_small_command(mode: Overcommit, how: str, fork_mode: ForkMode, program: str) -> None:
+    """A heap of 60 % of RAM: fork is refused where nothing is promised twice, vfork and posix_spawn never are."""
+    memory = "64MiB" if fork_mode is not ForkMode.EAGER else "160MiB"
+    with Machine(memory, overcommit=mode, overcommit_ratio=90, fork_mode=fork_mode) as m:
+        p = m.spawn(program)
+        heap = p.brk(0)
+        size = m.meminfo().total * 60 // 100 & -PAGE
+        assert p.brk(heap + size) == heap + size
+        p.touch(heap, size if fork_mode is not ForkMode.EAGER else MIB, write=True)
+        p.write(heap, b"mine")
+        before = (committed(m), m.meminfo())
+        if mode is Overcommit.NEVER and how == "fork":
+            with pytest.raises(SyscallError, match="Cannot allocate memory") as info:
+                p.fork()
+            assert info.value.errno == errno.ENOMEM
+            assert (committed(m), m.meminfo()) == before
+        elif how == "posix_spawn":
+            c = p.posix_spawn(program, ["command"], {})
+            assert c.argv == (b"command",)
+        else:
+            c = getattr(p, how)()
+            c.execve(program, ["command"])
+            c.exit(3)
+            assert p.wait() == (c.pid, 3 << 8)
+            assert committed(m) == before[0]
+        assert p.read(heap, 4) == b"mine"
+        m.verify()
+
+
+def test_posix_spawn(program: str) -> None:
+    """A child that runs the program; the parent goes on at once. What fails leaves no child."""
+    with Machine("16MiB") as m:
+        p = m.spawn(program)
+        c = p.posix_spawn(program, ["a", "b"], {"X": "y"})
+        assert (c.ppid, c.argv, c.environ, c.state, p.state) == (p.pid, (b"a", b"b"), (b"X=y",), "running", "running")
+        for number, path in ((errno.ENOENT, "/does/not/exist"), (errno.EACCES, "/")):
+            with pytest.raises(SyscallError) as info:
+                p.posix_spawn(path)
+            assert info.value.errno == number
+            assert [k.pid for k in p.children] == [c.pid]
+        p.setrlimit(6, (2, 2))
+        p.setuid(7)
+        assert p.posix_spawn(program).uid == 7
+        with pytest.raises(SyscallError) as info:
+            p.posix_spawn(program)
+        assert info.value.errno == errno.EAGAIN
+        m.verify()
+
+
+def test_heuristic_refuses_single_requests_only() -> None:
+    """One mapping may be as large as RAM, and there may be many."""
+    with Machine("16MiB", overcommit=Overcommit.HEURISTIC) as m:
+        p = m.spawn()
+        assert most(m, p) == 4096
+        for _ in range(3):
+            p.mmap(None, 15 * MIB, RW, ANON)
+        assert committed(m) == 3 * 3840
+        p.mmap(None, 64 * MIB, RW, ANON | Map.NORESERVE)
+        p.mmap(None, 64 * MIB, Prot.READ, ANON)
+        assert committed(m) == 3 * 3840
+        with pytest.raises(SyscallError):  # the three are one mapping by now, which a fork would promise in one piece
+            p.fork()
+        largest = max(p.maps(), key=lambda mapping: mapping.size if "ac" in mapping.flags else 0)
+        p.mprotect(largest.start + 15 * MIB, 15 * MIB, Prot.READ)
+        assert committed(m) == 2 * 3840  # nothing was written there: it is not charged any more
+        p.fork()
+        assert committed(m) == 4 * 3840
+
+
+def test_always_refuses_nothing() -> None:
+    """NORESERVE is not charged there either."""
+    with Machine("16MiB", overcommit=Overcommit.ALWAYS) as m:
+        p = m.spawn()
+        p.mmap(None, 1 << 40, RW, ANON)
+        p.mmap(None, 1 << 40, RW, ANON | Map.NORESERVE)
+        assert committed(m) == 1 << 28
+
+
+def test_never_adds_everything_up() -> None:
+    """Up to CommitLimit less the reserves; NORESERVE means nothing; what is released can be had again."""
+    with Machine("64MiB", overcommit=Overcommit.NEVER, overcommit_ratio=50) as m:
+        p = m.spawn()
+        limit = m.meminfo().commit_limit // PAGE
+        assert limit == 8192
+        assert most(m, p) == limit - 1  # total_vm is 0: no reserve for the user, none for root
+        a = p.mmap(None, 4000 * PAGE, RW, ANON | Map.NORESERVE)
+        assert committed(m) == 4000
+        assert most(m, p) == limit - 4000 - 4000 // 32 - 1
+        p.munmap(a, 1000 * PAGE)
+        assert most(m, p) == limit - 3000 - 3000 // 32 - 1
+        b = p.mmap(None, 5000 * PAGE, Prot.READ, ANON)
+        with pytest.raises(SyscallError):
+            p.mprotect(b, 5000 * PAGE, RW)
+        p.mprotect(b, 2000 * PAGE, RW)
+        assert committed(m) == 5000
+        m.verify()
+
+
+def test_reserves_are_settings() -> None:
+    """admin_reserve_kbytes is kept for who has CAP_SYS_ADMIN, user_reserve_kbytes from a large process."""
+    with Machine("64MiB", overcommit=Overcommit.NEVER) as m:
+        p = m.spawn()
+        read, write = m.procfs.read, m.procfs.write
+        assert read("sys/vm/admin_reserve_kbytes") == b"2048\n"  # a thirty-second of RAM, at most 8 MiB
+        assert read("sys/vm/user_reserve_kbytes") == b"2048\n"
+        p.mmap(None, 6400 * PAGE, Prot.READ, ANON)  # total_vm / 32 is 200
+        limit = 8192
+        assert most(m, p) == limit - 200 - 1
+        write("sys/vm/user_reserve_kbytes", "400")
+        assert most(m, p) == limit - 100 - 1
+        write("sys/vm/user_reserve_kbytes", "0")
+        assert most(m, p) == limit - 1
+        p.setuid(5)
+        assert most(m, p) == limit - 512 - 1
+        write("sys/vm/admin_reserve_kbytes", "40")
+        assert most(m, p) == limit - 10 - 1
+    with Machine("1GiB") as m:
+        assert m.procfs.read("sys/vm/admin_reserve_kbytes") == b"8192\n"
+        assert m.procfs.read("sys/vm/user_reserve_kbytes") == b"32768\n"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shared_memory_is_charged_once(mode: Overcommit) -> None:
+    """At mmap, for its whole size, until the last who maps it is gone."""
+    with Machine("16MiB", overcommit=mode) as m:
+        p = m.spawn()
+        p.mmap(None, 1000 * PAGE, RW, Map.SHARED | Map.ANONYMOUS)
+        kids = p.fork_many(3)
+        assert committed(m) == 1000
+        for one in (p, *kids):
+            one.exit()
+        assert committed(m) == 0
+        m.verify()
+
+
+def test_limits_are_inherited() -> None:
+    """RLIMIT_AS and RLIMIT_DATA of a child are its parent's; setting a child's leaves the parent's."""
+    with Machine("16MiB") as m:
+        p = m.spawn()
+        p.setrlimit(9, (100 * PAGE, 100 * PAGE))
+        c = p.fork()
+        d = c.fork_many(2)[1]
+        for one in (c, d):
+            one.mmap(None, 100 * PAGE, RW, ANON)
+            with pytest.raises(SyscallError):
+                one.mmap(None, PAGE, RW, ANON)
+        d.setrlimit(9, (200 * PAGE, 200 * PAGE))
+        d.mmap(None, 50 * PAGE, RW, ANON)
+        assert c.getrlimit(9) == (100 * PAGE, 100 * PAGE)
+        m.verify()
