@@ -11,8 +11,10 @@ import pytest
 PYTHON = """
     __init__ __main__
     cli workloads testing
-    cli_look
+    cli_look cli_bomb
+    cli_common
     lab
+    bombs
     machine
     cgroupfs
     procfs traces faultlog
@@ -36,8 +38,10 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
+    "bombs": "__init__ / scenarios / run / services swarm / options record / program result defences shapes",
     "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
-    "lab": "compare startup listing / processes / bomb tables / report / console __init__",
+    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables "
+    "/ report charts / console style __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import json
 import os
@@ -18,21 +17,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from vmemu.cli_bomb import BOMB, add_bomb
+from vmemu.cli_common import INTERRUPTED, add_memory, add_program, usage, words_of
 from vmemu.cli_look import PS, TOP, add_ps, add_top, joined
 from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from vmemu.lab.report import BombReport, CompareReport, ExecReport
+    from vmemu.lab.report import CompareReport, ExecReport
 
 __all__ = ["main"]
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_INTERRUPTED = 128 + signal.SIGINT
 
 _PROGRAM = "[--] PROGRAM [ARGS...]"
-_COMMAND_HELP = "everything after the first word that is not an option belongs to the program (or after --)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except OSError as error:
         if type(error) is not OSError:  # not one of vmemu's
             raise
@@ -105,45 +102,19 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         commands[name] = sub
         return sub
 
-    bomb = command("bomb", _bomb, "fork a real program until a limit or memory ends it", _BOMB)
-    _memory(bomb, "256MiB")
-    bomb.add_argument(
-        "--fork",
-        choices=("cow", "on-demand", "eager"),
-        default="cow",
-        help="what fork copies: page tables (cow, as Linux does), nothing until it is needed (on-demand), everything "
-        "(eager); default cow",
-    )
-    bomb.add_argument("--generations", type=number(0), metavar="N", help="stop after N generations; default: no limit")
-    bomb.add_argument(
-        "--max-processes",
-        type=number(1),
-        default=32768,
-        metavar="N",
-        help="stop at N processes; default 32768",
-    )
-    bomb.add_argument(
-        "--dirty", type=number(0), default=1, metavar="N", help="pages each new process writes; default 1"
-    )
-    bomb.add_argument(
-        "--procfs",
-        metavar="DIR",
-        help="leave a tree of the machine's /proc there, as it is when the bomb has stopped and no process has exited",
-    )
-    add_seed(bomb, "chooses the pages to write; default 0")
-    add_json(bomb)
-    _program(bomb, "the program; default /bin/sh")
+    bomb = command("bomb", None, "fork a real program until a limit or memory ends it", BOMB)
+    add_bomb(bomb)
 
     exe = command("exec", _exec, "load a program as execve does and show its memory", _EXEC, _PROGRAM)
     exe.add_argument("--link", action="store_true", help="map the libraries that it needs too, as ld.so would")
     exe.add_argument("--aslr", action="store_true", help="choose addresses at random (by --seed)")
-    _memory(exe, "256MiB")
+    add_memory(exe, "256MiB")
     add_seed(exe, "of the random addresses and of AT_RANDOM; default 0")
     add_json(exe)
-    _program(exe, "the program")
+    add_program(exe, "the program")
 
     compare = command("compare", _compare, "one workload under each fork mode, side by side", _COMPARE)
-    _memory(compare, "1GiB")
+    add_memory(compare, "1GiB")
     compare.add_argument("--processes", type=number(1), default=100, metavar="N", help="children; default 100")
     compare.add_argument(
         "--heap",
@@ -160,21 +131,12 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     )
     add_seed(compare, "chooses the pages to write; default 0")
     add_json(compare)
-    _program(compare, "the program; default /bin/sh")
+    add_program(compare, "the program; default /bin/sh")
 
     add_ps(command("ps", None, "the processes of a machine, as ps prints them", PS, "[DIR]"))
     add_top(command("top", None, "a machine and its processes by memory, as top prints them", TOP, "[DIR]"))
     return parser, commands
 
-
-_BOMB = """\
-Boots an emulated machine, loads a program of this host with its libraries, lets it read all of its files and write
-all of its data once, then forks it: each generation every living process forks once, and each new process writes some
-pages of its private memory (data, bss, heap, stack) that the seed chooses; if the program has fewer than --dirty
-pages, its heap is grown first. It ends when memory is gone or at a limit.
-
-"without copy-on-write" (JSON: eager_bytes) is what the same processes would take if nothing were shared by
-copy-on-write: the resident anonymous pages and the page tables of each, plus the page cache once."""
 
 _EXEC = """\
 Loads an ELF program or a #! script of this host into an emulated machine as execve does, and prints its mappings as
@@ -195,94 +157,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _memory(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--memory",
-        type=size(65536),
-        default=default,
-        metavar="SIZE",
-        help=f"RAM of the machine: bytes, or a number with KiB, MiB or GiB; default {default}",
-    )
-
-
-def _program(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument(
-        "program", nargs=argparse.REMAINDER, metavar="PROGRAM [ARGS...]", help=f"{what}; {_COMMAND_HELP}"
-    )
-
-
-def _words(options: argparse.Namespace) -> list[str]:
-    """PROGRAM and ARGS; the first -- only ends the options."""
-    words: list[str] = options.program
-    return words[1:] if words[:1] == ["--"] else words
-
-
-@contextlib.contextmanager
-def _usage(parser: Parser, program: str) -> Iterator[None]:
-    """A program that can't be executed and a machine that can't be made are usage errors."""
-    from vmemu.errors import SyscallError
-
-    try:
-        yield
-    except SyscallError as error:
-        why = (error.strerror or str(error)).removeprefix("execve: ")
-        if error.errno == errno.ENOMEM:
-            why = f"does not fit into the machine's memory: {why}"
-        about = "--procfs" if why.startswith("export: ") else program or repr(program)
-        parser.exit(2, f"{parser.prog}: error: {about}: {why}\n")
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def _bomb(options: argparse.Namespace, parser: Parser) -> int:
-    from vmemu.errors import SyscallError
-    from vmemu.lab import bomb
-    from vmemu.lab.report import Generation, Stopped
-    from vmemu.procfs.export import check
-    from vmemu.types import ForkMode
-
-    words = _words(options)
-    program = words[0] if words else bomb.default_program()
-    if options.procfs is not None:
-        try:
-            check(options.procfs)
-        except SyscallError as error:
-            parser.exit(2, f"{parser.prog}: error: --procfs: {error.strerror}\n")
-
-    def explode(progress: Callable[[Generation], None] | None, stop: Callable[[], bool]) -> BombReport:
-        return bomb.run(
-            program,
-            words or None,
-            memory=options.memory,
-            fork=ForkMode[options.fork.upper().replace("-", "_")],
-            generations=options.generations,
-            max_processes=options.max_processes,
-            dirty=options.dirty,
-            seed=options.seed,
-            progress=progress,
-            stop=stop,
-            procfs=options.procfs,
-        )
-
-    with _usage(parser, program), _interrupt() as stop:
-        if sys.stderr.isatty():
-            from vmemu.lab.tables import BombProgress
-
-            with BombProgress(options.memory) as progress:
-                report = explode(progress, stop)
-        else:
-            report = explode(None, stop)
-    _print(report, options.json)
-    return _INTERRUPTED if report.stopped is Stopped.INTERRUPTED else 0
-
-
 def _exec(options: argparse.Namespace, parser: Parser) -> int:
-    words = _words(options)
+    words = words_of(options)
     if not words:
         parser.error("PROGRAM is missing")
     from vmemu.lab import startup
 
-    with _usage(parser, words[0]):
+    with usage(parser, words[0]):
         report = startup.run(
             words[0], words, memory=options.memory, link=options.link, aslr=options.aslr, seed=options.seed
         )
@@ -293,9 +174,9 @@ def _exec(options: argparse.Namespace, parser: Parser) -> int:
 def _compare(options: argparse.Namespace, parser: Parser) -> int:
     from vmemu.lab import bomb, compare
 
-    words = _words(options)
+    words = words_of(options)
     program = words[0] if words else bomb.default_program()
-    with _usage(parser, program), _status() as progress:
+    with usage(parser, program), _status() as progress:
         report = compare.run(
             program,
             words or None,
@@ -324,7 +205,7 @@ def _status() -> Iterator[Callable[[str], None] | None]:
         print(erase, end="", file=sys.stderr, flush=True)
 
 
-def _print(report: BombReport | ExecReport | CompareReport, as_json: bool) -> None:
+def _print(report: ExecReport | CompareReport, as_json: bool) -> None:
     from vmemu.lab import report as reports
 
     if as_json:
@@ -332,27 +213,7 @@ def _print(report: BombReport | ExecReport | CompareReport, as_json: bool) -> No
         return
     from vmemu.lab import tables
 
-    if isinstance(report, reports.BombReport):
-        tables.print_bomb(report)
-    elif isinstance(report, reports.ExecReport):
+    if isinstance(report, reports.ExecReport):
         tables.print_exec(report)
     else:
         tables.print_compare(report)
-
-
-@contextlib.contextmanager
-def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C asks to stop (the function given says so), the second raises KeyboardInterrupt."""
-    asked = False
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -14,7 +14,7 @@ from vmemu import traces
 from vmemu._native import Core
 from vmemu._native import constants as c
 from vmemu.cgroupfs import CgroupFS
-from vmemu.crowd import exit_many
+from vmemu.crowd import exit_many, usage
 from vmemu.errors import VmemuError
 from vmemu.faultlog import FaultLog
 from vmemu.files import File
@@ -208,6 +208,14 @@ class Machine:
         for a process of another machine.
         """
         exit_many(self._kernel, processes, code)
+
+    def usage(self, processes: Iterable[Process]) -> NDArray[np.uint64]:
+        """What each of *processes* has, in bytes: uint64 array (n, 4) of its resident anonymous memory, pages of files,
+        shared memory, and its page tables, as `Process.rss_by_kind` and `page_tables` say for one; zeros for the dead.
+
+        One call for many. ValueError for a process of another machine.
+        """
+        return usage(self._kernel, processes)
 
     def open_file(self, path: str | os.PathLike[str]) -> File:
         """Opens a regular file of the host, read-only, for mapping; its pages are in RAM once however often it

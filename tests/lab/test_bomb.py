@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from vmemu import ForkMode, SyscallError
+from vmemu import ByKind, ForkMode, Machine, SyscallError
 from vmemu.lab import bomb, compare
 from vmemu.lab.report import BombReport, Generation, Stopped, to_json
 from vmemu.types import PAGE_SIZE
@@ -167,3 +167,35 @@ def test_reports_are_immutable() -> None:
     report = explode(generations=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.processes = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("mode", "dirty"), [(ForkMode.ON_DEMAND, 1), (ForkMode.COW, 2), (ForkMode.COW, 0)])
+def test_processes_are_predicted(mode: ForkMode, dirty: int) -> None:
+    """From the first generation with a thousand, or the last one before the end."""
+    report = explode(fork=mode, dirty=dirty, memory="64MiB")
+    prediction = report.predicted()
+    assert report.stopped is Stopped.MEMORY
+    assert prediction is not None
+    fit, each, generation = prediction
+    assert abs(fit - report.processes) <= max(2, report.processes // 200)
+    assert each == pytest.approx(PAGE_SIZE * round(each / PAGE_SIZE), rel=0.01)
+    assert generation <= report.generations
+    assert explode(generations=0).predicted() is None
+
+
+def test_bytes_of_the_eager_way_are_those_of_each_process() -> None:
+    """What is summed in one call is what each process says of itself."""
+    with Machine(memory="64MiB") as machine:
+        process, _ = bomb.start(machine, "/bin/sh", ["sh"])
+        family = [process, *process.fork_many(3), process.fork(mode=ForkMode.ON_DEMAND)]
+        family[1].exit(0)
+        usage = machine.usage(family)
+        for row, one in zip(usage.tolist(), family, strict=True):
+            alive = one.state == "running"
+            rss = one.rss_by_kind if alive else ByKind(0, 0, 0)
+            assert row == [rss.anon, rss.file, rss.shmem, one.page_tables if alive else 0]
+        assert machine.usage([]).shape == (0, 4)
+        with Machine(memory="1MiB") as other, pytest.raises(ValueError, match="belongs to another machine"):
+            other.usage(family)
+        with pytest.raises(TypeError, match="usage: 3 is not a Process"):
+            machine.usage([3])  # type: ignore[list-item]

@@ -9,82 +9,25 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vmemu.errors import SyscallError, syscall_error
+from vmemu.bombs.options import MAX_PROCESSES
+from vmemu.bombs.program import default_program, find_program, start
+from vmemu.errors import SyscallError
 from vmemu.lab.report import BombReport, Generation, Stopped
 from vmemu.machine import Machine
 from vmemu.process import Process
 from vmemu.procfs.export import check
-from vmemu.types import PAGE_SIZE, ForkMode, Prot
+from vmemu.types import PAGE_SIZE, ForkMode
 
 __all__ = ["MAX_PROCESSES", "default_program", "eager_bytes", "ended_by", "find_program", "run", "start"]
-
-MAX_PROCESSES = 32768
-"""Linux's default pid_max on small machines (PID_MAX_DEFAULT)."""
-
-ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
-"""Fixed, so that the stack is the same whoever runs the command."""
 
 _PAGES = 1 << 35
 """Of the user half of an address space."""
 _PROGRESS_EVERY = 64
 """Forks between two calls of a progress function."""
-
-
-def default_program() -> str:
-    """``/bin/sh``, or the running Python where there is none."""
-    return "/bin/sh" if os.access("/bin/sh", os.X_OK) else sys.executable
-
-
-def find_program(name: str) -> str:
-    """The path that a shell would give to execve: searched in PATH if *name* has no slash.
-
-    A name that is not found comes back as it is, and execve says what is wrong with it.
-    """
-    return name if "/" in name else shutil.which(name) or name
-
-
-def start(
-    machine: Machine, program: str, argv: Sequence[str], dirty: int = 0, heap: int = 0
-) -> tuple[Process, list[int]]:
-    """Exec *program*, linked as ld.so would, and let it touch its memory as a program does that has been running.
-
-    It reads each page of its files and writes each page of its private writable memory, except those of the stack that
-    execve has not written. The heap is grown (brk) by *heap* bytes, and further if the program would have written fewer
-    than *dirty* pages. Returns the process and the addresses of the pages that it has written. Raises as spawn() does.
-    """
-    process = machine.spawn(program, argv, ENVIRONMENT, link=True)
-    pages = _own_pages(process)
-    wanted = heap + max(0, dirty - len(pages) - heap // PAGE_SIZE) * PAGE_SIZE
-    if wanted:
-        top = process.brk() + wanted
-        if process.brk(top) != top:
-            raise syscall_error("brk", errno.ENOMEM, f"{wanted} bytes of heap")
-        pages = _own_pages(process)
-    for mapping in process.maps():
-        if mapping.prot & Prot.READ and mapping.name != "[stack]":
-            write = bool(mapping.prot & Prot.WRITE) and not mapping.shared
-            process.touch(mapping.start, mapping.size, write=write)
-    return process, pages
-
-
-def _own_pages(process: Process) -> list[int]:
-    """Addresses of the pages of private writable memory: data, bss, heap, and what is resident of the stack."""
-    pages: list[int] = []
-    for mapping in process.maps():
-        if mapping.prot & Prot.WRITE and not mapping.shared:
-            addresses = range(mapping.start, mapping.end, PAGE_SIZE)
-            if mapping.name == "[stack]":
-                resident = process.mincore(mapping.start, mapping.size)
-                pages += [address for address, there in zip(addresses, resident, strict=True) if there]
-            else:
-                pages += addresses
-    return pages
 
 
 def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
@@ -94,7 +37,8 @@ def eager_bytes(machine: Machine, processes: Sequence[Process]) -> int:
     """
     info = machine.meminfo()
     root = PAGE_SIZE  # which `page_tables`, as VmPTE, leaves out
-    return info.file + info.shmem + sum(p.rss_by_kind.anon + p.page_tables + root for p in processes)
+    own = machine.usage(processes)
+    return info.file + info.shmem + int(own[:, 0].sum() + own[:, 3].sum()) + root * len(processes)
 
 
 def run(
@@ -253,6 +197,7 @@ class _Bomb:
         child = parent.fork()
         self.forks += 1
         self.alive.append(child)
-        mark = child.pid.to_bytes(8, "little")
-        for address in self.rng.sample(self.pages, self.dirty):
-            child.write(address, mark)
+        if self.dirty:
+            mark = child.pid.to_bytes(8, "little")
+            for address in self.rng.sample(self.pages, self.dirty):
+                child.write(address, mark)

@@ -113,6 +113,17 @@ class BombReport:
         """Forks a second, the writes after each fork included."""
         return self.forks / self.seconds if self.seconds > 0 else 0.0
 
+    def predicted(self) -> tuple[int, float, int] | None:
+        """How many processes memory has room for, the bytes that one takes, and the generation from which that is
+        known: the first with a thousand processes, or the last one; None before the first."""
+        known = [state for state in self.history if state.processes > 1]
+        if not known:
+            return None
+        state = next((state for state in known if state.processes >= 1000), known[-1])
+        first = self.history[0]
+        each = (state.used_bytes - first.used_bytes) / (state.processes - first.processes)
+        return (int((self.memory - first.used_bytes) / each) + 1 if each else 0), each, state.number
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExecReport:

@@ -89,6 +89,10 @@ def print_bomb(report: BombReport, file: IO[str] | None = None) -> None:
     table.add_row("stopped by", report.stopped.value, _WHY[report.stopped])
     complete = f"after {report.generations} complete generations" if report.processes else "the program did not fit"
     table.add_row("processes", _count(report.processes), complete)
+    prediction = report.predicted()
+    if prediction is not None and prediction[1]:
+        fit, each, generation = prediction
+        table.add_row("  predicted", _count(fit), f"at {size(round(each))} a process, as after generation {generation}")
     table.add_row(
         "forks per second", f"{report.forks_per_s:,.0f}", f"{_count(report.forks)} forks in {span(report.seconds)}"
     )

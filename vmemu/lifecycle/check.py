@@ -33,19 +33,27 @@ def _equal(what: str, found: object, expected: object) -> None:
 def _family(kernel: Kernel, processes: list[int]) -> None:
     """The lists of children hold each process but the first once, under its parent, forwards as backwards."""
     table = kernel.processes
-    seen: Counter[int] = Counter()
+    parents, prev, following = table.parent, table.prev, table.next
+    seen = bytearray(len(table.state))
     for parent in (0, *processes):
-        before = 0
-        for child in table.children(parent):
-            _equal(f"parent of {child}", table.parent[child], parent)
-            _equal(f"elder sibling of {child}", table.prev[child], before)
-            seen[child] += 1
-            before = child
-        _equal(f"youngest child of {parent}", table.youngest(parent), before)
-    _equal("children of all", seen, Counter(processes))
+        before, child = 0, table.first_child[parent]
+        while child:
+            if parents[child] != parent:
+                _equal(f"parent of {child}", parents[child], parent)
+            if prev[child] != before:
+                _equal(f"elder sibling of {child}", prev[child], before)
+            if seen[child]:
+                raise InvariantError(f"{child} is a child twice")
+            seen[child] = 1
+            before, child = child, following[child]
+        if table.youngest(parent) != before:
+            _equal(f"youngest child of {parent}", table.youngest(parent), before)
+    if seen.count(1) != len(processes) or not all(seen[pid] for pid in processes):
+        _equal("children of all", [pid for pid, once in enumerate(seen) if once], processes)
+    state, threads = table.state, table.threads
     for pid in processes:
-        parent = table.parent[pid]
-        if parent and not table.alive(parent):
+        parent = parents[pid]
+        if parent and state[parent] != RUNNING and parent not in threads:
             raise InvariantError(f"parent {parent} of {pid} is dead")
 
 
@@ -61,15 +69,22 @@ def _threads(kernel: Kernel, states: dict[int, int]) -> None:
 
 def _counters(kernel: Kernel, states: dict[int, int], processes: list[int]) -> None:
     table = kernel.processes
-    _equal("tasks by user", Counter(kernel.users), Counter(kernel.credentials.of(tid).uid for tid in states))
-    groups = {table.group[pid]: table.session[pid] for pid in processes}
-    for pid in processes:
-        _equal(f"session of group {table.group[pid]}", groups[table.group[pid]], table.session[pid])
+    users: Counter[int] = Counter()
+    someone = dict(zip(map(table.credentials.__getitem__, states), states, strict=True))
+    for index, n in Counter(map(table.credentials.__getitem__, states)).items():
+        users[kernel.credentials.of(someone[index]).uid] += n
+    _equal("tasks by user", Counter(kernel.users), users)
+    pairs = set(zip(map(table.group.__getitem__, processes), map(table.session.__getitem__, processes), strict=True))
+    groups = dict(pairs)
+    for group, session in sorted(pairs):
+        _equal(f"session of group {group}", groups[group], session)
     members, sessions = table.named()
-    _equal("members of groups", members, Counter(table.group[pid] for pid in processes))
+    _equal("members of groups", members, Counter(map(table.group.__getitem__, processes)))
     _equal("groups of sessions", sessions, Counter(groups.values()))
     uses = {*members, *sessions}
-    for number, state in enumerate(table.state):
+    doubtful = uses if table.state.count(HELD) == 0 else range(len(table.state))
+    for number in doubtful:
+        state = table.state[number]
         if (state == HELD) != (state in (FREE, HELD, THREAD) and number in uses):
             raise InvariantError(f"number {number} of a group is {'held for nobody' if state == HELD else 'free'}")
 
@@ -78,11 +93,11 @@ def _cgroups(kernel: Kernel, states: dict[int, int]) -> None:
     """Groups count the tasks in them and below."""
     groups, column = kernel.cgroups, kernel.processes.cgroup
     tasks: Counter[str] = Counter()
-    for tid in states:
-        if column[tid] not in groups.by_id:
-            raise InvariantError(f"task {tid} is in a cgroup that is gone")
-        for group in groups.of(tid).above():
-            tasks[group.path] += 1
+    for number, n in Counter(map(column.__getitem__, states)).items():
+        if number not in groups.by_id:
+            raise InvariantError(f"{n} tasks are in a cgroup that is gone")
+        for group in groups.by_id[number].above():
+            tasks[group.path] += n
     for group in groups.values():
         _equal(f"tasks in cgroup {group.path}", group.pids_current, tasks[group.path])
     for pid in kernel.processes.threads:
@@ -93,12 +108,15 @@ def _cgroups(kernel: Kernel, states: dict[int, int]) -> None:
 def _spaces(kernel: Kernel, states: dict[int, int]) -> None:
     """A space is used by one task, or by those that its record of sharing names."""
     table = kernel.processes
-    users: dict[int, set[int]] = {}
-    for tid, state in states.items():
-        if state != ZOMBIE:
-            users.setdefault(table.space[tid], set()).add(tid)
-    _equal("spaces that live", list(kernel.core.spaces()), sorted(users))
-    shared = {sid: some for sid, some in users.items() if len(some) > 1}
+    users = [tid for tid, state in states.items() if state != ZOMBIE]
+    counts = Counter(map(table.space.__getitem__, users))
+    _equal("spaces that live", list(kernel.core.spaces()), sorted(counts))
+    several = {sid for sid, n in counts.items() if n > 1}
+    shared: dict[int, set[int]] = {sid: set() for sid in several}
+    if several:
+        for tid in users:
+            if table.space[tid] in several:
+                shared[table.space[tid]].add(tid)
     _equal("shared spaces", {sid: set(record.saved) for sid, record in kernel.shared.items()}, shared)
     for sid, record in kernel.shared.items():
         if record.current not in record.saved:
@@ -120,10 +138,14 @@ def _sparse(kernel: Kernel, states: dict[int, int]) -> None:
     threads = table.threads or table.leader or kernel.threads_faults
     signals = table.report or table.pending or table.pending_task or table.death_signal or table.same_handlers
     _equal("all quiet", table.quiet, not (suspending or table.lender or threads or signals))
-    for tid in states:
-        if not table.odd[tid] and any(column[tid] for column in table.rare):
+    rare = [column for column in table.rare if any(column)]
+    exceeding = any(map(int(Flag.NPROC_EXCEEDED).__and__, set(table.flags)))
+    for tid in states if rare or exceeding else ():
+        if table.odd[tid]:
+            continue
+        if any(column[tid] for column in rare):
             raise InvariantError(f"task {tid} has something rare and is not marked")
-        if not table.odd[tid] and table.flags[tid] & Flag.NPROC_EXCEEDED:
+        if table.flags[tid] & Flag.NPROC_EXCEEDED:
             raise InvariantError(f"task {tid} of root is over RLIMIT_NPROC")
     if INIT in table.stopped:
         raise InvariantError("init is stopped")

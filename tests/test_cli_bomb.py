@@ -1,0 +1,200 @@
+"""`vmemu bomb` with shapes and defences, run as a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmemu.bombs import SHAPES
+
+COMMAND = [sys.executable, "-P", "-m", "vmemu", "bomb"]
+
+
+def bomb(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == status, (arguments, done.stdout, done.stderr)
+    return done
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    done = bomb("--json", *arguments)
+    assert done.stderr == ""
+    out: dict[str, Any] = json.loads(done.stdout)
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_bomb_ends_by_itself(shape: str) -> None:
+    out = as_json("--bomb", shape, "--memory", "16MiB", "--built-in", "--ticks", "100")
+    assert out["ended"] in ("memory", "ticks")
+    assert out["settings"]["bomb"] == shape
+    assert len(out["series"]["processes"]) == out["ticks"]
+
+
+def test_same_command_same_result() -> None:
+    arguments = ("--bomb", "classic", "--memory", "16MiB", "--seed", "4", "--dirty", "3")
+    one = as_json(*arguments)
+    assert one == as_json(*arguments)
+    assert one["settings"]["program"] == "/bin/sh"
+    assert one["digest"] != as_json(*arguments[:-4])["digest"]
+
+
+def test_defences_and_limits() -> None:
+    out = as_json("--bomb", "exponential", "--built-in", "--defence", "pids.max=64", "--defence", "protect")
+    assert out["ended"] == "contained"
+    assert out["peak_processes"] == 64
+    assert out["refused"]["pids.max"] > 0
+    assert out["settings"]["defences"] == ["pids.max=64", "protect"]
+    assert as_json("--bomb", "linear", "--built-in", "--max-processes", "9")["ended"] == "max-processes"
+    assert as_json("--bomb", "chain", "--built-in", "--generations", "5")["ended"] == "generations"
+    assert as_json("--bomb", "chain", "--built-in", "--ticks", "7")["ticks"] == 7
+
+
+def test_the_program_gets_what_follows() -> None:
+    out = as_json("--bomb", "exec", "--ticks", "3", "--", "/bin/sh", "-c", ":")
+    assert out["settings"]["argv"] == ["/bin/sh", "-c", ":"]
+
+
+def test_table() -> None:
+    out = bomb("--bomb", "classic", "--memory", "16MiB", "--defence", "nproc=20").stdout
+    for word in (
+        "classic bomb against nproc=20",
+        "contained",
+        "unharmed",
+        "by nproc",
+        "Again: vmemu bomb --bomb classic",
+    ):
+        assert word in out
+
+
+def test_again_is_the_same_again() -> None:
+    line = re.search(r"Again: vmemu bomb (.*)", bomb("--bomb", "touch", "--memory", "16MiB", "--built-in").stdout)
+    assert line
+    first = as_json("--bomb", "touch", "--memory", "16MiB", "--built-in")
+    assert as_json(*line[1].split())["digest"] == first["digest"]
+
+
+def test_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    bomb("--bomb", "classic", "--memory", "16MiB", "--built-in", "--report", str(file))
+    assert file.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_matrix(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.html"
+    out = as_json("--matrix", "--memory", "8MiB", "--ticks", "20", "--report", str(file))
+    assert len(out["results"]) == len(SHAPES) * len(out["defences"])
+    assert "who survives" in file.read_text()
+
+
+def test_procfs(tmp_path: Path) -> None:
+    tree = tmp_path / "proc"
+    bomb("--bomb", "linear", "--built-in", "--ticks", "5", "--procfs", str(tree))
+    assert (tree / "meminfo").is_file()
+    assert len([entry for entry in tree.iterdir() if entry.name.isdigit()]) == 8  # init, the service, six of the bomb
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bomb", "petard"], "--bomb: 'petard' is no bomb; there are classic, "),
+        (["--bomb", "classic", "--defence", "prayer"], "--defence: 'prayer' is no defence; there are nproc, "),
+        (["--bomb", "classic", "--defence", "nproc=-3"], "--defence: nproc: -3 is less than 1"),
+        (["--bomb", "classic", "--defence", "nproc"], "--defence: nproc needs a value: nproc=N"),
+        (["--bomb", "classic", "--defence", "nproc=3", "--defence", "nproc=4"], "nproc: 4 contradicts 3"),
+        (["--bomb", "classic", "--defence", "memory.max=-1MiB"], "memory.max: -1MiB is negative"),
+        (["--bomb", "classic", "--defence", "memory.max=1GiB"], "memory.max: 1073741824 bytes are more than"),
+        (["--bomb", "classic", "--defence", "overcommit=7"], "overcommit: 7 is not one of 0, 1, 2"),
+        (["--bomb", "classic", "--ticks", "0"], "--ticks: 0 is less than 1"),
+        (["--bomb", "classic", "--swap", "-1"], "--swap"),
+        (["--bomb", "classic", "--built-in", "/bin/sh"], "--built-in contradicts the program /bin/sh"),
+        (["--bomb", "classic", "/no/such/program"], "/no/such/program: "),
+        (["--bomb", "classic", "--memory", "64KiB"], "/bin/sh: does not fit"),
+        (["--bomb", "classic", "--dirty", "99999999"], "dirty: 99999999 pages are more than"),
+        (["--defence", "nproc=3"], "--defence needs --bomb or --matrix"),
+        (["--ticks", "3"], "--ticks needs --bomb or --matrix"),
+        (["--report", "x.html"], "--report needs --bomb or --matrix"),
+        (["--matrix", "--bomb", "classic"], "no --bomb with it"),
+        (["--matrix", "--defence", "protect"], "no --defence with it"),
+        (["--matrix", "/bin/sh"], "no PROGRAM with it"),
+        (
+            ["--bomb", "classic", "--report", "/no/such/directory/x.html"],
+            "--report: /no/such/directory/x.html: No such",
+        ),
+        (["--bomb", "classic", "--report", "/"], "--report: /: Is a directory"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], message: str) -> None:
+    done = bomb(*arguments, status=2)
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert re.fullmatch(r"vmemu bomb: error: .*\n", done.stderr)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_report_that_cannot_be_written_loses_nothing() -> None:
+    done = bomb("--bomb", "linear", "--built-in", "--ticks", "3", "--report", "/dev/full", status=1)
+    assert "linear bomb" in done.stdout
+    assert done.stderr == "vmemu bomb: error: --report: /dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--bomb", "waiting", "--memory", "4GiB", "--built-in"], ["--matrix", "--memory", "512MiB"]]
+)
+def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    command = [*COMMAND, "--json", "--ticks", "100000", "--max-processes", "1000000", "--report", str(file), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        time.sleep(4)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert err == ""
+    report = json.loads(out)
+    assert report["interrupted"] if "results" in report else report["ended"] == "interrupted"
+    assert file.read_text().endswith("</html>\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bomb", "waiting", "--memory", "16MiB", "--built-in"], (b"faults/s", b"bystander", b"free of")),
+        (["--matrix", "--memory", "8MiB", "--ticks", "5"], (b" of 64",)),
+    ],
+)
+def test_live_view_only_on_a_terminal(arguments: list[str], words: tuple[bytes, ...], tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    out = tmp_path / "out.json"  # larger than a pipe
+    with (
+        open(out, "wb") as file,
+        subprocess.Popen([*COMMAND, "--json", *arguments], stdout=file, stderr=slave) as process,
+    ):
+        os.close(slave)
+        seen = b""
+        while select.select([master], [], [], 60)[0]:
+            try:
+                chunk = os.read(master, 65536)
+            except OSError:  # the terminal's last user is gone
+                break
+            if not chunk:
+                break
+            seen += chunk
+        assert process.wait(60) == 0
+    os.close(master)
+    for word in words:
+        assert word in seen
+    json.loads(out.read_text())
+    assert bomb(*arguments).stderr == ""
