@@ -1,4 +1,4 @@
-"""Workloads that always do the same, and what they count: faults by kind, frames copied, tables, bytes.
+"""Workloads that always do the same, and what they count: faults by kind, frames copied, tables, bytes; and fork bombs.
 
 They run through the public API. A count that differs from the baseline's is a change of what vmemu does, not of how
 fast it is; it is either a mistake or a reason for `--update`.
@@ -7,13 +7,14 @@ fast it is; it is either a mistake or a reason for `--update`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from bench.rows.common import MIB, PAGE, PRIVATE, RW, map_small, reap, resident
-from vmemu import Advice, ForkMode, Machine, Map, Process, Prot
+from vmemu import Advice, ForkMode, Machine, Map, Process, Prot, bombs
 
-__all__ = ["Counters", "count", "count_all", "differences"]
+__all__ = ["BOMB_DEFENCES", "Counters", "count", "count_all", "differences", "run_bomb"]
 
 Counters = dict[str, int]
 
@@ -152,9 +153,42 @@ WORKLOADS: dict[str, tuple[Callable[[Machine], None], dict[str, object]]] = {
 }
 
 
+BOMB_DEFENCES: dict[str, list[str]] = {
+    "none": [],
+    "nproc": ["nproc=60"],
+    "pids.max": ["pids.max=60"],
+    "memory.max": ["memory.max=8MiB"],
+    "overcommit": ["overcommit=2"],
+    "protect": ["protect"],
+    "watcher": ["watcher=50"],
+}
+"""What the bombs meet on 32 MiB, by name."""
+
+
+def run_bomb(m: Machine, shape: str, defence: str, **options: Any) -> bombs.Result:
+    """A bomb of the built-in program, from beginning to end."""
+    scenario = bombs.scenario(m, shape, defences=BOMB_DEFENCES[defence], seed=1, ticks=300, **options)
+    for _ in scenario:
+        pass
+    return scenario.result
+
+
+def _count_bombs() -> dict[str, Counters]:
+    """Every shape without a defence, and one under each."""
+    runs = [(shape, "none") for shape in bombs.SHAPES]
+    runs += [("classic", defence) for defence in BOMB_DEFENCES if defence != "none"]
+    found = {}
+    for shape, defence in runs:
+        with Machine(memory="32MiB", oom="kill") as m:
+            result = run_bomb(m, shape, defence)
+            m.verify()
+            found[f"bomb {shape}, {defence}"] = {**count(m), **result.counters()}
+    return found
+
+
 def count_all() -> dict[str, Counters]:
     """Workload -> its counters; each machine proves itself consistent too."""
-    found = {}
+    found = _count_bombs()
     for name, (work, options) in WORKLOADS.items():
         with Machine(memory="256MiB", **options) as m:  # type: ignore[arg-type]
             work(m)
