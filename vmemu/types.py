@@ -34,6 +34,7 @@ __all__ = [
     "Prot",
     "Translation",
     "parse_size",
+    "size_word",
 ]
 
 PAGE_SIZE = 4096
@@ -472,3 +473,11 @@ def parse_size(size: int | str, what: str = "size") -> int:
     if value < 0:
         raise ValueError(f"{what}: {value} is negative")
     return value
+
+
+def size_word(nbytes: int) -> str:
+    """Bytes as `parse_size` takes them, in the largest unit that divides them: ``"16MiB"``, ``"4097"``."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes and not nbytes % (1 << shift):
+            return f"{nbytes >> shift}{unit}"
+    return str(nbytes)

@@ -125,7 +125,7 @@ def test_result_as_text(result: Result) -> None:
 def test_command_is_the_settings() -> None:
     result = run("touch", defences=["nproc=7", "protect"], ticks=60, seed=3, dirty=2, generations=9, max_processes=99)
     assert command(result) == (
-        "vmemu bomb --bomb touch --defence nproc=7 --defence protect --memory 16777216 --ticks 60 --dirty 2 --seed 3 "
+        "vmemu bomb --bomb touch --defence nproc=7 --defence protect --memory 16MiB --ticks 60 --dirty 2 --seed 3 "
         "--max-processes 99 --generations 9 --built-in"
     )
 

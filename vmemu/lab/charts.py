@@ -155,7 +155,7 @@ def _ticks(ticks: int) -> str:
     if ticks < 2:
         return '<div class="x"><span style="left:0">tick 1</span></div>'
     step = Axis(ticks).step
-    marks = [step * i for i in range(1, int(ticks / step) + 1) if step * i < ticks * 0.93]
+    marks = [step * i for i in range(1, int(ticks / step) + 1) if step * i < ticks * 0.8]
     spans = "".join(f'<span style="left:{(mark - 1) / (ticks - 1) * 100:.4g}%">{count(mark)}</span>' for mark in marks)
     return f'<div class="x" aria-hidden="true">{spans}<span class="last">tick {ticks:,}</span></div>'
 

@@ -14,6 +14,7 @@ from vmemu.lab.pictures import sharing_map, tree
 from vmemu.lab.style import STYLE
 from vmemu.lab.tables import size
 from vmemu.lab.verdicts import ENDED, command, short
+from vmemu.types import size_word
 
 if TYPE_CHECKING:
     from vmemu.lab.charts import Series
@@ -259,7 +260,7 @@ def matrix_page(matrix: Matrix) -> str:
 
 
 def _matrix_command(settings: dict[str, Any]) -> str:
-    words = ["vmemu bomb --matrix", f"--memory {settings['memory']}"]
+    words = ["vmemu bomb --matrix", f"--memory {size_word(settings['memory'])}"]
     words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed")]
     for name in ("fork", "generations", "max_processes"):
         if settings.get(name) is not None:

@@ -12,6 +12,7 @@ from vmemu.bombs import KINDS, Ended, Result
 from vmemu.lab.console import Console
 from vmemu.lab.matrix import Matrix
 from vmemu.lab.tables import size
+from vmemu.types import size_word
 
 __all__ = ["ENDED", "STYLES", "command", "print_matrix", "print_result", "short"]
 
@@ -38,9 +39,9 @@ def command(result: Result) -> str:
     """The command line that gives the same result."""
     settings = result.settings
     words = ["vmemu bomb", f"--bomb {result.shape}", *(f"--defence {word}" for word in settings["defences"])]
-    words += [f"--memory {settings['memory']}"]
+    words += [f"--memory {size_word(settings['memory'])}"]
     if settings["swap"]:
-        words.append(f"--swap {settings['swap']}")
+        words.append(f"--swap {size_word(settings['swap'])}")
     if settings["policy"]:
         words.append(f"--policy {settings['policy']}")
     if settings["fork"]:
