@@ -40,7 +40,7 @@ PYTHON = """
 PACKAGES = {
     "bombs": "__init__ / scenarios / run / services swarm / options record / program result defences shapes",
     "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
-    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables "
+    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables / film "
     "/ report charts / console style __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",

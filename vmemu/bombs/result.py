@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vmemu.machine import Machine
+
 __all__ = [
     "KINDS",
     "Bystander",
@@ -144,6 +146,14 @@ class Sharing:
     nobody maps, and for a page table."""
     flags: NDArray[np.uint64]
     """By pfn: as /proc/kpageflags."""
+
+    @classmethod
+    def of(cls, machine: Machine, tick: int, processes: int) -> Sharing:
+        """As *machine* is now."""
+        import numpy as np
+
+        counts = np.frombuffer(machine.procfs.read("kpagecount"), np.uint64).astype(np.int64)
+        return cls(tick, processes, counts, np.frombuffer(machine.procfs.read("kpageflags"), np.uint64))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -273,8 +273,4 @@ class Run:
         before = self.sharing.processes if self.sharing else 0
         if not self.options.sharing or processes < before * _SNAPSHOT_GROWTH:
             return
-        import numpy as np
-
-        read = self.machine.procfs.read
-        counts = np.frombuffer(read("kpagecount"), np.uint64).astype(np.int64)
-        self.sharing = Sharing(self.tick, processes, counts, np.frombuffer(read("kpageflags"), np.uint64))
+        self.sharing = Sharing.of(self.machine, self.tick, processes)
