@@ -249,7 +249,7 @@ int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, cons
 		m = k = (uint32_t)min_u64(AHEAD, n - i);
 		stage(vm, s, addresses + i, m, ahead, &f.walk);
 		memset(kinds + i, VMEMU_NONE, m);
-		if (all_plain(ahead, writes ? writes + i : NULL, m, access))
+		if (!vm->frames.recency && all_plain(ahead, writes ? writes + i : NULL, m, access))
 			continue;
 		structure = vm->tables.structure;
 		for (k = 0; k < m && structure == vm->tables.structure; k++) {

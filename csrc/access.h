@@ -21,6 +21,7 @@ static inline void access_mark(const struct vm *vm, pte_t *e, int access)
 {
 	pte_t bits = access & VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
 
+	frame_stamp(&vm->frames, pte_pfn(*e));
 	if (access != VMEMU_GUP_WRITE) {
 		if ((*e & bits) != bits) /* most often they are set, and nothing need be written */
 			*e |= bits;

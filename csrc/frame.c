@@ -193,6 +193,8 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
 	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
+	if (__builtin_expect(f->stamps != NULL, 0))
+		f->stamps[*pfn] = f->stamps[f->nframes] += f->step;
 	return 0;
 }
 
@@ -222,6 +224,8 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 	f->free -= BLOCK_FRAMES;
 	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
 	count(f, flags, BLOCK_FRAMES);
+	for (uint32_t i = 0; f->stamps && i < BLOCK_FRAMES; i++)
+		f->stamps[*head + i] = f->stamps[f->nframes] += f->step;
 	if (zeroed && blk->dirty && f->contents)
 		memset(frame_bytes(f, *head), 0, BLOCK_FRAMES * PAGE_BYTES);
 	return 0;
@@ -374,4 +378,6 @@ void frame_put(struct frames *f, pfn_t pfn)
 	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));
 	if (--fr->refs == 0)
 		frame_free(f, pfn);
+	else if (fr->refs == 1 && frame_swapcached(fr))
+		swap_idle(f, pfn);
 }

@@ -187,7 +187,7 @@ int trace_run(struct vm *vm, const struct vmemu_record *records, uint64_t n, con
 			return VMEMU_TRAP_PAUSE;
 		if (!run->bytes) {
 			uint64_t most = min_u64(n - run->at, (uint64_t)work);
-			uint64_t hits = count_plain(vm, r, most, spaces, nlabels);
+			uint64_t hits = vm->frames.recency ? 0 : count_plain(vm, r, most, spaces, nlabels);
 
 			counts[VMEMU_NONE] += hits;
 			work -= (int64_t)hits;

@@ -63,14 +63,17 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
 	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
 	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
-	VMEMU_TRAP_CALL = 5   /* the next record of a trace is a system call */
+	VMEMU_TRAP_CALL = 5,  /* the next record of a trace is a system call */
+	VMEMU_TRAP_SWAP =
+		6, /* the page is on the swap device and not in memory: in slot `index`, or page `index` of `object` */
+	VMEMU_TRAP_RECLAIM = 7 /* fewer frames are free than should be: reclaim some */
 };
 
 struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
 	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
-	uint64_t index;	  /* TRAP_PAGE: page index in the object */
-	uint32_t object;  /* TRAP_PAGE */
+	uint64_t index;	  /* TRAP_PAGE: page index in the object; TRAP_SWAP: the same, or the slot */
+	uint32_t object;  /* TRAP_PAGE; TRAP_SWAP: 0 for anonymous memory */
 	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
 	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
@@ -229,6 +232,7 @@ struct vmemu_space_info {
 	uint64_t file;
 	uint64_t shmem;
 	uint64_t hugetlb; /* pages of 4 KiB in huge pages of a pool; not resident in Linux's sense */
+	uint64_t swap;	  /* swap entries */
 	uint64_t tables;  /* table frames in reach, the root included; shared ones count in full */
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
@@ -273,6 +277,8 @@ struct vmemu_usage {
 	uint64_t anon_huge;	 /* mapped by huge entries */
 	uint64_t shared_hugetlb; /* pages of a pool; not in rss or pss */
 	uint64_t private_hugetlb;
+	uint64_t swap;	   /* pages in slots of the swap device */
+	uint64_t swap_pss; /* the same, each divided by the holders of its slot; bytes << 12 */
 };
 
 /* A page that may be merged with equal ones, and a space that has had such pages. */
@@ -336,6 +342,51 @@ struct vmemu_fault {
 struct vmemu_log_info {
 	uint64_t n;    /* records in the ring */
 	uint64_t next; /* sequence number of the next one */
+};
+
+/* Which frames go first; the values are in the order of vmemu.memory.reclaim.POLICIES. */
+enum vmemu_policy {
+	VMEMU_POLICY_CLOCK = 0, /* in the order of frames, accessed ones at the second visit */
+	VMEMU_POLICY_FIFO = 1,	/* as they came */
+	VMEMU_POLICY_RANDOM = 2,
+	VMEMU_POLICY_LRU = 3,	/* whose last access is longest ago; each access is recorded */
+	VMEMU_POLICY_AGING = 4, /* the older of two generations; accessed ones join the younger */
+	VMEMU_NPOLICIES = 5
+};
+
+/* What reclaim counts since boot, in pages. */
+enum vmemu_reclaim_count {
+	VMEMU_RC_SWPIN = 0, /* read from the swap device */
+	VMEMU_RC_SWPOUT = 1,
+	VMEMU_RC_SCAN_ANON = 2, /* looked at by a policy, shared memory included */
+	VMEMU_RC_SCAN_FILE = 3,
+	VMEMU_RC_STEAL_ANON = 4, /* freed */
+	VMEMU_RC_STEAL_FILE = 5,
+	VMEMU_NRECLAIM = 6
+};
+
+struct vmemu_reclaim {
+	uint64_t npages; /* frames wanted */
+	uint32_t
+		swappiness; /* 0 to 200: how much of it from anonymous rather than mapped file memory, in halves of a percent */
+	uint32_t ncgroups;	/* those with cgroups[id] != 0 only; */
+	const uint8_t *cgroups; /* NULL: all */
+};
+
+/* A frame on its way out that the caller has to write first. */
+struct vmemu_victim {
+	uint64_t index;	 /* of a file: the page, */
+	uint32_t object; /* in this object; else 0 */
+	uint32_t slot;	 /* of the swap device, or 0 */
+	uint32_t pfn;
+	uint32_t written; /* the caller's answer */
+};
+
+struct vmemu_swap {
+	uint64_t total; /* slots */
+	uint64_t free;
+	uint64_t cached;    /* frames in the swap cache */
+	uint64_t counts[6]; /* VMEMU_NRECLAIM */
 };
 
 typedef struct vmemu_machine vmemu_machine;
@@ -519,6 +570,31 @@ int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, ui
 int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Pages merged with the zero page. */
 int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
+
+/* ---- swap and reclaim ---- */
+
+/* A swap device of n pages, numbered from 1 on; once. -EBUSY: there is one. */
+int vmemu_swap_on(vmemu_machine *m, uint32_t n);
+int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out);
+/* The bytes of a slot, for an access that stopped with TRAP_SWAP; 0 also if they are not needed any more. */
+int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data);
+/* The slot where a page of shared memory is, 0 if it is in none or in memory still; and its bytes, major != 0: for a fault. */
+int64_t vmemu_object_slot(vmemu_machine *m, uint32_t object, uint64_t index);
+int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, const void *data, int major);
+int vmemu_machine_policy(vmemu_machine *m, uint32_t policy, uint64_t seed);
+/* Accesses that fault stop with TRAP_RECLAIM while fewer frames than `low` are free; 0: never. */
+int vmemu_machine_watermark(vmemu_machine *m, uint64_t low);
+/* Nothing can be reclaimed now: accesses go on until some frames were freed, or half of those that are free are used. */
+int vmemu_machine_stalled(vmemu_machine *m);
+/* Frees frames, or gets them ready to be: out[cap] are to be written and then told to vmemu_machine_reclaimed. Returns how many
+ * these are. Few may come of it where huge pages were cut: ask again as long as something does. *done: frames freed. */
+int vmemu_machine_reclaim(vmemu_machine *m, const struct vmemu_reclaim *what, struct vmemu_victim *out, uint32_t cap,
+			  uint64_t *done);
+/* Returns how many of n victims are free now. */
+int vmemu_machine_reclaimed(vmemu_machine *m, const struct vmemu_victim *victims, uint32_t n);
+/* MADV_PAGEOUT for [start, end) in one mapping, where there is swap: out[cap] as vmemu_machine_reclaim. */
+int vmemu_space_swap_out(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_victim *out,
+			 uint32_t cap);
 
 /* ---- fault log ---- */
 

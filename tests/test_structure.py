@@ -45,17 +45,18 @@ PACKAGES = {
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_build api_huge api_ksm api_mark api_object api_short api_space api_trace
+    api api_build api_huge api_ksm api_mark api_object api_reclaim api_short api_space api_trace
     trace
-    access check check_space fork huge look
+    access check check_space check_swap fork huge look
     ksm lru mark move
+    reclaim reclaim_pick
     space space_build space_object space_pool
-    fault fault_anon fault_file fault_huge fault_pool classify
+    fault fault_anon fault_file fault_huge fault_pool fault_swap classify
     faultlog
     mm
     object table table_huge table_range
     pool
-    folio
+    folio swap
     frame vma vma_hole vma_rule pte
     page
     base
@@ -69,16 +70,20 @@ C_PARTS = {
     "api_ksm": "api",
     "api_mark": "api",
     "api_object": "api",
+    "api_reclaim": "api",
     "api_short": "api",
     "api_space": "api",
     "api_trace": "api",
     "check_space": "check",
+    "check_swap": "check",
     "classify": "fault",
     "fault_anon": "fault",
     "fault_file": "fault",
     "fault_huge": "fault",
     "fault_pool": "fault",
+    "fault_swap": "fault",
     "move": "space",
+    "reclaim_pick": "reclaim",
     "space_build": "space",
     "space_object": "space",
     "space_pool": "space",
