@@ -104,6 +104,16 @@ int vmemu_machine_policy(vmemu_machine *m, uint32_t policy, uint64_t seed)
 	return leave(m, reclaim_set_policy(&m->vm, policy, seed));
 }
 
+int64_t vmemu_machine_free_frames(vmemu_machine *m)
+{
+	int64_t n;
+
+	enter(m);
+	n = (int64_t)m->vm.frames.free;
+	(void)leave(m, 0);
+	return n;
+}
+
 int vmemu_machine_watermark(vmemu_machine *m, uint64_t low)
 {
 	struct reclaim_state *s = &m->vm.reclaim;

@@ -347,12 +347,18 @@ uint64_t look_peek(const struct vm *vm, const struct space *s, uint64_t va, uint
 		int writable;
 		const pte_t *e = table_walk(&vm->tables, s->root, at, &writable);
 
-		if (!v || v->start > at || v->object || (e && *e && !pte_mapped(*e)))
+		pfn_t pfn = NO_PFN; /* in the swap cache */
+
+		if (e && pte_swapped(*e))
+			pfn = swap_find(&vm->frames, pte_slot(*e));
+		if (!v || v->start > at || v->object || (e && *e && !pte_mapped(*e) && pfn == NO_PFN))
 			break;
 		if (!(v->flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)))
 			break;
 		n = min_u64(PAGE_BYTES - (at & PAGE_MASK), length - done);
-		if (vm->frames.contents && !look_translate(vm, s, at, &t))
+		if (vm->frames.contents && pfn != NO_PFN)
+			memcpy(to + done, frame_bytes(&vm->frames, pfn) + (at & PAGE_MASK), n);
+		else if (vm->frames.contents && !look_translate(vm, s, at, &t))
 			memcpy(to + done, frame_bytes(&vm->frames, (pfn_t)t.pfn) + (at & PAGE_MASK), n);
 		else
 			memset(to + done, 0, n);

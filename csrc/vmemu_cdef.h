@@ -581,7 +581,10 @@ int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data);
 /* The slot where a page of shared memory is, 0 if it is in none or in memory still; and its bytes, major != 0: for a fault. */
 int64_t vmemu_object_slot(vmemu_machine *m, uint32_t object, uint64_t index);
 int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, const void *data, int major);
+/* Begins anew with a policy: enum vmemu_policy. */
 int vmemu_machine_policy(vmemu_machine *m, uint32_t policy, uint64_t seed);
+/* Free frames. */
+int64_t vmemu_machine_free_frames(vmemu_machine *m);
 /* Accesses that fault stop with TRAP_RECLAIM while fewer frames than `low` are free; 0: never. */
 int vmemu_machine_watermark(vmemu_machine *m, uint64_t low);
 /* Nothing can be reclaimed now: accesses go on until some frames were freed, or half of those that are free are used. */

@@ -25,7 +25,7 @@ PYTHON = """
     loader memory
     handles
     kernel
-    files pids interned limits credentials dispositions
+    files pids interned limits credentials dispositions swap
     _native
     errors options
     types alignment
@@ -33,12 +33,12 @@ PYTHON = """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
 PACKAGES = {
-    "_native": "__init__ / accesses builds looks machine objects pages spaces traces / border",
+    "_native": "__init__ / accesses builds looks machine objects pages reclaims spaces traces / border",
     "lab": "compare startup listing / processes / bomb tables / report / console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits / commit / args bits words / __init__",
+    "/ limits / shortage / reclaim / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }

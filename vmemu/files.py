@@ -2,8 +2,8 @@
 anonymous memory.
 
 An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in
-RAM once. The cache lives as long as somebody has the file open or mapped; there is no reclaim yet that would make
-keeping it safe.
+RAM once. The cache lives as long as somebody has the file open or mapped; where memory is reclaimed, that of a host file
+stays until its frames are wanted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import os
 import stat
 import weakref
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, VmemuError, syscall_error
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["File", "FileTable", "Inode"]
+__all__ = ["File", "FileTable", "Inode", "Pager"]
 
 READ_AROUND = 32
 """Pages read around a missing one: 128 KiB, Linux's default ra_pages (do_sync_mmap_readahead())."""
@@ -34,6 +35,8 @@ HUGE_DEVICE = (0, 17)
 ANON_DEVICE = (0, 1)
 """Of shared anonymous memory (shm_mnt)."""
 _SIZE_MAX = (1 << 63) - 1
+_KEPT = 256
+"""Host files whose page cache stays when nobody has them open or mapped: each is an open file of the host."""
 
 
 class Inode:
@@ -187,7 +190,7 @@ class File:
                 self._table.core.object_resize(self._inode.object, offset + len(view))
             try:
                 while done < len(view):
-                    n = self._table.core.object_write(self._inode.object, offset + done, view, done)
+                    n = self._table.write(self._inode, offset + done, view, done)
                     done += n
                     if not n:
                         self._read_in((offset + done) // PAGE_SIZE, "pwrite")
@@ -241,6 +244,16 @@ class File:
         return self._inode
 
 
+class Pager(Protocol):
+    """What a file asks of those who reclaim memory."""
+
+    def read_in(self, object_: int, index: int) -> bool:
+        """Brings a page of shared memory back from the swap device; False if it is not there."""
+
+    def make_room(self) -> bool:
+        """Frees some frames."""
+
+
 class FileTable:
     """The machine's inodes by object and by host file, and the names of open files by tag."""
 
@@ -257,6 +270,10 @@ class FileTable:
         self._sweep_at = 64
         self.bytes_read = 0
         """From the host's files, since boot."""
+        self.pager: Pager | None = None
+        """Where memory is reclaimed."""
+        self._kept: dict[int, Inode] = {}
+        """By object: host files that are held here, so that their page cache stays."""
 
     def close(self, closed: Core) -> None:
         """The machine is closed; *closed* stands in for its core."""
@@ -265,6 +282,8 @@ class FileTable:
             inode.close()
         self._by_object.clear()
         self._by_key.clear()
+        self._kept.clear()
+        self.pager = None
 
     # ---- names ----
 
@@ -434,7 +453,30 @@ class FileTable:
         inode = Inode(self._host_number(st), device, os.path.realpath(path), fd=fd, key=key)
         self._add(inode, c.OBJ_FILE, st.st_size)
         self._by_key[key] = inode
+        if self.pager is not None:
+            self._keep(inode)
         return inode
+
+    # ---- what stays in the page cache ----
+
+    def _keep(self, inode: Inode) -> None:
+        """Holds a host file so that its pages stay until they are reclaimed."""
+        if len(self._kept) >= _KEPT:
+            self._let_go(next(iter(self._kept)))
+        self.core.object_hold(inode.object)
+        self._kept[inode.object] = inode
+
+    def _let_go(self, object_: int) -> None:
+        inode = self._kept.pop(object_)
+        self.core.object_release(object_)
+        self._forget_if_gone(inode)
+
+    def forget_empty(self) -> None:
+        """Lets go of kept files of which no page is left."""
+        for object_ in list(self._kept):
+            info = self.core.object_info(object_)
+            if info is None or (not info.nframes and not info.nvmas):
+                self._let_go(object_)
 
     # ---- pages ----
 
@@ -450,6 +492,8 @@ class FileTable:
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str, hint: int = 0) -> bool:
         """Brings page *index* into the cache and, as *hint* says, others around it; *major* is marked as just read."""
+        if not inode.on_disk:
+            return self.pager is not None and self.pager.read_in(inode.object, index)
         if hint & c.VM_RAND_READ:
             return self.fill(inode, index, 1, major, call, index)
         around = READ_AROUND if inode.fd >= 0 else READ_AROUND_IN_MEMORY
@@ -469,8 +513,22 @@ class FileTable:
                 return False
         elif inode.disk:
             data = b"".join(inode.disk.get(i, b"").ljust(PAGE_SIZE, b"\0") for i in range(first, first + n))
-        self.core.object_fill(inode.object, first, n, data, major, call)
-        return True
+        while True:
+            try:
+                self.core.object_fill(inode.object, first, n, data, major, call)
+                return True
+            except OutOfMemory:
+                if self.pager is None or not self.pager.make_room():
+                    raise
+
+    def write(self, inode: Inode, offset: int, view: memoryview, done: int) -> int:
+        """Bytes of *view* from *done* on into the cache -> how many, 0 where a page has to be read first."""
+        while True:
+            try:
+                return self.core.object_write(inode.object, offset, view, done)
+            except OutOfMemory:
+                if self.pager is None or not self.pager.make_room():
+                    raise
 
     def read_ahead(self, object_: int, first: int, last: int, call: str) -> None:
         """Brings the pages [first, last) into the cache as far as the file goes (force_page_cache_ra())."""
@@ -483,13 +541,15 @@ class FileTable:
                     return
                 first += n
 
-    def write_back(self, object_: int, first: int, last: int) -> None:
-        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here."""
+    def write_back(self, object_: int, first: int, last: int) -> bool:
+        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here; False
+        if it is another file."""
         with self.lock:
             inode, info = self._by_object[object_], self.core.object_info(object_)
             if info is None or inode.fd >= 0 or info.kind & c.OBJ_SHMEM:
-                return
+                return False
             for index in range(first, min(last, -(-int(info.size) // PAGE_SIZE))):
                 data = bytearray(min(PAGE_SIZE, int(info.size) - index * PAGE_SIZE))
                 if self.core.object_read(object_, index * PAGE_SIZE, data, 0) == len(data):
                     inode.disk[index] = bytes(data)
+            return True

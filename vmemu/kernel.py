@@ -18,6 +18,7 @@ from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable, Watched
+from vmemu.swap import Paging
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace"]
@@ -101,10 +102,17 @@ class Kernel:
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
+        self.paging: Paging | None = None
+        """How memory is reclaimed; None: not at all."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
         self.threads_faults: dict[int, Sequence[int]] = {}
         """By pid: faults by kind of those of its tasks that have ended."""
+
+    @property
+    def swap_pages(self) -> int:
+        """Pages of the swap device."""
+        return self.paging.device.npages if self.paging is not None and self.paging.device is not None else 0
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
@@ -122,3 +130,6 @@ class Kernel:
             closed: Any = Closed()
             self.core = self.processes = closed
             self.files.close(closed)
+            if self.paging is not None and self.paging.device is not None:
+                self.paging.device.close()
+            self.paging = None

@@ -17,7 +17,9 @@ from vmemu.lifecycle.death import reap
 from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
+from vmemu.memory import shortage
 from vmemu.memory.args import MASK
+from vmemu.memory.reclaim import balance
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
 from vmemu.pids import INIT, Flag
@@ -132,7 +134,10 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     kernel.lock.acquire()
     try:
-        return _fork(kernel, creator, alone(kernel, creator) or use(kernel, creator, "fork").sid, mode)
+        if kernel.paging is not None:
+            balance(kernel)
+        sid = alone(kernel, creator) or use(kernel, creator, "fork").sid
+        return _fork(kernel, creator, sid, mode)
     finally:
         kernel.lock.release()
 
@@ -142,15 +147,23 @@ def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = 
     uid = _check_nproc(kernel, creator, 1)
     pid = table.reserve_one("fork")
     # as `_check_commit` decides, which is asked unless it is plain
-    most = kernel.npages if kernel.overcommit is Overcommit.HEURISTIC else 0
-    child = kernel.core.space_fork_one(sid, mode, most)
+    most = kernel.npages + kernel.swap_pages if kernel.overcommit is Overcommit.HEURISTIC else 0
+    child = _fork_one(kernel, creator, sid, mode, most)
     if not child:
         _check_commit(look(kernel, creator, "fork"), 1)
-        child = kernel.core.space_fork_one(sid, mode, MASK)
+        child = _fork_one(kernel, creator, sid, mode, MASK)
     _enrol(kernel, pid, creator, uid, parent)
     table.space[pid] = child
     kernel.own(child, pid)
     return pid
+
+
+def _fork_one(kernel: Kernel, creator: int, sid: int, mode: ForkMode, most: int) -> int:
+    """A space's child, or 0: more than *most* pages are charged for it."""
+    fork_one = kernel.core.space_fork_one
+    if kernel.paging is None:
+        return fork_one(sid, mode, most)
+    return shortage.call(kernel, creator, fork_one, sid, mode, most)
 
 
 def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
@@ -177,7 +190,8 @@ def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
     try:
         while len(spaces) < n:
             began = perf_counter()
-            spaces.extend(core.space_fork(space.sid, mode, min(batch, n - len(spaces))))
+            most = min(batch, n - len(spaces))
+            spaces.extend(shortage.call(space.kernel, space.pid, core.space_fork, space.sid, mode, most))
             batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
     except BaseException:
         for sid in spaces:
@@ -195,7 +209,7 @@ def _check_commit(space: Space, n: int) -> None:
     pages = int(sums.account)
     if kernel.overcommit == Overcommit.ALWAYS or not pages:
         return
-    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages:
+    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages + kernel.swap_pages:
         return
     if sums.special or kernel.overcommit == Overcommit.HEURISTIC:
         sizes = [

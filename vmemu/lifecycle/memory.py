@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel, SharedSpace
+from vmemu.memory.reclaim import balance
 from vmemu.memory.space import Space
 from vmemu.pids import RUNNING, THREAD
 from vmemu.types import FaultKind
@@ -36,6 +37,8 @@ def alone(kernel: Kernel, tid: int) -> int:
 def use(kernel: Kernel, tid: int, call: str) -> Space:
     """The memory of a task, for using it. EBUSY while it is suspended in vfork, or stopped."""
     space = look(kernel, tid, call)
+    if kernel.paging is not None:
+        balance(kernel)
     table = kernel.processes
     if tid in table.borrower:
         why = f"process {tid} is suspended in vfork until {table.borrower[tid]} execs or exits"

@@ -17,6 +17,8 @@ from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError,
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.limits import Holder
+from vmemu.memory.reclaim import balance, swap_in
+from vmemu.memory.shortage import relieve
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
 if TYPE_CHECKING:
@@ -189,7 +191,18 @@ class Space(Holder):
 
     def _decide_on(self, trap: Trap, major: bool) -> FaultKind | None:
         if trap.reason == c.TRAP_FAULT:
+            if trap.kind == FaultKind.OOM and relieve(self.kernel, self.pid, trap):
+                return None
             return FaultKind(trap.kind)
+        if trap.reason == c.TRAP_RECLAIM:
+            balance(self.kernel)
+            return None
+        if trap.reason == c.TRAP_SWAP:
+            try:
+                swap_in(self.kernel, trap, major)
+            except OutOfMemory:
+                return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
+            return None
         if trap.reason == c.TRAP_PAGE:
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
@@ -197,7 +210,7 @@ class Space(Holder):
                 read = self.kernel.files.page_in(trap.object, trap.page, "page fault", major, hint)
                 return None if read else FaultKind.BUS_ADRERR
             except OutOfMemory:
-                return FaultKind.OOM
+                return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
             return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
         return None  # a time slice is over; a signal handler of Python's has had its chance

@@ -136,7 +136,7 @@ class Subject:
     @property
     def swapped(self) -> int:
         """Pages in swap."""
-        return 0
+        return int(self.info.swap) if self.space is not None else 0
 
     @property
     def badness(self) -> int | None:
