@@ -51,7 +51,7 @@ static void unmap_entry(struct reclaim *r, pfn_t table, pte_t *e, pfn_t pfn)
 	struct frame *fr = frame_of(f, pfn);
 	pte_t new = 0;
 
-	if (frame_swapcached(fr)) {
+	if (fr->flags & FRAME_ANON && frame_swapcached(fr)) { /* shared memory: its object will have the slot */
 		uint32_t slot = f->swap.slot[pfn];
 
 		new = pte_swap(slot, (fr->flags & FRAME_EXCLUSIVE ? PTE_SWAP_EXCLUSIVE : 0) |

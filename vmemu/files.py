@@ -2,8 +2,8 @@
 anonymous memory.
 
 An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in
-RAM once. The cache lives as long as somebody has the file open or mapped; where memory is reclaimed, that of a host file
-stays until its frames are wanted.
+RAM once. The cache lives as long as somebody has the file open or mapped; where memory is reclaimed, that of a host
+file stays until its frames are wanted.
 """
 
 from __future__ import annotations
@@ -542,8 +542,8 @@ class FileTable:
                 first += n
 
     def write_back(self, object_: int, first: int, last: int) -> bool:
-        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here; False
-        if it is another file."""
+        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here;
+        False if it is another file."""
         with self.lock:
             inode, info = self._by_object[object_], self.core.object_info(object_)
             if info is None or inode.fd >= 0 or info.kind & c.OBJ_SHMEM:

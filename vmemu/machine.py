@@ -73,10 +73,11 @@ class Machine:
     *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
-    *swap* bytes are a swap device in the host's memory, or in *swap_file*, an existing file of the host (all of it unless
-    *swap* says less). When few frames are free, some are reclaimed, *swappiness* (0 to 200) of 200 from anonymous rather than file
-    memory, by *policy*: ``"clock"`` (the default with swap), ``"fifo"``, ``"random"``, ``"lru"`` or ``"aging"``. Without swap and
-    policy nothing is reclaimed. SyscallError as swapon(2) for a file that is too small or can't be written.
+    *swap* bytes are a swap device in the host's memory, or in *swap_file*, an existing file of the host (all of it
+    unless *swap* says less). When few frames are free, some are reclaimed, *swappiness* (0 to 200) of 200 from
+    anonymous rather than file memory, by *policy*: ``"clock"`` (the default with swap), ``"fifo"``, ``"random"``,
+    ``"lru"`` or ``"aging"``. Without swap and policy nothing is reclaimed. SyscallError as swapon(2) for a file that is
+    too small or can't be written.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing. NotImplementedError for what is not there
     yet: ``oom="kill"``.
     """

@@ -80,8 +80,8 @@ class HostFile:
     kind = "file"
 
     def __init__(self, path: str | os.PathLike[str], nbytes: int = 0) -> None:
-        """*nbytes*: how much of it to use, 0 for all. Raises SyscallError as swapon(2): EINVAL for no regular file or one
-        that is too small, and what open(2) says."""
+        """*nbytes*: how much of it to use, 0 for all. Raises SyscallError as swapon(2): EINVAL for no regular file or
+        one that is too small, and what open(2) says."""
         self.name = os.fsdecode(path)
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

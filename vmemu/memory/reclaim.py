@@ -1,8 +1,9 @@
 """Reclaim: frames made free by taking pages out of memory, and pages brought back.
 
-The core says which frames go and takes them from everybody who maps them (csrc/reclaim.h). What is here is how many, from
-whom, and the input and output: dirty pages are written before their frames are free, to the swap device or to their file.
-What kswapd does in the background of a real machine is done at once where a fault finds too few frames free.
+The core says which frames go and takes them from everybody who maps them (csrc/reclaim.h). What is here is how many,
+from whom, and the input and output: dirty pages are written before their frames are free, to the swap device or to
+their file. What kswapd does in the background of a real machine is done at once where a fault finds too few frames
+free.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vmemu._native import Trap
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
 from vmemu.kernel import Kernel
+from vmemu.memory.args import TASK_SIZE
 from vmemu.swap import POLICIES, Paging, SwapDevice, watermarks
 from vmemu.types import PAGE_SIZE
 
@@ -172,9 +174,11 @@ def swap_in_object(kernel: Kernel, object_: int, index: int, major: bool = False
 
 def fetch(kernel: Kernel, sid: int, address: int) -> bool:
     """Brings an anonymous page back into the swap cache, without an access; False if it is not on the device."""
+    if kernel.paging is None or address >= TASK_SIZE:
+        return False
     entry = array("Q", bytes(8))
     kernel.core.pagemap(sid, address & -PAGE_SIZE, 1, entry)
-    if kernel.paging is None or not entry[0] & _SWAPPED or entry[0] & _GUARD:
+    if not entry[0] & _SWAPPED or entry[0] & _GUARD:
         return False
     with kernel.lock:
         slot = entry[0] >> 5 & (1 << 50) - 1
