@@ -278,7 +278,8 @@ static void leave_object(struct reclaim *r, uint32_t id, struct vmemu_victim *ou
 			f->swap.count[f->swap.slot[pfn]]++;
 			object_swap_out(obj, i, f->swap.slot[pfn]);
 			fr->refs--;
-		} else if (!(fr->flags & FRAME_DIRTY)) {
+		} else if (!(fr->flags & FRAME_DIRTY) &&
+			   !(obj->kind & VMEMU_OBJ_WRITENOTIFY)) { /* else the caller may have it or not */
 			object_drop(&r->vm->objects, obj, i, i + 1);
 			r->vm->reclaim.counts[VMEMU_RC_STEAL_FILE]++;
 		} else {
