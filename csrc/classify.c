@@ -63,7 +63,7 @@ enum fault_action fault_classify(const struct fault_facts *f)
 		return !pte_mapped(f->pte) ? ACT_FILL_POOL : write && !(f->pte & PTE_W) ? ACT_WRITE_POOL : ACT_SPURIOUS;
 	if (pte_mapped(f->pte))
 		return write ? classify_write_protected(f) : ACT_SPURIOUS;
-	if (f->pte) /* the only kind of entry that is left */
+	if (__builtin_expect(f->pte != 0, 0)) /* the only kind of entry that is left */
 		return ACT_SWAP_IN;
 	if (!f->vma->object) {
 		int fill = write || !(f->options & VMEMU_OPT_ZERO_PAGE);

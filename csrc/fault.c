@@ -83,6 +83,18 @@ static int (*const handlers[NACTIONS])(struct fault *f) = {
 	[ACT_WRITE_CACHED] = fault_write_cached,
 };
 
+/* References to the frame of an entry that others have, and this one: of a folio, or of a frame that may be in the swap cache. */
+static uint32_t owners(const struct frames *frames, pte_t e)
+{
+	const struct frame *fr = frame_of(frames, pte_pfn(e));
+
+	if (pte_huge(e))
+		return folio_of(frames, pte_pfn(e))->refs;
+	if (fr->flags & FRAME_LARGE)
+		return folio_reusable(frames, pte_pfn(e)) ? 1 : 2;
+	return fr->refs - (uint32_t)swap_can_leave(frames, pte_pfn(e));
+}
+
 void fault_look(struct fault *f, pte_t e)
 {
 	const struct frames *frames = &f->vm->frames;
@@ -95,12 +107,8 @@ void fault_look(struct fault *f, pte_t e)
 	fr = frame_of(frames, pte_pfn(e));
 	facts->frame_flags = fr->flags;
 	facts->frame_refs = fr->refs;
-	if (pte_huge(e))
-		facts->frame_refs = folio_of(frames, pte_pfn(e))->refs;
-	else if (__builtin_expect(fr->flags & FRAME_SWAPCACHE, 0))
-		facts->frame_refs -= (uint32_t)swap_can_leave(frames, pte_pfn(e));
-	else if (fr->flags & FRAME_LARGE)
-		facts->frame_refs = folio_reusable(frames, pte_pfn(e)) ? 1 : 2;
+	if (__builtin_expect(fr->flags & (FRAME_LARGE | FRAME_SWAPCACHE), 0))
+		facts->frame_refs = owners(frames, e);
 }
 
 /* What there is at f->va. -ENOMEM. */

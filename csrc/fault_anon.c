@@ -120,7 +120,8 @@ int fault_reuse(struct fault *f)
 	do {
 		struct frame *fr = frame_of(&f->vm->frames, pte_pfn(*leaf.pte));
 
-		if (__builtin_expect((fr->flags & (FRAME_SWAPCACHE | FRAME_EXCLUSIVE)) == FRAME_SWAPCACHE, 0))
+		if (__builtin_expect((f->facts.frame_flags & (FRAME_SWAPCACHE | FRAME_EXCLUSIVE)) == FRAME_SWAPCACHE,
+				     0))
 			swap_leave(&f->vm->frames, pte_pfn(*leaf.pte));
 		fr->flags |= FRAME_EXCLUSIVE;
 		*leaf.pte = pte_written(*leaf.pte);

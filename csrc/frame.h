@@ -125,12 +125,12 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
-	struct swap swap;
+	struct host *host;
+	uint64_t *events;  /* the machine's, by enum vmemu_event */
 	uint64_t *stamps;  /* ages by pfn, [nframes] the last one given, for policies that need them; NULL: none does */
 	uint64_t *recency; /* the same array if each access is to be stamped, else NULL */
 	uint64_t step;	   /* between stamps of frames that are taken */
-	struct host *host;
-	uint64_t *events; /* the machine's, by enum vmemu_event */
+	struct swap swap;
 };
 
 /* Requires nframes >= 1. On failure -ENOMEM, nothing to undo. */

@@ -55,6 +55,8 @@ void table_release(struct tables *t, pte_t e)
 {
 	struct frame *fr;
 
+	if (!e)
+		return;
 	if (!pte_mapped(e)) {
 		if (pte_swapped(e))
 			swap_put(t->frames, pte_slot(e));

@@ -167,6 +167,7 @@ static int hit(const struct vm *vm, const struct space *s, uint64_t va, int acce
 	if (!e || !access_allowed(*e, writable, access))
 		return 0;
 	access_mark(vm, e, access);
+	frame_stamp(&vm->frames, pte_pfn(*e));
 	return 1;
 }
 
