@@ -50,16 +50,27 @@ void table_get(struct tables *t, pfn_t table)
 	t->structure++;
 }
 
+/* The same of an entry that has no frame: it may have a slot of the swap device. */
+static __attribute__((noinline, cold)) void release_unmapped(struct tables *t, pte_t e)
+{
+	if (pte_swapped(e))
+		swap_put(t->frames, pte_slot(e));
+}
+
+static __attribute__((noinline, cold)) void account_unmapped(struct table_info *info, pte_t e, int by)
+{
+	if (pte_swapped(e))
+		info->resident[RESIDENT_SWAP] += (uint32_t)by;
+}
+
 /* An entry lets go of its frame; what was written through it is the page cache's to keep (folio_mark_dirty() at zap). */
 void table_release(struct tables *t, pte_t e)
 {
 	struct frame *fr;
 
-	if (!e)
-		return;
 	if (!pte_mapped(e)) {
-		if (pte_swapped(e))
-			swap_put(t->frames, pte_slot(e));
+		if (__builtin_expect(e != 0, 0))
+			release_unmapped(t, e);
 		return;
 	}
 	if (pte_huge(e)) {
@@ -292,7 +303,7 @@ void table_account(struct tables *t, pfn_t table, pte_t e, int by)
 		return;
 	info->used = (uint16_t)(info->used + by);
 	if (!pte_mapped(e)) {
-		info->resident[RESIDENT_SWAP] += (uint32_t)(pte_swapped(e) ? by : 0);
+		account_unmapped(info, e, by);
 		return;
 	}
 	fr = frame_of(t->frames, pte_pfn(e));
