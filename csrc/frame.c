@@ -158,6 +158,11 @@ uint64_t frames_whole(const struct frames *f)
 	return n;
 }
 
+static __attribute__((noinline, cold)) void stamp_new(struct frames *f, pfn_t pfn)
+{
+	f->stamps[pfn] = f->stamps[f->nframes] += f->step;
+}
+
 int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
 	struct block *blk;
@@ -194,7 +199,7 @@ int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 	count(f, flags, 1);
 	*pfn = (pfn_t)(b * BLOCK_FRAMES + i);
 	if (__builtin_expect(f->stamps != NULL, 0))
-		f->stamps[*pfn] = f->stamps[f->nframes] += f->step;
+		stamp_new(f, *pfn);
 	return 0;
 }
 
@@ -225,7 +230,7 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
 	count(f, flags, BLOCK_FRAMES);
 	for (uint32_t i = 0; f->stamps && i < BLOCK_FRAMES; i++)
-		f->stamps[*head + i] = f->stamps[f->nframes] += f->step;
+		stamp_new(f, *head + i);
 	if (zeroed && blk->dirty && f->contents)
 		memset(frame_bytes(f, *head), 0, BLOCK_FRAMES * PAGE_BYTES);
 	return 0;
