@@ -32,7 +32,11 @@ static enum evictable evictable(const struct reclaim *r, pfn_t pfn)
 		return EVICT_NOT;
 	if (fr->flags & FRAME_FILE || reclaim_freed_lazily(r, pfn))
 		return EVICT_FILE;
-	return r->room || frame_swapcached(fr) ? EVICT_ANON : EVICT_NOT;
+	if (frame_swapcached(fr))
+		return r->what->sealed && (fr->flags & FRAME_DIRTY || r->vm->reclaim.marks[pfn] & MARK_DIRTY)
+			       ? EVICT_NOT
+			       : EVICT_ANON;
+	return r->room && !r->what->sealed ? EVICT_ANON : EVICT_NOT;
 }
 
 /* Nobody maps it and the device has it. */

@@ -371,6 +371,7 @@ struct vmemu_reclaim {
 		swappiness; /* 0 to 200: how much of it from anonymous rather than mapped file memory, in halves of a percent */
 	uint32_t ncgroups;	/* those with cgroups[id] != 0 only; */
 	const uint8_t *cgroups; /* NULL: all */
+	uint32_t sealed;	/* nothing is to be written to the swap device */
 };
 
 /* A frame on its way out that the caller has to write first. */

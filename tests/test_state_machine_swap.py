@@ -1,7 +1,7 @@
-"""The random programs of test_state_machine.py once more, where one of the machines has swap and loses pages at any time.
+"""The random programs of test_state_machine.py where one of the machines has swap and loses pages at any time.
 
-What a process reads, and what raises, is what it is without. After each step the pages that are not in memory are compared with
-the model as the swap device has them.
+What a process reads, and what raises, is what it is without. After each step the pages that are not in memory are
+compared with the model as the swap device has them.
 """
 
 from __future__ import annotations

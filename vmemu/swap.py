@@ -143,6 +143,8 @@ class Paging:
     """below this some are reclaimed,"""
     high: int
     """until there are so many."""
+    failed: bool = False
+    """The device can't be written any more."""
     stalls: int = 0
     """Calls that had to reclaim for themselves (allocstall)."""
     balanced: int = 0

@@ -62,10 +62,11 @@ class ReclaimCalls(Handle):
         """Nothing can be reclaimed now."""
         lib.vmemu_machine_stalled(self._m)
 
-    def reclaim(self, npages: int, swappiness: int, cgroups: bytes | None) -> tuple[Any, int, int]:
-        """Up to *npages* frames -> (victims to be written, how many, frames freed already)."""
+    def reclaim(self, npages: int, swappiness: int, cgroups: bytes | None, sealed: bool) -> tuple[Any, int, int]:
+        """Up to *npages* frames, *sealed*: without writing to the swap device -> (victims to be written, how many,
+        frames freed already)."""
         what = ffi.new("struct vmemu_reclaim *")
-        what.npages, what.swappiness = npages, swappiness
+        what.npages, what.swappiness, what.sealed = npages, swappiness, sealed
         if cgroups is not None:
             held = ffi.from_buffer("uint8_t[]", cgroups)
             what.cgroups, what.ncgroups = held, len(cgroups)

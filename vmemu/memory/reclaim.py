@@ -25,7 +25,7 @@ __all__ = ["FilePager", "balance", "fetch", "page_out", "shrink", "start_paging"
 _SWAPPED, _GUARD = 1 << 62, 1 << 58
 """Of pagemap."""
 _LEAST, _MOST = 32, 4096
-"""Frames asked for at once (SWAP_CLUSTER_MAX)."""
+"""Frames asked for at once: where one lacks (SWAP_CLUSTER_MAX), and at most."""
 
 
 def start_paging(kernel: Kernel, device: SwapDevice | None, swappiness: int, policy: str, seed: int) -> None:
@@ -41,7 +41,8 @@ def start_paging(kernel: Kernel, device: SwapDevice | None, swappiness: int, pol
 
 def shrink(kernel: Kernel, npages: int, cgroup: int = 0) -> int:
     """Tries to free *npages* frames of the machine, or of those charged to a control group or one below it -> how many
-    it freed. Raises SyscallError EIO if the swap device fails; nothing is lost then."""
+    it freed. Raises SyscallError EIO when the swap device fails: from then on nothing is written to it; nothing is
+    lost."""
     paging = kernel.paging
     if paging is None:
         return 0
@@ -80,8 +81,8 @@ def _reclaim(kernel: Kernel, paging: Paging, npages: int, cgroup: int) -> int:
     """Batch after batch as long as something comes of it."""
     groups, freed = _groups(kernel, cgroup) if cgroup else None, 0
     while freed < npages:
-        cap = min(max(npages - freed, _LEAST), _MOST)
-        victims, n, done = kernel.core.reclaim(cap, paging.swappiness, groups)
+        cap = min(npages - freed, _MOST)
+        victims, n, done = kernel.core.reclaim(cap, paging.swappiness, groups, paging.failed)
         done += _write_out(kernel, paging, victims, n)
         if not done:
             break
@@ -137,7 +138,8 @@ def _write_run(kernel: Kernel, paging: Paging, run: list[tuple[int, Any]]) -> No
         try:
             device.write(run[0][0], pages)
         except OSError as error:
-            why = f"{device.name}: can't be written: {error.strerror}; what it holds and what is in memory is kept"
+            paging.failed = True
+            why = f"{device.name} can't be written any more: {error.strerror}; what is in memory is kept"
             raise syscall_error("swap", errno.EIO, why) from None
     for _, victim in run:
         victim.written = 1
@@ -151,7 +153,7 @@ def _read(kernel: Kernel, slot: int) -> bytes | memoryview:
     try:
         return device.read(slot)
     except OSError as error:
-        why = f"{device.name}: page {slot} can't be read back: {error.strerror}"
+        why = f"page {slot} of {device.name} can't be read back: {error.strerror}"
         raise syscall_error("swap", errno.EIO, why) from None
 
 
@@ -214,7 +216,7 @@ class FilePager:
 def page_out(kernel: Kernel, sid: int, start: int, end: int, call: str) -> None:
     """MADV_PAGEOUT of a range inside one mapping."""
     paging = kernel.paging
-    if paging is None or paging.device is None:
+    if paging is None or paging.device is None or paging.failed:
         kernel.core.pageout(sid, start, end, call)
         return
     victims, n = kernel.core.swap_out(sid, start, end, call)
