@@ -11,7 +11,7 @@ import pytest
 PYTHON = """
     __init__ __main__
     cli workloads testing
-    cli_look
+    cli_look cli_policy
     lab
     machine
     procfs traces faultlog
@@ -34,7 +34,8 @@ PYTHON = """
 
 PACKAGES = {
     "_native": "__init__ / accesses builds looks machine objects pages reclaims spaces traces / border",
-    "lab": "compare startup listing / processes / bomb tables / report / console __init__",
+    "lab": "compare startup listing policy_table / processes / policy / bomb tables optimum / report "
+    "/ console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
