@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--update", action="store_true", help="write bench/baseline.json anew")
     what.add_argument("--scaling", action="store_true", help="plot cost against size (needs the extra 'plot')")
     out.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains TEXT, or one of A,B,C")
-    out.add_argument("--rounds", type=int, default=0, metavar="N", help="rounds of each row (7; quick: 2)")
+    out.add_argument("--rounds", type=int, metavar="N", help="rounds of each row (7; quick: 2)")
     out.add_argument("--quick", action="store_true", help="few rounds: a first impression, no verdict")
     out.add_argument("--no-callgrind", action="store_true", help="check as where callgrind is not installed")
     out.add_argument(
@@ -32,18 +33,39 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+def complaint(options: argparse.Namespace) -> str:
+    """What is wrong with the options, before anything is measured; empty if nothing is."""
+    if options.rounds is not None and options.rounds < 1:
+        return f"--rounds: {options.rounds} is not 1 or more"
+    out = options.output
+    if out is None or options.list or options.check:
+        return ""
+    if out.is_dir():
+        return f"--output: {out} is a directory"
+    if not out.parent.is_dir():
+        return f"--output: there is no directory {out.parent}"
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        return f"--output: {out} can't be written"
+    return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.rounds < 0:
-        parser().error(f"--rounds: {options.rounds} is negative")
+    wrong = complaint(options)
+    if wrong:
+        print(f"bench: {wrong}", file=sys.stderr)
+        return 2
     if not list((ROOT / "vmemu").glob("_core*.so")):
         print("bench: vmemu was not built in this checkout: run `pip install -e .` in it", file=sys.stderr)
         return 2
-    from bench.native import NoCompiler, compiler
+    from bench.native import NoCompiler, bound, compiler, kernel_program
 
     try:
         compiler()
+        if not options.list:  # before anything is measured
+            bound()
+            kernel_program()
         return run(options)
     except NoCompiler as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -77,17 +77,20 @@ class Report:
 
 
 def worse_in_each_try(
-    baseline: dict[str, float], take: Callable[[list[str]], dict[str, float]], limit: float = TIMES, tries: int = TRIES
+    baseline: dict[str, float],
+    take: Callable[[list[str], int], dict[str, float]],
+    limit: float = TIMES,
+    tries: int = TRIES,
 ) -> dict[str, list[float]]:
     """What *take* finds to be more than *limit* times the baseline in each try -> the tries' figures by the baseline's.
 
-    *take* measures the named ones; only those that were too slow so far are measured again.
+    *take* measures the named ones, given the number of the try; only what was too slow so far is measured again.
     """
     found: dict[str, list[float]] = {name: [] for name in baseline}
     for number in range(tries):
         if number:
             time.sleep(_PAUSE_S)
-        now = take(sorted(found))
+        now = take(sorted(found), number)
         for name in sorted(found):
             if name not in now or now[name] <= limit * baseline[name]:
                 del found[name]
@@ -133,10 +136,17 @@ def _check_core(baseline: dict[str, Any], report: Report, callgrind: bool) -> No
         report.compared.append(f"instructions of {len(then.keys() & now.keys())} scenarios, {words}")
     except Blind as reason:
         report.notes.append(f"{reason}: changes of less than 20 % in the cost of the core can't be seen")
-    slow = worse_in_each_try(dict.fromkeys(new.least(1), 1.0), lambda names: times(old, new, names), limit=TIMES)
+    slow = worse_in_each_try(
+        dict.fromkeys(new.least(1), 1.0), lambda names, number: times(old, new, names, turns=12 << number), limit=TIMES
+    )
     for name, tries in slow.items():
         report.findings.append(Finding("time, core", name, "1", f"{min(tries):.2f}", _percent(min(tries))))
     report.compared.append(f"times of {words}")
+
+
+def _ratios_again(names: list[str], number: int) -> dict[str, float]:
+    """Each try looks longer than the last, and on another CPU: what disturbs is seldom everywhere and for long."""
+    return measure_ratios(names, seconds=0.8 * 4**number, turn=number)
 
 
 def _check_ratios(baseline: dict[str, Any], report: Report) -> None:
@@ -148,7 +158,7 @@ def _check_ratios(baseline: dict[str, Any], report: Report) -> None:
             f"the baseline's ratios are of another CPU ({there}, this is {here}) and are not judged: see --update"
         )
         return
-    for name, tries in worse_in_each_try(then, measure_ratios).items():
+    for name, tries in worse_in_each_try(then, _ratios_again).items():
         least = min(tries)
         report.findings.append(
             Finding("time by bound", name, f"{then[name]:.3f}", f"{least * then[name]:.3f}", _percent(least))

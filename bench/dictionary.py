@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.rows.common import PAGE, clock
+from bench.rows.common import PAGE, cpu_clock
 from vmemu import Operation
 
 __all__ = ["DictionaryMachine"]
@@ -79,7 +79,7 @@ class DictionaryMachine:
         for start in range(0, len(trace), chunk):
             part = trace[start : start + chunk]
             columns = [part[name].tolist() for name in ("operation", "pid", "address", "size")]
-            began = clock()
+            began = cpu_clock()
             for operation, pid, address, size in zip(*columns, strict=True):
                 if operation <= _WRITE and size <= PAGE:
                     self.translate(pid, address, operation == _WRITE)
@@ -94,4 +94,4 @@ class DictionaryMachine:
                     self.fork(pid, address)
                 else:
                     raise NotImplementedError(Operation(operation).name)
-            yield clock() - began
+            yield cpu_clock() - began

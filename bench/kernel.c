@@ -235,7 +235,7 @@ static void small(size_t n)
 	printf("small %f\n", median(times, (int)n));
 }
 
-/* fork() of a small process while `alive` children of it are, the median of `n`. */
+/* fork() of a small process until it returns in the parent, while `alive` children of it are; the median of `n`. */
 static void alive(size_t living, size_t n)
 {
 	pid_t *pids = calloc(living + n, sizeof(*pids));
@@ -316,16 +316,16 @@ static void unmap(size_t length)
 	double mapped[TRIES + 1], unmapped[TRIES + 1];
 
 	for (int i = 0; i <= TRIES; i++) {
-		double start = now();
+		double start = cpu();
 		volatile char *p =
 			mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-		mapped[i] = now() - start;
+		mapped[i] = cpu() - start;
 		madvise((void *)p, length, MADV_NOHUGEPAGE);
 		fill(p, length);
-		start = now();
+		start = cpu();
 		munmap((void *)p, length);
-		unmapped[i] = now() - start;
+		unmapped[i] = cpu() - start;
 	}
 	printf("map %f\nunmap %f\n", median(mapped + 1, TRIES), median(unmapped + 1, TRIES));
 }

@@ -148,10 +148,10 @@ class Result:
 
 
 @contextmanager
-def pinned(every_cpu: bool) -> Iterator[None]:
-    """On one CPU, the last that this process may use, and so are the programs it starts."""
+def pinned(every_cpu: bool, turn: int = 0) -> Iterator[None]:
+    """On one CPU, the last that this process may use (or *turn* before it), and so are the programs it starts."""
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus if every_cpu else {max(cpus)})
+    os.sched_setaffinity(0, cpus if every_cpu else {sorted(cpus, reverse=True)[turn % len(cpus)]})
     try:
         yield
     finally:

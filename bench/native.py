@@ -48,7 +48,9 @@ def compiled(out: Path, *arguments: str | Path) -> Path:
     command = [*compiler(), "-O2", "-std=gnu11", "-o", str(out), *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise NoCompiler(f"{shlex.join(command)} failed:\n{done.stdout.rstrip()}")
+        said = done.stdout.splitlines()
+        why = next((line for line in said if "error" in line), said[0] if said else f"exit status {done.returncode}")
+        raise NoCompiler(f"{shlex.join(command)} failed: {why}")
     return out
 
 
@@ -83,6 +85,8 @@ class _Bound:
             ("bound_copy", None, (at, at, at, word, word)),
             ("bound_copy_buffer", None, (at, at, word, word)),
             ("bound_zero", None, (at, at, word, word)),
+            ("bound_stream", None, (at, at, at, word)),
+            ("bound_stream_zero", None, (at, at, word)),
             ("bound_read", word, (at, at, word)),
             ("bound_walk", word, (at, ctypes.c_uint32, word)),
         ):
@@ -101,6 +105,14 @@ class _Bound:
     def zero(self, ram: int, to: NDArray[np.uint64]) -> None:
         """memset of frame to[i], in order."""
         self._lib.bound_zero(ram, to.ctypes.data, len(to), _PAGE)
+
+    def stream(self, ram: int, source: NDArray[np.uint64], to: NDArray[np.uint64]) -> None:
+        """As `copy`, past the caches."""
+        self._lib.bound_stream(ram, source.ctypes.data, to.ctypes.data, len(source))
+
+    def stream_zero(self, ram: int, to: NDArray[np.uint64]) -> None:
+        """As `zero`, past the caches."""
+        self._lib.bound_stream_zero(ram, to.ctypes.data, len(to))
 
     def read(self, buffer: Buffer, offsets: NDArray[np.uint64]) -> int:
         """Reads a byte at each offset in a C loop -> their sum."""

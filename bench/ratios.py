@@ -24,6 +24,7 @@ Run = Callable[[], float]
 """Does the work once and returns the nanoseconds of the part that counts."""
 
 NPAGES = 1024
+"""So few that the bookkeeping stays in the caches: four times as many were four times as unsteady."""
 SIZE = NPAGES * PAGE
 CALLS = 200
 
@@ -213,11 +214,11 @@ def _exec() -> Iterator[tuple[Run, Run]]:
         yield (lambda: _timed(lambda: process.execve(program, ["kernel"], {"PATH": "/bin"}))), _calls()
 
 
-def measure_ratios(names: Iterable[str] | None = None, runs: int = 400) -> dict[str, float]:
-    """Name -> vmemu's least time by the bound's."""
+def measure_ratios(names: Iterable[str] | None = None, seconds: float = 0.8, turn: int = 0) -> dict[str, float]:
+    """Name -> vmemu's least time by the bound's, of as many runs as *seconds* hold; *turn* chooses the CPU."""
     wanted = None if names is None else set(names)
     found = {}
-    with pinned(every_cpu=False):
+    with pinned(every_cpu=False, turn=turn):
         for ratio in RATIOS:
             if wanted is not None and ratio.name not in wanted:
                 continue
@@ -225,9 +226,12 @@ def measure_ratios(names: Iterable[str] | None = None, runs: int = 400) -> dict[
                 gc.collect()
                 gc.disable()
                 try:
-                    pairs = [(vmemu(), base()) for _ in range(runs)][5:]
+                    pairs: list[tuple[float, float]] = []
+                    end = clock() + seconds * 1e9
+                    while clock() < end or len(pairs) < 50:
+                        pairs.append((vmemu(), base()))
                 finally:
                     gc.enable()
-            mine, other = (min(values) for values in zip(*pairs, strict=True))
+            mine, other = (min(values) for values in zip(*pairs[5:], strict=True))
             found[ratio.name] = mine / other
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.measure import pinned
 from bench.native import BENCH, kernel
-from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, reap, resident
+from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, cpu_clock, reap, resident
 from vmemu import ForkMode, Machine, Process
 
 __all__ = ["PICTURE", "SIZES", "main", "measure"]
@@ -20,6 +20,8 @@ PICTURE = BENCH / "scaling.png"
 SIZES = [64 << 10 << shift for shift in range(0, 15, 2)]
 """Bytes, from 64 KiB to 1 GiB."""
 TRIES = 5
+WARM_UP = 3
+"""Rounds until frames are recycled and not taken from the host."""
 PROGRAM = "/bin/sh"
 
 Curves = dict[str, dict[str, list[float]]]
@@ -62,17 +64,18 @@ def _kernel_side(size: int, tries: int) -> dict[tuple[str, str], float]:
 
 def _forks(parent: Process, address: int, size: int, mode: ForkMode) -> tuple[float, float, float]:
     """Nanoseconds of fork; of exit and wait; of a fault of the child."""
+    start = cpu_clock()
+    child = parent.fork(mode=mode)
+    forked = cpu_clock() - start
     start = clock()
-    child = parent.fork(mode=mode)
-    forked = clock()
     reap(parent, child)
-    ended = clock()
+    ended = clock() - start
     child = parent.fork(mode=mode)
-    began = clock()
+    start = cpu_clock()
     child.touch(address, size, write=True)
-    written = clock()
+    written = cpu_clock() - start
     reap(parent, child)
-    return forked - start, ended - forked, (written - began) / (size // PAGE)
+    return forked, ended, written / (size // PAGE)
 
 
 def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
@@ -81,25 +84,28 @@ def _vmemu_side(size: int, tries: int) -> dict[tuple[str, str], float]:
         parent = m.spawn()
         address = resident(parent, size)
         for mode in (ForkMode.COW, ForkMode.ON_DEMAND):
-            _forks(parent, address, size, mode)
+            for _ in range(WARM_UP):
+                _forks(parent, address, size, mode)
             times = zip(*(_forks(parent, address, size, mode) for _ in range(tries)), strict=True)
             for panel, values in zip(("fork", "exit", "copy"), times, strict=True):
                 found[panel, f"vmemu, {mode.name}"] = statistics.median(values)
         mapped, filled, unmapped = [], [], []
-        for _ in range(tries + 1):
-            a = clock()
+        for _ in range(tries + WARM_UP):
+            a = cpu_clock()
             where = parent.mmap(None, size, RW, PRIVATE)
-            b = clock()
+            b = cpu_clock()
             parent.touch(where, size, write=True)
-            c = clock()
+            c = cpu_clock()
             parent.munmap(where, size)
-            d = clock()
+            d = cpu_clock()
             mapped.append(b - a)
             filled.append((c - b) / (size // PAGE))
             unmapped.append(d - c)
-        found["mmap", "vmemu: mmap"] = statistics.median(mapped[1:])
-        found["mmap", "vmemu: munmap"] = statistics.median(unmapped[1:])
-        found["zero", "vmemu"] = statistics.median(filled[1:])
+        found["mmap", "vmemu: mmap"] = statistics.median(mapped[WARM_UP:])
+        found["mmap", "vmemu: munmap"] = statistics.median(unmapped[WARM_UP:])
+        found["zero", "vmemu"] = statistics.median(filled[WARM_UP:])
+
+        m.spawn(PROGRAM, ["sh"], {"PATH": "/bin"}, link=True)  # keeps the files in the page cache
 
         def cycle(mode: ForkMode) -> float:
             start = clock()

@@ -1,6 +1,7 @@
 """What needs a process of its own, so that its host memory is only that of the work: `python -m bench.subject NAME`.
 
-Each subject prints one JSON object: nanoseconds, bytes of host memory (growth of the resident size), counts.
+Each subject prints one JSON object: nanoseconds of this thread's CPU clock, bytes of host memory (growth of the
+resident size), counts.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, clock, expect, map_small, resident
-from vmemu import ForkMode, Machine, Overcommit
+from bench.rows.common import GIB, MIB, PAGE, PRIVATE, RW, cpu_clock, expect, map_small, resident
+from vmemu import ForkMode, Machine, Overcommit, Process
 
 __all__ = ["run"]
 
@@ -26,6 +27,15 @@ def host_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
 
 
+def held_bytes() -> tuple[int, int]:
+    """Resident bytes of this process: those that stay, those that the host may take (MADV_FREE: LazyFree)."""
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    )
+    resident, lazy = (int(fields[name].split()[0]) << 10 for name in ("Rss", "LazyFree"))
+    return resident - lazy, lazy
+
+
 def million(n: int) -> dict[str, float]:
     """*n* children on demand, all alive; some write a page; all exit."""
     writers = min(n, 10_000)
@@ -35,32 +45,32 @@ def million(n: int) -> dict[str, float]:
         parent.write(address, b"parent")
         gc.collect()
         before = host_bytes()
-        start = clock()
+        start = cpu_clock()
         children = parent.fork_many(n, mode=ForkMode.ON_DEMAND)
-        forked = clock() - start
+        forked = cpu_clock() - start
         held = host_bytes() - before
         assert len(children) == n and len(m.processes) == n + 2
         assert children[n - 1].read(address, 6) == b"parent"
         writing = [children[i * (n // writers)] for i in range(writers)]
         before_faults = m.faults
-        start = clock()
+        start = cpu_clock()
         for child in writing:
             child.write(address, b"child!")
-        written = clock() - start
+        written = cpu_clock() - start
         expect(m.faults - before_faults, cow_copy=writers)
         del child
         assert parent.read(address, 6) == b"parent" and writing[-1].read(address, 6) == b"child!"
-        start = clock()
+        start = cpu_clock()
         m.verify()
-        verified = clock() - start
-        start = clock()
+        verified = cpu_clock() - start
+        start = cpu_clock()
         for child in children:
             child.exit(0)
-        exited = clock() - start
-        start = clock()
+        exited = cpu_clock() - start
+        start = cpu_clock()
         for _ in range(n):
             parent.wait()
-        waited = clock() - start
+        waited = cpu_clock() - start
         assert len(m.processes) == 2
         m.verify()
         return {
@@ -73,39 +83,50 @@ def million(n: int) -> dict[str, float]:
         }
 
 
-def alive(n: int) -> dict[str, float]:
-    """*n* live processes under COW: made by single calls, and by one."""
-    found: dict[str, float] = {}
-    for name in ("single", "many"):
-        with Machine(memory="8GiB", overcommit=Overcommit.ALWAYS) as m:
-            parent = m.spawn()
-            (address, *_) = map_small(parent)
-            parent.write(address, b"parent")
-            for child in parent.fork_many(100):
-                child.exit(0)
-                parent.wait()
-            gc.collect()
-            before = host_bytes()
-            start = clock()
-            children = [parent.fork() for _ in range(n)] if name == "single" else parent.fork_many(n)
-            found[f"{name}_ns"] = (clock() - start) / n
-            found[f"{name}_host_bytes"] = (host_bytes() - before) / n
-            assert len(m.processes) == n + 2 and children[n - 1].read(address, 6) == b"parent"
-            m.verify()
-    return found
+def alive(n: int, make: Callable[[Process, int], Sequence[Process]]) -> dict[str, float]:
+    """*n* live processes under COW, from frames that as many had before: made, ended, and made again."""
+    with Machine(memory="8GiB", overcommit=Overcommit.ALWAYS) as m:
+        parent = m.spawn()
+        (address, *_) = map_small(parent)
+        parent.write(address, b"parent")
+        gc.collect()
+        before = host_bytes()
+        children = make(parent, n)
+        held = host_bytes() - before
+        m.exit_many(children)
+        for _ in range(n):
+            parent.wait()
+        del children
+        gc.collect()
+        start = cpu_clock()
+        children = make(parent, n)
+        spent = cpu_clock() - start
+        assert len(m.processes) == n + 2 and children[n - 1].read(address, 6) == b"parent"
+        m.verify()
+    return {"fork_ns": spent / n, "host_bytes": held / n}
+
+
+def alive_single(n: int) -> dict[str, float]:
+    """By single calls."""
+    return alive(n, lambda parent, n: [parent.fork() for _ in range(n)])
+
+
+def alive_many(n: int) -> dict[str, float]:
+    """By one."""
+    return alive(n, lambda parent, n: parent.fork_many(n))
 
 
 def terabyte(_: int) -> dict[str, float]:
     """A machine of 1 TiB without contents: boot; 64 GiB resident; copies and zero pages over 256 MiB."""
     before = host_bytes()
-    start = clock()
+    start = cpu_clock()
     with Machine(memory="1TiB", contents=False, overcommit=Overcommit.ALWAYS) as m:
-        booted = clock() - start
+        booted = cpu_clock() - start
         process = m.spawn()
         address = process.mmap(None, 64 * GIB, RW, PRIVATE)
-        start = clock()
+        start = cpu_clock()
         faults = process.touch(address, 64 * GIB, write=True)
-        filled = clock() - start
+        filled = cpu_clock() - start
         expect(faults, zero_fill=64 * GIB // PAGE)
         held = host_bytes() - before
         assert process.rss == 64 * GIB
@@ -120,25 +141,30 @@ def terabyte(_: int) -> dict[str, float]:
     }
 
 
-def returned(_: int) -> dict[str, float]:
-    """4 GiB written and unmapped again: what the host still holds."""
-    with Machine(memory="8GiB") as m:
+def returned(size: int) -> dict[str, float]:
+    """*size* bytes (4 GiB if 0) written and unmapped again, twice: what the host still holds after each."""
+    size = size or 4 * GIB
+    with Machine(memory=2 * size) as m:
         process = m.spawn()
-        before = host_bytes()
-        address = process.mmap(None, 4 * GIB, RW, PRIVATE)
-        for at in range(0, 4 * GIB, 64 * MIB):
-            process.write(address + at, bytes(range(1, 65)) * MIB)
-        full = host_bytes() - before
-        process.munmap(address, 4 * GIB)
-        left = host_bytes() - before
+        before, _ = held_bytes()
+        found: dict[str, float] = {}
+        for name in ("first", "again"):
+            address = process.mmap(None, size, RW, PRIVATE)
+            for at in range(0, size, 64 * MIB):
+                process.write(address + at, bytes(range(1, 65)) * MIB)
+            found[f"{name}_full_bytes"] = held_bytes()[0] - before
+            process.munmap(address, size)
+            left, found[f"{name}_lazy_bytes"] = held_bytes()
+            found[f"{name}_left_bytes"] = left - before
         m.verify()
         resident(process, MIB)
-    return {"full_bytes": full, "left_bytes": left}
+    return found
 
 
 SUBJECTS: dict[str, Callable[[int], dict[str, float]]] = {
     "million": million,
-    "alive": alive,
+    "alive.single": alive_single,
+    "alive.many": alive_many,
     "terabyte": terabyte,
     "returned": returned,
 }

@@ -7,7 +7,7 @@
 /* What a call may do before it returns to its caller, who may have a signal to look at: well under 50 ms of hits, or of
  * faults, which may each bring fresh memory from the host. */
 #define SLICE (UINT32_C(1) << 20)
-#define SLICE_FAULT 64u
+#define SLICE_FAULT 128u
 #define SLICE_PAGES (SLICE / SLICE_FAULT)
 /* Accesses of a batch whose entries are looked for at once, so that the host's memory is waited for once. */
 #define AHEAD 64u
@@ -153,7 +153,7 @@ static inline __attribute__((always_inline)) int touch(struct vm *vm, struct spa
 				frame_stamp(&vm->frames, pte_pfn(*e));
 			f.before = 0;
 		} else {
-			pages = ((at & PAGE_MASK) + length - bytes + PAGE_MASK) >> PAGE_SHIFT;
+			pages = ((at & PAGE_MASK) + min_u64(length - bytes, TASK_SIZE) + PAGE_MASK) >> PAGE_SHIFT;
 			kind = fault_and_mark(&f, at, access, pages);
 			cost += (uint32_t)f.before * SLICE_FAULT + SLICE_FAULT;
 		}

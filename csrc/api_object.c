@@ -39,6 +39,27 @@ int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *o
 	return leave(m, object_new(&m->vm.objects, kind, size, object));
 }
 
+int64_t vmemu_machine_objects(vmemu_machine *m, uint32_t *out, uint32_t *held, uint64_t cap)
+{
+	const struct objects *o = &m->vm.objects;
+	uint64_t n = 0;
+
+	enter(m);
+	for (uint32_t id = 1; id < o->capacity; id++) {
+		const struct object *obj = object_get(o, id);
+
+		if (!obj)
+			continue;
+		if (n < cap) {
+			out[n] = id;
+			held[n] = obj->held;
+		}
+		n++;
+	}
+	(void)leave(m, 0);
+	return (int64_t)n;
+}
+
 int vmemu_object_hold(vmemu_machine *m, uint32_t object)
 {
 	struct object *obj = enter_object(m, object);

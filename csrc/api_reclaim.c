@@ -44,7 +44,7 @@ int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data)
 	int rc;
 
 	enter(m);
-	if (!slot || slot > f->swap.nslots)
+	if (!slot || slot > f->swap.nslots || (f->contents && !data))
 		return leave(m, -EINVAL);
 	if (!f->swap.count[slot] || swap_find(f, slot) != NO_PFN)
 		return leave(m, 0);
@@ -90,6 +90,8 @@ int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, co
 
 	if (!obj)
 		return -EBADF;
+	if (m->vm.frames.contents && !data)
+		return leave(m, -EINVAL);
 	if (!object_slot(obj, index) || object_find(&m->vm.objects, obj, index) != NO_PFN)
 		return leave(m, 0);
 	rc = read_in(&m->vm, FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);

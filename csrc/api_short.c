@@ -32,6 +32,24 @@ int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t addre
 	return outcome(leave(m, access_write(&m->vm, s, address, buffer, length, &trap)), &trap);
 }
 
+int64_t vmemu_space_touch_short(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access,
+				void *counts)
+{
+	struct space *s = enter_space(m, space);
+	uint64_t found[VMEMU_NKINDS]; /* what is given may lie at any address */
+	struct vmemu_trap trap;
+	int rc;
+
+	if (!s)
+		return -EBADF;
+	if (access != VMEMU_READ && access != VMEMU_WRITE)
+		return leave(m, -EINVAL);
+	memcpy(found, counts, sizeof(found));
+	rc = leave(m, access_touch(&m->vm, s, address, length, access, found, &trap));
+	memcpy(counts, found, sizeof(found));
+	return outcome(rc, &trap);
+}
+
 int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most)
 {
 	struct space *s = enter_space(m, space), *child;
@@ -43,11 +61,23 @@ int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_
 		return leave(m, -EINVAL);
 	if (vmas_sums(&s->vmas)->account > most)
 		return leave(m, -EDQUOT);
-	rc = fork_space(&m->vm, s, mode, &child);
-	if (!rc)
-		rc = child->id;
+	rc = fork_space(&m->vm, s, mode, FORK_SLICE, &child);
+	if (rc >= 0)
+		rc = rc * VMEMU_UNFINISHED | child->id;
 	(void)leave(m, 0);
 	return rc;
+}
+
+int vmemu_space_fork_on(vmemu_machine *m, uint32_t space, uint32_t child, int mode)
+{
+	struct space *s = enter_space(m, space), *c;
+
+	if (!s)
+		return -EBADF;
+	c = child < m->vm.capacity ? m->vm.spaces[child] : NULL;
+	if (!c || c->parent != s->birth || (mode != VMEMU_FORK_EAGER && mode != VMEMU_FORK_COW))
+		return leave(m, -EINVAL);
+	return leave(m, fork_more(&m->vm, s, c, mode, FORK_SLICE));
 }
 
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults)

@@ -17,7 +17,7 @@ static int fork_all(struct vm *vm, struct space *parent, int mode, uint32_t n, u
 	struct space *child;
 
 	for (uint32_t i = 0; i < n; i++) {
-		int rc = fork_space(vm, parent, mode, &child);
+		int rc = fork_space(vm, parent, mode, INT64_MAX, &child);
 
 		if (!rc) {
 			ids[i] = child->id;
@@ -61,6 +61,23 @@ int vmemu_space_new(vmemu_machine *m, uint32_t *space)
 	if (!rc)
 		*space = s->id;
 	return leave(m, rc);
+}
+
+int64_t vmemu_machine_spaces(vmemu_machine *m, uint32_t *out, uint64_t cap)
+{
+	const struct vm *vm = &m->vm;
+	uint64_t n = 0;
+
+	enter(m);
+	for (uint32_t id = 1; id < vm->capacity; id++) {
+		if (!vm->spaces[id])
+			continue;
+		if (n < cap)
+			out[n] = id;
+		n++;
+	}
+	(void)leave(m, 0);
+	return (int64_t)n;
 }
 
 int vmemu_space_free(vmemu_machine *m, uint32_t space)

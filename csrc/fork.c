@@ -65,7 +65,12 @@ static pte_t settle(const struct copier *c, const vma_t *v, pte_t e)
 struct copy_range {
 	struct copier *c;
 	const vma_t *vma;
+	uint64_t at;   /* what lies below has been copied, */
+	int64_t *work; /* what may still be done until the caller has its turn, 1 for an entry */
 };
+
+/* What a copied frame counts for. */
+#define FRAME_WORK 64
 
 /* A huge page copied as 512 small ones, where there is no whole block for it. */
 static int copy_huge_in_parts(struct copy_range *r, const pte_t *e, uint64_t va)
@@ -157,8 +162,15 @@ static int copy_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 	int rc;
 
 	(void)table;
-	if (pte_huge(e[first]))
+	if (*r->work <= 0)
+		return FORK_PAUSED;
+	if (pte_huge(e[first])) {
+		r->at = va + leaf_bytes(e[first]);
+		*r->work -= r->c->eager ? TABLE_ENTRIES * FRAME_WORK : 1;
 		return copy_huge(r, &e[first], va);
+	}
+	r->at = va + (last - first) * PAGE_BYTES;
+	*r->work -= (int64_t)(last - first) * (r->c->eager ? FRAME_WORK : 1);
 	rc = table_own(tables, &r->c->child->root, va, &leaf);
 	if (rc)
 		return rc;
@@ -192,31 +204,37 @@ static vma_t child_vma(struct vm *vm, const vma_t *v)
 	return c;
 }
 
-/* copy_page_range() over all mappings in address order. */
-static int copy_all(struct vm *vm, struct space *parent, struct space *child, int eager)
+/* copy_page_range() over all mappings in address order, from child->forked on; as far as `work` goes, then FORK_PAUSED. While it is
+ * paused the parent's other threads may fault, but nobody changes mappings; what the child's mapping is was decided when it was
+ * begun. */
+static int copy_all(struct vm *vm, struct space *parent, struct space *child, int eager, int64_t work)
 {
 	struct copier c = { vm, child, eager };
-	struct vma_pos pos;
-	const vma_t *v = vmas_find(&parent->vmas, 0, &pos);
+	struct vma_pos pos, cpos;
+	const vma_t *v = vmas_find(&parent->vmas, child->forked, &pos);
 	int rc;
 
 	for (; v; v = vmas_next(&parent->vmas, &pos)) {
-		struct copy_range range = { &c, v };
-		vma_t cv;
+		struct copy_range range = { &c, v, max_u64(v->start, child->forked), &work };
 
 		if (v->flags & VMEMU_VM_DONTCOPY)
 			continue;
-		cv = child_vma(vm, v);
-		rc = vmas_append(&vm->env, &child->vmas, &cv);
-		if (rc)
-			return rc;
-		if (!needs_copy(v) || v->flags & VMEMU_VM_WIPEONFORK)
+		if (v->start >= child->forked) {
+			vma_t cv = child_vma(vm, v);
+
+			rc = vmas_append(&vm->env, &child->vmas, &cv);
+			if (rc)
+				return rc;
+		}
+		if (!needs_copy(vmas_find(&child->vmas, v->start, &cpos)) || v->flags & VMEMU_VM_WIPEONFORK)
 			continue;
-		rc = table_mirror(&vm->tables, parent->root, &child->root, v->start, v->end);
+		rc = table_mirror(&vm->tables, parent->root, &child->root, range.at, v->end);
 		if (!rc)
-			rc = table_visit(&vm->tables, parent->root, v->start, v->end, copy_entries, &range);
+			rc = table_visit(&vm->tables, parent->root, range.at, v->end, copy_entries, &range);
+		child->forked = max_u64(range.at, v->start + 1);
 		if (rc)
 			return rc;
+		child->forked = v->end;
 	}
 	return 0;
 }
@@ -261,9 +279,36 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 	return rc;
 }
 
-int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out)
+/* What a slice of a fork came to; a failed one leaves nothing. */
+static int settle_fork(struct vm *vm, struct space *parent, struct space *child, int rc)
+{
+	vm->tables.generation++;
+	if (rc < 0) {
+		vm->frames.copied -= child->copied;
+		/* its mappings may say still that pages of a pool are reserved for them */
+		vmas_destroy(&vm->env, &child->vmas);
+		space_free(vm, child);
+	}
+	vm->frames.space = parent->birth;
+	return rc;
+}
+
+int fork_more(struct vm *vm, struct space *parent, struct space *child, int mode, int64_t work)
 {
 	uint64_t copied = vm->frames.copied;
+	int rc;
+
+	vm->frames.space = child->birth;
+	rc = child->changes == parent->vmas.changes ? copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER, work)
+						    : -EAGAIN;
+	child->copied += vm->frames.copied - copied;
+	if (!rc)
+		child->parent = 0;
+	return settle_fork(vm, parent, child, rc);
+}
+
+int fork_space(struct vm *vm, struct space *parent, int mode, int64_t work, struct space **out)
+{
 	struct space *child;
 	int rc = space_new(vm, &child);
 
@@ -272,21 +317,15 @@ int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out
 	memcpy(child->words, parent->words, VMEMU_NWORDS_INHERITED * sizeof(*child->words));
 	child->no_thp = parent->no_thp;
 	child->ksm = parent->ksm ? ++vm->ksm : 0;
-	vm->frames.space = child->birth;
-	if (mode == VMEMU_FORK_ON_DEMAND)
-		rc = share_all(vm, parent, child);
-	else
-		rc = copy_all(vm, parent, child, mode == VMEMU_FORK_EAGER);
-	vm->tables.generation++;
-	if (rc) {
-		/* its mappings may say still that pages of a pool are reserved for them */
-		vmas_destroy(&vm->env, &child->vmas);
-		space_free(vm, child);
-		vm->frames.copied = copied;
+	if (mode == VMEMU_FORK_ON_DEMAND) {
+		vm->frames.space = child->birth;
+		rc = settle_fork(vm, parent, child, share_all(vm, parent, child));
+	} else {
+		child->parent = parent->birth;
+		child->changes = parent->vmas.changes;
+		rc = fork_more(vm, parent, child, mode, work);
 	}
-	vm->frames.space = parent->birth;
-	if (rc)
-		return rc;
-	*out = child;
-	return 0;
+	if (rc >= 0)
+		*out = child;
+	return rc;
 }

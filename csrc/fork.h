@@ -9,8 +9,14 @@
 
 #include "mm.h"
 
-/* A child of `parent`. On failure -ENOMEM and no child; the parent may have lost write permission on pages it would have
+#define FORK_PAUSED 1
+/* Work after which a fork returns to its caller, who may have a signal to look at: well under 50 ms. One for an entry. */
+#define FORK_SLICE (INT64_C(1) << 21)
+
+/* A child of `parent`. FORK_PAUSED: it is not complete, `work` having been done; fork_more goes on until it returns 0. On failure
+ * -ENOMEM, or -EAGAIN if the parent's mappings have changed meanwhile, and no child; the parent may have lost write permission on pages it would have
  * shared (it gets it back with a fault that copies nothing), as on Linux. */
-int fork_space(struct vm *vm, struct space *parent, int mode, struct space **out);
+int fork_space(struct vm *vm, struct space *parent, int mode, int64_t work, struct space **out);
+int fork_more(struct vm *vm, struct space *parent, struct space *child, int mode, int64_t work);
 
 #endif

@@ -10,7 +10,7 @@
  * back are wanted again: as many are kept from then on, so that a loop of forks and exits does not pay for the host's page faults
  * each time (a fault into fresh host memory costs more than the copy it is for). Kept ones are the host's to take when it wants
  * them (MADV_FREE). */
-#define RETAINED_BLOCKS 192u
+#define RETAINED_BLOCKS 136u
 
 static void *reserve(uint64_t size)
 {

@@ -19,6 +19,11 @@ struct space {
 	uint64_t words[VMEMU_NWORDS]; /* the caller's, copied by fork */
 	uint64_t peak_rss;	      /* most pages resident and mapped up to the last time some were about to go */
 	uint64_t peak_total;	      /* (hiwater_rss, hiwater_vm) */
+	/* while fork makes it: the parent by birth, as many changes as its mappings had seen; what lies below is copied, */
+	uint32_t parent;
+	uint32_t changes;
+	uint64_t forked;
+	uint64_t copied; /* and so many frames */
 };
 
 /* Exact mapcounts, made by one pass over all tables and kept until something changes. */

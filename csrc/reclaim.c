@@ -360,7 +360,7 @@ uint32_t reclaim_finish(struct vm *vm, const struct vmemu_victim *victims, uint3
 		struct object *obj = v->object ? object_get(&vm->objects, v->object) : NULL;
 		struct frame *fr = frame_of(f, v->pfn);
 
-		if (v->slot ? swap_find(f, v->slot) != v->pfn : !obj || object_lookup(obj, v->index) != v->pfn)
+		if (v->slot ? f->swap.slot[v->pfn] != v->slot : !obj || object_lookup(obj, v->index) != v->pfn)
 			continue; /* gone meanwhile */
 		if (!v->written) {
 			fr->flags |= FRAME_DIRTY;

@@ -323,6 +323,7 @@ int vmas_splice(struct vma_env *env, struct vmas *s, struct vma_pos pos, uint32_
 
 	if (rc)
 		return rc;
+	s->changes++;
 	ix = s->index;
 	if (ix->count) {
 		if (pos.block == ix->count) { /* the end: behind the last VMA */
@@ -394,6 +395,7 @@ void vmas_set_flags(struct vma_env *env, struct vmas *s, uint64_t va, uint64_t f
 	vma_t *v = own_vma(s, va);
 	sums_t *sums = &s->index->sums;
 
+	s->changes++;
 	charge(env, sums, (uint64_t)-1);
 	sums_add(sums, v, (uint64_t)-1);
 	v->flags = flags;

@@ -72,6 +72,7 @@ struct vma_index {
 struct vmas {
 	struct vma_index *index; /* NULL: no mappings */
 	uint32_t inherited;	 /* the index is shared with, or left over from, the parent */
+	uint32_t changes;	 /* grows whenever a mapping comes, goes or gets other flags */
 };
 
 /* A place in the order: block and position; block == index->count is the end. */

@@ -431,6 +431,8 @@ void *vmemu_machine_ram(vmemu_machine *m);
 /* ---- spaces ---- */
 
 int vmemu_space_new(vmemu_machine *m, uint32_t *space);
+/* The ids of the spaces that live, ascending, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_spaces(vmemu_machine *m, uint32_t *out, uint64_t cap);
 int vmemu_space_free(vmemu_machine *m, uint32_t space);
 /* Ends a space that came to nothing: its faults are not counted for the machine either. */
 int vmemu_space_abandon(vmemu_machine *m, uint32_t space);
@@ -441,8 +443,12 @@ int vmemu_space_build(vmemu_machine *m, const struct vmemu_pattern *pattern, str
 int vmemu_space_succeed(vmemu_machine *m, uint32_t space, uint32_t old);
 /* `n` children, their ids into out; all or none. */
 int vmemu_space_fork(vmemu_machine *m, uint32_t space, int mode, uint32_t n, uint32_t *out);
-/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. */
+/* One child -> its id, in a form that is cheap to call. -EDQUOT: more than `most` pages are charged for the space. With
+ * VMEMU_UNFINISHED added the child is not complete: vmemu_space_fork_on goes on, in the same mode, and returns 1 until it is. The
+ * caller sees to it that the parent's mappings do not change meanwhile (-EAGAIN). A child that failed is gone. */
+#define VMEMU_UNFINISHED 0x100000000
 int64_t vmemu_space_fork_one(vmemu_machine *m, uint32_t space, int mode, uint64_t most);
+int vmemu_space_fork_on(vmemu_machine *m, uint32_t space, uint32_t child, int mode);
 /* Frees a space. Returns how many memory objects are left, times 2; plus 1 if the space had faults, which are then in
  * faults[VMEMU_NKINDS]. */
 int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
@@ -518,6 +524,9 @@ int vmemu_space_write(vmemu_machine *m, uint32_t space, uint64_t address, const 
 /* Read and write in a form that is cheap to call. Returns 0 when all is done, else the bytes that are, times 256, plus the
  * enum vmemu_kind of a TRAP_FAULT, or VMEMU_STOPPED: make the rest with the calls above, which stop there again. */
 int64_t vmemu_space_read_short(vmemu_machine *m, uint32_t space, uint64_t address, void *buffer, uint32_t length);
+/* Adds to counts, VMEMU_NKINDS of uint64_t; stops after so many pages. */
+int64_t vmemu_space_touch_short(vmemu_machine *m, uint32_t space, uint64_t address, uint64_t length, int access,
+				void *counts);
 int64_t vmemu_space_write_short(vmemu_machine *m, uint32_t space, uint64_t address, const void *buffer,
 				uint32_t length);
 /* One access a page over [address, address + length); counts by kind are added to counts[VMEMU_NKINDS]. */
@@ -614,6 +623,8 @@ int vmemu_space_log(vmemu_machine *m, uint32_t space, uint64_t address, int acce
 /* ---- objects ---- */
 
 int vmemu_object_new(vmemu_machine *m, uint32_t kind, uint64_t size, uint32_t *object);
+/* The ids of the objects that live, ascending, and by how many holds each is held, at most `cap`; returns how many there are. */
+int64_t vmemu_machine_objects(vmemu_machine *m, uint32_t *out, uint32_t *held, uint64_t cap);
 /* One more hold of the caller's; a new object has one. */
 int vmemu_object_hold(vmemu_machine *m, uint32_t object);
 /* Lets go of one hold; the object dies with the last one and its last mapping. */

@@ -270,6 +270,58 @@ def test_short_accesses_are_as_others() -> None:
     assert results[0] == results[1]
 
 
+def test_short_touches_are_as_others() -> None:
+    """So do touches with plain numbers: faults, counts and where one stops are the same."""
+    results = []
+    for number in (int, Index):
+        with machine(fault_around=1) as m:
+            p = m.spawn()
+            a = p.mmap(None, 8 * PAGE, RW, ANON)
+            f = m.create_file("f", bytes(range(256)) * 64, writenotify=True)
+            p.mmap(a + 2 * PAGE, 3 * PAGE, RW, Map.PRIVATE | Map.FIXED, f)  # its pages trap
+            stack = p.mmap(None, PAGE, RW, ANON | Map.GROWSDOWN)
+            seen: list[object] = []
+            for where, length, write in (
+                (a, 0, True),
+                (a, 1, False),
+                (a, 1, True),
+                (a + PAGE - 1, 2, True),
+                (a + 100, 6 * PAGE, False),
+                (a + 100, 6 * PAGE, True),
+                (stack - 5 * PAGE, 5 * PAGE, True),
+            ):
+                seen += [p.touch(number(where), number(length), write), p.faults]
+            bad = (
+                (a + 6 * PAGE, 1 << 62),
+                (-1, 1),
+                (1 << 64, 1),
+                ((1 << 64) - 1, 7),
+                (a + 7 * PAGE + 9, (1 << 64) - 1),
+            )
+            for where, length in bad:
+                with pytest.raises(SegmentationFault) as fault:
+                    p.touch(number(where), number(length), True)
+                seen += [fault.value.address, fault.value.access, str(fault.value), p.faults]
+            with pytest.raises(ValueError, match="negative"):
+                p.touch(number(a), number(-1))
+            results.append(seen)
+            m.verify()
+    assert results[0] == results[1]
+
+
+def test_a_touch_without_memory_counts_what_it_did() -> None:
+    raised = []
+    for number in (int, Index):
+        with machine(memory="256KiB") as m:
+            p = m.spawn()
+            a = p.mmap(None, 64 * PAGE, RW, ANON)
+            with pytest.raises(OutOfMemory) as error:
+                p.touch(number(a), number(64 * PAGE), True)
+            raised.append((str(error.value), p.faults, p.rss))
+            m.verify()
+    assert raised[0] == raised[1]
+
+
 def test_reads_never_fill_a_shared_object() -> None:
     """bytes of no or one byte may be one object for all of Python."""
     with machine() as m:

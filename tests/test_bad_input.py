@@ -314,7 +314,87 @@ def test_addresses_of_the_wrong_type_or_shape(addresses: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [None, "yes", [True], [True] * 3, np.ones((2, 1), bool), 1.5, [None, None], {}], ids=repr
+    ("call", "error", "message"),
+    [
+        (lambda m, p: p.access(5), TypeError, "addresses must be an array of integers, not int"),
+        (lambda m, p: p.access(None), TypeError, "addresses must be an array of integers, not NoneType"),
+        (lambda m, p: p.access("abc"), TypeError, "addresses must be an array of integers, not str"),
+        (lambda m, p: p.access([A], 2), ValueError, "write: 2 is not a bool"),
+        (lambda m, p: p.access([A], np.array([255], np.uint8)), ValueError, "write: 255 is not a bool"),
+        (lambda m, p: p.access([A], "yes"), TypeError, "write must be a bool or an array of bool, not str"),
+        (lambda m, p: p.write(A, "text"), TypeError, "data must be a bytes-like object, not str"),
+        (lambda m, p: p.write(-1, None), TypeError, "data must be a bytes-like object, not NoneType"),
+        (lambda m, p: m.create_file("x", "text"), TypeError, "data must be a bytes-like object, not str"),
+        (lambda m, p: m.create_file("x", 5), TypeError, "data must be a bytes-like object, not int"),
+        (lambda m, p: m.exit_many(None), TypeError, "processes must be a sequence of Process, not NoneType"),
+        (lambda m, p: m.exit_many(p), TypeError, "processes must be a sequence of Process, not Process"),
+        (lambda m, p: Machine(hugepages=5), TypeError, "hugepages: page sizes with their numbers are needed, not int"),
+        (lambda m, p: Machine(hugepages=0), TypeError, "hugepages: .*, not int"),
+    ],
+)
+def test_what_was_wrong_is_named(call: Callable[..., Any], error: type[Exception], message: str) -> None:
+    with machine() as m:
+        p = m.spawn()
+        anon(p, 1, A)
+        before = snapshot(m)
+        with pytest.raises(error, match=message):
+            call(m, p)
+        assert snapshot(m) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "message"),
+    [
+        (None, {"a": 5}, r"environment: the value of 'a' must be str or bytes, not int \(5\)"),
+        (None, {5: "a"}, r"environment: a name must be str or bytes, not int \(5\)"),
+        (None, ["a=1", None], "environment: each must be str or bytes, not NoneType"),
+        (None, 5, "environment: a sequence of strings is needed, not int"),
+        (["a", 5], None, "argv: each must be str or bytes, not int"),
+        (5, None, "argv must be a sequence of strings, not int"),
+    ],
+)
+def test_strings_of_exec_that_are_none_are_named(argv: Any, environment: Any, message: str, tmp_path: Path) -> None:
+    path = program(tmp_path)
+    with machine() as m:
+        p = m.spawn()
+        before = snapshot(m)
+        with pytest.raises(TypeError, match=message):
+            m.spawn(path, argv, environment)
+        with pytest.raises(TypeError, match=message):
+            p.execve(str(path), argv, environment)
+        assert snapshot(m) == before
+
+
+@pytest.mark.parametrize("address", [-1, 1 << 64, (1 << 64) + A, -(1 << 200), HUGE])
+def test_an_address_beyond_64_bits_is_a_fault_like_any_other(address: int) -> None:
+    """Raised, counted and recorded once, whatever the call; no bytes are no access."""
+    calls: list[tuple[int, Callable[[Process], Any]]] = [
+        (0, lambda p: p.touch(address, 5)),
+        (1, lambda p: p.touch(address, 5, write=True)),
+        (0, lambda p: p.read(address, 5)),
+        (2, lambda p: p.read(address, 5, fetch=True)),
+        (1, lambda p: p.write(address, b"12345")),
+        (1, lambda p: p.write(address, bytearray(5))),
+        (0, lambda p: p.read(address, 1 << 30)),
+    ]
+    with machine() as m, m.trace_faults() as log:
+        p = m.spawn()
+        anon(p, 1, A)
+        for n, (access, call) in enumerate(calls):
+            with pytest.raises(SegmentationFault) as caught:
+                call(p)
+            assert caught.value.address == address and caught.value.kind == FaultKind.SEGV_MAPERR
+            assert p.faults.segv_maperr == m.faults.segv_maperr == n + 1
+            assert log.records[["address", "kind", "access"]].tolist()[n:] == [(HUGE, FaultKind.SEGV_MAPERR, access)]
+        assert p.read(address, 0) == b"" and not p.touch(address, 0).total
+        p.write(address, b"")
+        assert m.faults.as_dict()["segv_maperr"] == sum(m.faults.as_dict().values()) == len(calls)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [None, "yes", [True], [True] * 3, np.ones((2, 1), bool), 1.5, [None, None], {}, 2, [0, -1], [2, 1]],
+    ids=repr,
 )
 def test_write_flags_of_the_wrong_type_or_shape(write: Any) -> None:
     """write= takes a bool or one for each address."""

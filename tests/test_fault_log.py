@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import signal
 import sys
@@ -338,6 +339,9 @@ def test_records_are_a_view() -> None:
             assert one.base is not None and np.shares_memory(one, two)
             with pytest.raises(ValueError, match="read-only"):
                 one["pid"] = 1
+            for view in (one, one[1:], one.view(np.uint32)):
+                with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+                    view.setflags(write=True)
             p.write(a + 9 * PAGE, b"x")
             assert one["address"].tolist() == [a + 9 * PAGE, a + PAGE, a + 2 * PAGE, a + 3 * PAGE]
             assert log.lost == 1
@@ -354,15 +358,52 @@ def test_a_log_may_be_read_when_all_is_over() -> None:
     assert log.records["address"].tolist() == [a, a + PAGE]
     log.clear()
     assert (len(log), log.lost) == (0, 0)
+
+
+def test_closing_the_machine_closes_its_log() -> None:
     m = Machine("32MiB")
+    p, a = faulty(m)
     log = m.trace_faults(4)
+    p.touch(a, 6 * PAGE, write=True)
     m.close()
+    assert (len(log), log.lost) == (4, 2)
+    assert log.records["address"].tolist() == [a + i * PAGE for i in range(2, 6)]
+    assert repr(log) == "<vmemu.FaultLog: 4 of 4 records, 2 lost, closed>"
     log.close()
-    assert repr(log) == "<vmemu.FaultLog of a closed machine>"
-    with pytest.raises(VmemuError, match="closed"):
-        _ = log.records
+    log.clear()
+    assert len(log.records) == 0
     with pytest.raises(VmemuError, match="closed"):
         m.trace_faults()
+
+
+def test_a_log_ends_with_its_last_reference() -> None:
+    """What was taken of it stays; another one may be opened, and nothing is written to the first any more."""
+    with machine(memory="32MiB") as m:
+        p, a = faulty(m)
+        log = m.trace_faults(4)
+        p.touch(a, 2 * PAGE, write=True)
+        kept = log.records
+        del log
+        gc.collect()
+        assert m._kernel.log_owners is None and m._kernel.log is None
+        p.touch(a + 2 * PAGE, PAGE, write=True)
+        with m.trace_faults(4) as other:
+            p.touch(a + 3 * PAGE, 3 * PAGE, write=True)
+            assert len(other) == 3
+        assert kept["address"].tolist() == [a, a + PAGE]
+
+
+def test_a_log_in_a_cycle_ends_when_it_is_collected() -> None:
+    with machine(memory="32MiB") as m:
+        p, a = faulty(m)
+        cycle: list[object] = [m.trace_faults(4)]
+        cycle.append(cycle)
+        del cycle
+        p.fork().exit()
+        gc.collect()
+        p.touch(a, PAGE, write=True)
+        with m.trace_faults(4) as log:
+            assert len(log) == 0
 
 
 def test_one_log_at_a_time() -> None:

@@ -42,7 +42,8 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 def run(inner: pytest.Pytester, code: str, *options: str) -> pytest.RunResult:
     inner.makepyfile(USE + code)
-    return inner.runpytest_inprocess(*options)
+    # other tests of this process have imported vmemu, which the inner pytest would like to have done
+    return inner.runpytest_inprocess("-W", "ignore::pytest.PytestAssertRewriteWarning", *options)
 
 
 # ---- the block ----

@@ -9,15 +9,15 @@ from pathlib import Path
 import vmemu
 
 
-def test_session_prints_what_it_says(root: Path) -> None:
+def test_sessions_print_what_they_say(root: Path) -> None:
     text = (root / "README.md").read_text()
-    block = re.search(r"```python\n(>>>.*?)```", text, re.DOTALL)
-    assert block
-    example = doctest.DocTestParser().get_doctest(block[1], {}, "README.md", "README.md", 0)
-    assert len(example.examples) > 10
+    blocks = re.findall(r"```python\n(>>>.*?)```", text, re.DOTALL)
+    examples = [doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0) for block in blocks]
+    assert len(examples) >= 2 and len(examples[0].examples) > 10
     runner = doctest.DocTestRunner(verbose=False)
     failures: list[str] = []
-    runner.run(example, out=failures.append)
+    for example in examples:
+        runner.run(example, out=failures.append)
     assert not runner.summarize(verbose=False).failed, "".join(failures)
 
 

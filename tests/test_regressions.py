@@ -196,3 +196,18 @@ def test_a_large_read_is_made_once() -> None:
         assert (len(data), data[:1], data[-3:]) == (size, b"\0", b"end")
         with pytest.raises(SegmentationFault):
             p.read(a, 1 << 40)
+
+
+def test_touch_of_all_that_64_bits_address() -> None:
+    """A length close to 2^64 wrapped around where the pages of a run are counted: the run had no end."""
+    code = """
+from vmemu._core import ffi, lib
+m = lib.vmemu_machine_new(64, 7, 16); s = ffi.new("uint32_t *"); lib.vmemu_space_new(m, s)
+lib.vmemu_machine_zero_page(m, ffi.new("uint64_t *"))
+v = ffi.new("struct vmemu_vma *", (0x100000, 0x102000, 256, 0x71, 0, 0, 0))
+assert lib.vmemu_space_map(m, s[0], v, 0) == 0
+t = ffi.new("struct vmemu_trap *"); n = ffi.new("uint64_t[]", lib.VMEMU_NKINDS)
+assert lib.vmemu_space_touch(m, s[0], 0x100007, 2**64 - 4096, 0, n, t) == lib.VMEMU_TRAP_FAULT
+assert (t.done, t.kind, n[lib.VMEMU_ZERO_MAP]) == (2, lib.VMEMU_SEGV_MAPERR, 2)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=ENVIRONMENT).returncode == 0

@@ -28,7 +28,7 @@ PYTHON = """
     files pids interned limits credentials dispositions swap
     _native
     errors options
-    types alignment
+    types alignment columns
 """
 """Modules of vmemu from top to bottom; a package stands for all that is in it."""
 
@@ -37,7 +37,7 @@ PACKAGES = {
     "lab": "compare startup listing policy_table / processes / policy / bomb tables optimum / report "
     "/ console __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
-    "lifecycle": "birth exits sending waiting identity check / program / death / signals / memory / __init__",
+    "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
     "/ limits / shortage / reclaim / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "

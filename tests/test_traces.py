@@ -477,21 +477,26 @@ def test_arrays_with_the_same_fields_are_taken() -> None:
 @pytest.mark.parametrize(
     ("records", "error", "message"),
     [
-        ([1, 2, 3], TypeError, "int64 has no address"),
-        (np.zeros(2, [("address", "u8"), ("size", "u8"), ("pid", "u4")]), TypeError, "has no operation"),
+        ([1, 2, 3], TypeError, "must be a structured array with the fields of TRACE_DTYPE, not list"),
+        (np.zeros(2, [("address", "u8"), ("size", "u8"), ("pid", "u4")]), TypeError, "operation is missing"),
         (
             np.zeros(2, [(n, "f8") for n in TRACE_DTYPE.names or ()]),
             TypeError,
             "address must hold integers, not float64",
         ),
         (np.zeros((2, 2), TRACE_DTYPE), TraceError, "one dimension, not 2"),
-        (None, TypeError, "has no address"),
-        ("trace.npy", TypeError, "has no address"),
+        (None, TypeError, "not NoneType"),
+        ("trace.npy", TypeError, "not str"),
+        (np.arange(3, dtype=np.uint64), TypeError, "not array of uint64"),
+        ([[1], [2, 3]], TypeError, "not list"),
     ],
 )
-def test_what_is_no_trace_is_refused(records: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_trace_is_refused(records: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
     with machine() as m, pytest.raises(error, match=message):
         m.run(records)
+    with pytest.raises(error, match=message):
+        save_trace(tmp_path / "trace.npy", records)
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_are_as_documented() -> None:
@@ -521,7 +526,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     assert np.array_equal(load_trace(str(path)), made[::3])
     with machine() as m:
         m.run(load_trace(path)[:1])
-    with pytest.raises(TypeError, match="has no address"):
+    with pytest.raises(TypeError, match="not array of float64"):
         save_trace(path, np.zeros(3))
     assert np.array_equal(load_trace(path), made[::3])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -145,3 +147,22 @@ def test_snapshot_under_write() -> None:
 def test_bad_arguments_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GENERATORS[name](**options)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_numbers_of_the_wrong_type_are_named(name: str) -> None:
+    """The same for every workload: nothing is rounded, nothing is left to chance."""
+    takes = inspect.signature(GENERATORS[name]).parameters
+    for option in takes:
+        wrong = ["1", None] if option in ("s", "write_fraction") else [1.5, "1", None]
+        for value in wrong:
+            with pytest.raises(TypeError, match=f"^{option} must be an? "):
+                GENERATORS[name](**{option: value})
+    with pytest.raises(ValueError, match="seed: -1 is negative"):
+        GENERATORS[name](seed=-1)
+    for option in takes.keys() & {"s", "write_fraction"}:
+        with pytest.raises(ValueError, match=f"{option}: nan is not finite"):
+            GENERATORS[name](**{option: math.nan})
+    small: dict[str, Any] = {"npages": np.int64(3), "naccesses": np.uint8(2), "seed": np.int32(1)}
+    plain = {option: int(value) for option, value in small.items()}
+    assert np.array_equal(GENERATORS[name](**small), GENERATORS[name](**plain))

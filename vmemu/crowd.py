@@ -28,6 +28,8 @@ def _runs(kernel: Kernel, processes: Iterable[Process]) -> list[range | Process]
     if isinstance(processes, Children) and processes.kernel is kernel and processes.pids.step == 1:
         return [processes.pids]
     runs: list[range | Process] = []
+    if not isinstance(processes, Iterable):
+        raise TypeError(f"exit_many: processes must be a sequence of Process, not {type(processes).__name__}")
     for process in processes:
         if not isinstance(process, Process):
             raise TypeError(f"exit_many: {process!r} is not a Process")

@@ -196,3 +196,15 @@ def _again(args: tuple[int, str], filename: str | None, memory: bool) -> Syscall
     """A pickled one: the classes by errno have no name of their own under which to be found."""
     cls = OutOfMemory if memory else _BY_ERRNO.get(args[0], SyscallError)
     return cls(*args, filename) if filename is not None else cls(*args)
+
+
+_OURS = (VmemuError, TypeError, ValueError, OverflowError, NotImplementedError)
+
+
+def own(error: BaseException) -> bool:
+    """It was raised by a statement of vmemu's, not by a signal handler that ran in the middle of one."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = "" if at is None else str(at.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, _OURS) and where.startswith("vmemu.")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmemu import loader, plans
@@ -65,6 +65,8 @@ def build(
     """
     if isinstance(argv, (str, bytes)):
         raise TypeError("argv must be a sequence of strings, not one string")
+    if argv is not None and not isinstance(argv, Iterable):
+        raise TypeError(f"argv must be a sequence of strings, not {type(argv).__name__}")
     strings = (program,) if argv is None else tuple(argv)
     variables: plans.Environment = {} if environment is None else environment
     if type(variables) is not dict and not isinstance(variables, Dictionary | str | bytes):

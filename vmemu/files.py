@@ -8,18 +8,19 @@ file stays until its frames are wanted.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import operator
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, VmemuError, syscall_error
+from vmemu.errors import OutOfMemory, VmemuError, own, syscall_error
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["File", "FileTable", "Inode", "Pager"]
@@ -39,6 +40,29 @@ _KEPT = 256
 """Host files whose page cache stays when nobody has them open or mapped: each is an open file of the host."""
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _whole(call: Callable[Concatenate[FileTable, _P], _R]) -> Callable[Concatenate[FileTable, _P], _R]:
+    """Of FileTable: what is interrupted leaves no file half open."""
+
+    @wraps(call)
+    def made(table: FileTable, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with table.lock:
+            try:
+                return call(table, *args, **kwargs)
+            except BaseException as error:
+                table.torn = True
+                if own(error):
+                    table.torn = False
+                else:
+                    table.mend()
+                raise
+
+    return made
+
+
 class Inode:
     """What the machine knows of a file; `object` is its id in the core, 0 once that is gone."""
 
@@ -49,6 +73,7 @@ class Inode:
         "disk",
         "exec_tag",
         "fd",
+        "handles",
         "key",
         "number",
         "object",
@@ -80,6 +105,8 @@ class Inode:
         """Of a file in memory, on disk: so many of its first pages have blocks from the start, others once written."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
+        self.handles: list[weakref.finalize[..., Any]] = []
+        """Of the open files on it, and of some that were closed."""
         self.exec_tag = 0
         """Of mappings made by execve."""
 
@@ -93,9 +120,10 @@ class Inode:
 
     def close(self) -> None:
         """Lets go of the host's file."""
-        if self.fd >= 0:
-            os.close(self.fd)
+        fd = getattr(self, "fd", -1)  # it may have been interrupted while it was made
+        if fd >= 0:
             self.fd = -1
+            os.close(fd)
 
     __del__ = close
 
@@ -114,6 +142,10 @@ class File:
         self._inode = inode
         self._release = weakref.finalize(self, table.release, inode)
         self._release.atexit = False
+        handles = inode.handles
+        handles.append(self._release)
+        if len(handles) & len(handles) - 1 == 0:  # now and then
+            handles[:] = [one for one in handles if one.alive]
         self.name = name
         """Path, or the label it was created with."""
         self.tag = tag
@@ -141,7 +173,11 @@ class File:
 
     def close(self) -> None:
         """Lets go of the file, close(2)."""
-        self._release()
+        try:
+            self._release()
+        except BaseException:
+            self._table.torn = True
+            raise
 
     def reopen(self, mode: str = "r") -> File:
         """The same file opened once more, for reading (``"r"``), writing (``"w"``, nothing is truncated) or both
@@ -268,6 +304,8 @@ class FileTable:
         self._next_number = 1
         self._next_tag = 1
         self._sweep_at = 64
+        self.torn = False
+        """A call was interrupted, and so was `mend`."""
         self.bytes_read = 0
         """From the host's files, since boot."""
         self.pager: Pager | None = None
@@ -326,6 +364,8 @@ class FileTable:
     # ---- inodes ----
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
+        if self.torn:
+            self.mend()
         if len(self._by_object) >= self._sweep_at:
             self.sweep()
         inode.object = self.core.object_new(kind, size)
@@ -359,6 +399,9 @@ class FileTable:
     def tidy(self, nobjects: int = -1) -> None:
         """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
         if self._by_object:
+            if self.torn:
+                with self.lock:
+                    self.mend()
             if nobjects < 0:
                 nobjects = self.core.info().nobjects
             if nobjects < len(self._by_object):
@@ -368,10 +411,15 @@ class FileTable:
     def release(self, inode: Inode) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""
         if inode.object:
-            with contextlib.suppress(VmemuError):  # the machine may be closed
+            try:
                 self.core.object_release(inode.object)
                 with self.lock:
                     self._forget_if_gone(inode)
+            except VmemuError:  # the machine may be closed
+                pass
+            except BaseException:
+                self.torn = True
+                raise
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
@@ -387,6 +435,7 @@ class FileTable:
         self._add(inode, kind, size)
         return inode
 
+    @_whole
     def create(self, name: str, data: bytes | bytearray | memoryview, writenotify: bool) -> File:
         """A file in memory."""
         if not isinstance(name, str):
@@ -408,6 +457,7 @@ class FileTable:
                 raise
             return file
 
+    @_whole
     def reopen(self, file: File, inode: Inode, writable: bool, readable: bool) -> File:
         """One more handle on an inode that *file* holds."""
         if writable and inode.key is not None:
@@ -416,6 +466,7 @@ class FileTable:
             self.core.object_hold(inode.object)
             return File(self, inode, file.name, self._new_tag(inode, file.name), writable, readable)
 
+    @_whole
     def open(self, path: str | os.PathLike[str]) -> File:
         """A file of the host, read-only. Errors as open(2), and what mmap(2) says of what cannot be
         mapped, ENODEV."""
@@ -424,6 +475,7 @@ class FileTable:
             inode = self._open_inode(name)
             return File(self, inode, inode.path, self._new_tag(inode, inode.path), False)
 
+    @_whole
     def open_executable(self, path: str) -> File:
         """The same for execve, whose mappings of one file all have the same tag."""
         with self.lock:
@@ -477,6 +529,17 @@ class FileTable:
             info = self.core.object_info(object_)
             if info is None or (not info.nframes and not info.nvmas):
                 self._let_go(object_)
+
+    def mend(self) -> None:
+        """A call was interrupted: holds that belong to no open file are given back, and what then is gone forgotten.
+        The lock is held."""
+        for object_, held in self.core.objects().items():
+            inode = self._by_object.get(object_)
+            handles = 0 if inode is None else sum(one.alive for one in inode.handles)
+            for _ in range(held - handles - (object_ in self._kept)):
+                self.core.object_release(object_)
+        self.sweep()
+        self.torn = False
 
     # ---- pages ----
 

@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Closed, Core
+from vmemu.columns import Watched
 from vmemu.credentials import Credentials
 from vmemu.dispositions import Dispositions
+from vmemu.errors import own
 from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
-from vmemu.pids import ProcessTable, Watched
+from vmemu.pids import ProcessTable
 from vmemu.swap import Paging
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel", "SharedSpace"]
+__all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _nothing() -> None:
+    """There is nothing yet to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,13 @@ class SharedSpace:
     current: int
     saved: dict[int, list[int]]
     """By task, `current` too, whose entry is stale."""
+
+
+class Stops(Protocol):
+    """What goes on until it is stopped."""
+
+    def stop(self) -> None:
+        """Ends it."""
 
 
 class Kernel:
@@ -98,15 +115,19 @@ class Kernel:
         """Frames hold bytes."""
         self.zero_pfn: int | None = None
         """Frame of the zero page."""
-        self.shared: Watched[SharedSpace] = table.watch()
+        self.shared: Watched[SharedSpace] = table.watch(suspending=True)
         """By id: the spaces that several tasks use."""
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.paging: Paging | None = None
         """How memory is reclaimed; None: not at all."""
+        self.log: Stops | None = None
+        """What ends that."""
         self.plans: dict[Any, Any] = {}
         """What execve keeps, by request."""
-        self.threads_faults: dict[int, Sequence[int]] = {}
+        self.mend: Callable[[], None] = _nothing
+        """Makes everything agree again, see `lifecycle.mending`."""
+        self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
 
     @property
@@ -116,8 +137,24 @@ class Kernel:
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
-        if self.log_owners is not None:
-            self.log_owners[sid] = pid
+        owners = self.log_owners  # once: a log that is collected in between takes it away
+        if owners is not None:
+            owners[sid] = pid
+
+    def interrupted(self, error: BaseException) -> None:
+        """A call that makes or ends processes raises *error*, and has set `ProcessTable.torn`. Unless it is an error of
+        the call's own, which has cleaned up, it came from a signal handler or the like, at whatever point: then what
+        was half done is completed or taken back. The lock is held, but for who was interrupted waiting for it."""
+        lock: Any = self.lock
+        if not lock._is_owned():
+            lock.acquire()  # who called gives it back
+        if self.closed:
+            return
+        if own(error):
+            self.processes.torn = False
+            self.processes.look_round()
+        else:
+            self.mend()
 
     @property
     def closed(self) -> bool:
@@ -127,9 +164,29 @@ class Kernel:
     def close(self) -> None:
         """Lets go of the core and of the host's files; whatever is asked of the machine from now on raises."""
         with self.lock:
+            if self.log is not None:
+                self.log.stop()
             closed: Any = Closed()
             self.core = self.processes = closed
             self.files.close(closed)
             if self.paging is not None and self.paging.device is not None:
                 self.paging.device.close()
             self.paging = None
+
+
+def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:
+    """For a call that changes what processes there are or what they are: it has the lock, and whatever interrupts it,
+    it has happened as a whole or not at all. Short calls that are made often do the same by themselves."""
+
+    @wraps(call)
+    def made(kernel: Kernel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with kernel.lock:
+            try:
+                return call(kernel, *args, **kwargs)
+            except BaseException as error:
+                table = kernel.processes
+                table.torn, table.plain, table.quiet = True, False, False
+                kernel.interrupted(error)
+                raise
+
+    return made

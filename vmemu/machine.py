@@ -45,6 +45,8 @@ _MOST_MEMORY = 16 << 40
 
 def _pools(hugepages: Dictionary[int | str, int]) -> dict[int, int]:
     """Page size in bytes -> number of pages, the largest first."""
+    if not isinstance(hugepages, Dictionary):
+        raise TypeError(f"hugepages: page sizes with their numbers are needed, not {type(hugepages).__name__}")
     pools: dict[int, int] = {}
     for size, count in hugepages.items():
         page = parse_size(size, "hugepages")
@@ -63,7 +65,7 @@ class Machine:
     frame of zeros;
     *reuse* lets the last owner of a frame write it in place; *fault_around* is how many pages a read fault on
     a file may
-    map (1: just the one). These can be switched off to see what they are good for. *contents* off: frames hold no
+    map (1, as 0: just the one). These can be switched off to see what they are good for. *contents* off: frames hold no
     bytes, everything else is exact. *overcommit* decides what may be promised;
     with Overcommit.NEVER that is *overcommit_ratio* percent of RAM, or *overcommit_kbytes* KiB if that is not 0.
     *aslr* randomises addresses of executed programs, from *seed*. *max_map_count* bounds the mappings of a process.
@@ -143,7 +145,7 @@ class Machine:
         options |= c.OPT_CONTENTS if contents else 0
         options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
         npages = size // PAGE_SIZE
-        pools = _pools(hugepages or {})
+        pools = _pools({} if hugepages is None else hugepages)
         self._kernel = Kernel(
             Core(npages, options, max(1, fault_around)),
             npages=npages,
@@ -246,13 +248,17 @@ class Machine:
         *processes* are those that it starts with, by label, or in a sequence: 0, 1, ...; a trace that begins with SPAWN
         needs none. A bad access does not raise, its kind is in `RunResult.outcomes`, which *outcomes* off leaves out.
         A write leaves the bytes as they are. The whole trace is checked before anything is done: TraceError for an
-        unknown operation or label, an access of 0 bytes. A system call that fails raises what it raises, with a note
+        unknown operation or label, a size of 0, a mapping that is not page aligned or goes beyond the address space. A
+        system call that fails raises what it raises, with a note
         that names the record: those before it are done. Other threads can't make or end processes meanwhile.
+
+        TypeError for what is no structured array with these fields.
         """
         return traces.run(self._kernel, trace, processes, outcomes)
 
     def trace_faults(self, capacity: int = 65536) -> FaultLog:
-        """Records every fault from now on, the last *capacity* of them, until the log is closed; a context manager.
+        """Records every fault from now on, the last *capacity* of them, until the log or the machine is closed or
+        nothing refers to the log any more; a context manager.
 
         ValueError while another log of this machine is open.
         """
@@ -332,5 +338,9 @@ class Machine:
         Every reference is recounted, every entry compared with its mapping, every counter with what it counts.
         """
         with self._kernel.lock:
+            if self._kernel.processes.torn:  # by an exception while the last one was dealt with
+                self._kernel.mend()
+            if self._kernel.files.torn:
+                self._kernel.files.mend()
             self._kernel.core.check()
             check(self._kernel)

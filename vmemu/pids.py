@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import signal
 from array import array
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from vmemu.columns import Rare, Watched
 from vmemu.errors import syscall_error
 
 __all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
@@ -43,37 +44,6 @@ class Flag:
 
 
 _INHERITED = Flag.INHERITED
-_V = TypeVar("_V")
-
-
-class Watched(dict[int, _V]):
-    """A dictionary of what makes tasks other than plain; it tells the table when something came or went."""
-
-    __slots__ = ("_changed",)
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        super().__init__()
-        self._changed = changed
-
-    def __setitem__(self, key: int, value: _V) -> None:
-        super().__setitem__(key, value)
-        self._changed()
-
-    def __delitem__(self, key: int) -> None:
-        super().__delitem__(key)
-        self._changed()
-
-    def pop(self, key: int, default: Any = None) -> Any:
-        """As a dict's, with None as the default."""
-        value = super().pop(key, default)
-        self._changed()
-        return value
-
-    def setdefault(self, key: int, default: Any = None) -> _V:
-        """As a dict's."""
-        value: _V = super().setdefault(key, default)
-        self._changed()
-        return value
 
 
 class ProcessTable:
@@ -82,9 +52,12 @@ class ProcessTable:
     __slots__ = (
         "_count",
         "_fresh",
+        "_groups",
         "_inherited",
         "_last",
         "_last_child",
+        "_members",
+        "_suspending",
         "_used",
         "_watched",
         "_wrapped",
@@ -95,18 +68,23 @@ class ProcessTable:
         "children_minor",
         "credentials",
         "death_signal",
+        "dying",
+        "ended",
+        "executing",
         "exit_signal",
         "first_child",
         "flags",
         "group",
         "image",
         "leader",
+        "leaving",
         "lender",
         "limits",
         "major",
         "minor",
         "name",
         "next",
+        "odd",
         "oom_adj",
         "oom_adj_min",
         "parent",
@@ -114,8 +92,11 @@ class ProcessTable:
         "pending_task",
         "plain",
         "prev",
+        "quiet",
+        "rare",
         "report",
         "same_handlers",
+        "sending",
         "session",
         "signals",
         "space",
@@ -124,7 +105,8 @@ class ProcessTable:
         "status",
         "stopped",
         "threads",
-        "uses",
+        "torn",
+        "unborn",
     )
 
     def __init__(self) -> None:
@@ -152,19 +134,21 @@ class ProcessTable:
         """What the parent is sent when it dies: SIGCHLD, or what clone said."""
 
         # what it inherits
+        self.odd = bytearray([0])
+        """1: the row may hold something in a `Rare` column."""
         self.image = array("I", [0])
         self.name = array("I", [0])
-        self.credentials = array("I", [0])
-        self.limits = array("I", [0])
-        self.signals = array("I", [0])
+        self.credentials = Rare("I", self.odd)
+        self.limits = Rare("I", self.odd)
+        self.signals = Rare("I", self.odd)
         """Indices of records in the kernel's pools."""
-        self.blocked = array("Q", [0])
+        self.blocked = Rare("Q", self.odd)
         """Mask of the signals that wait."""
         self.group = array("I", [INIT])
         self.session = array("I", [INIT])
         """Numbers of its process group and session."""
-        self.oom_adj = array("h", [0])
-        self.oom_adj_min = array("h", [0])
+        self.oom_adj = Rare("h", self.odd)
+        self.oom_adj_min = Rare("h", self.odd)
         """oom_score_adj, and how far it may be lowered without CAP_SYS_RESOURCE."""
         self.flags = bytearray([0])
         """Bits of `Flag`."""
@@ -181,43 +165,54 @@ class ProcessTable:
             self.children_minor,
             self.children_major,
         )
-        self._inherited = (
-            self.image,
-            self.name,
-            self.credentials,
-            self.limits,
-            self.signals,
-            self.blocked,
-            self.group,
-            self.session,
-            self.oom_adj,
-            self.oom_adj_min,
-        )
+        self.rare = (self.credentials, self.limits, self.signals, self.blocked, self.oom_adj, self.oom_adj_min)
+        self._inherited = (self.image, self.name, self.group, self.session, *self.rare)
+
         # what few have, by pid or tid
-        self.threads: dict[int, list[int]] = {}
-        """Of a process: its tasks besides the first, in order of birth."""
-        self.leader: dict[int, int] = {}
-        """Of such a task: its process."""
+        self._suspending: list[Watched[Any]] = []
         self._watched: list[Watched[Any]] = []
         self.plain = True
-        """Nothing is in any `Watched`: no task is suspended or stopped, each is alone in its memory."""
-        self.borrower: Watched[int] = self.watch()
-        self.lender: dict[int, int] = {}
+        """No task is suspended or stopped, each is alone in its memory."""
+        self.quiet = True
+        """Nor is there anything else in a `Watched`: each process is one task, no signal is on its way."""
+        self.threads: Watched[list[int]] = self.watch()
+        """Of a process: its tasks besides the first, in order of birth."""
+        self.leader: Watched[int] = self.watch()
+        """Of such a task: its process."""
+        self.borrower: Watched[int] = self.watch(suspending=True)
+        self.lender: Watched[int] = self.watch()
         """A task suspended in vfork -> the child that it waits for, and back."""
-        self.stopped: Watched[int] = self.watch()
+        self.stopped: Watched[int] = self.watch(suspending=True)
         """Of a stopped process: the signal that did it."""
-        self.report: dict[int, int] = {}
+        self.report: Watched[int] = self.watch()
         """Of a process that stopped or went on since it was last waited for: its status."""
-        self.pending: dict[int, int] = {}
-        self.pending_task: dict[int, int] = {}
+        self.pending: Watched[int] = self.watch()
+        self.pending_task: Watched[int] = self.watch()
         """Masks of signals that were sent and not delivered, to a process and to one task."""
-        self.same_handlers: dict[int, set[int]] = {}
+        self.same_handlers: Watched[set[int]] = self.watch()
         """Processes that share their dispositions (CLONE_SIGHAND without CLONE_THREAD)."""
-        self.death_signal: dict[int, int] = {}
+        self.death_signal: Watched[int] = self.watch()
         """PR_SET_PDEATHSIG."""
 
-        self.uses: dict[int, int] = {}
-        """By number: how many processes have it as their group or session."""
+        # what is under way, for `lifecycle.mending`
+        self.torn = False
+        """A call was interrupted: what is derived may not agree. Nothing is plain or quiet then, so that everybody asks
+        `lifecycle.memory.use`."""
+        self.unborn: Sequence[int] = ()
+        """Tasks that have their rows and are not complete."""
+        self.dying = self.leaving = 0
+        """A process that ends, a task that ends alone; `status` is set."""
+        self.ended: list[int] = []
+        """Processes whose memory has gone and whose end was not made known."""
+        self.executing: Any = None
+        """An execve that can't go back."""
+        self.sending: Any = None
+        """A signal, and who gets it: (process, task or 0)."""
+
+        self._members: dict[int, int] = {}
+        """By process group: how many processes are in it."""
+        self._groups: dict[int, int] = {}
+        """By session: how many process groups are in it."""
         self._used = 1
         """Rows from here on were never anybody's: all zero."""
         self._last = 0
@@ -226,13 +221,18 @@ class ProcessTable:
         self._wrapped = False
         self._count = 0
 
-    def watch(self) -> Watched[Any]:
-        """One more dictionary that `plain` depends on."""
-        self._watched.append(Watched(self._look_round))
-        return self._watched[-1]
+    def watch(self, *, suspending: bool = False) -> Watched[Any]:
+        """One more dictionary that `quiet` depends on, and `plain` if it is *suspending*."""
+        watched: Watched[Any] = Watched(self.look_round)
+        self._watched.append(watched)
+        if suspending:
+            self._suspending.append(watched)
+        return watched
 
-    def _look_round(self) -> None:
-        self.plain = not any(self._watched)
+    def look_round(self) -> None:
+        """Sets `plain` and `quiet`."""
+        self.plain = not (self.torn or any(self._suspending))
+        self.quiet = not (self.torn or any(self._watched))
 
     def __len__(self) -> int:
         return self._count
@@ -273,26 +273,34 @@ class ProcessTable:
             found = max(start, len(self.state.rstrip(bytes([FREE]))))
         return found if found + n <= PID_MAX else -1
 
-    def add_one(self, pid: int, parent: int, like: int, now_ns: int) -> None:
-        """A new running process, the youngest child of *parent*, with what a fork of *like* inherits."""
-        state, uses = self.state, self.uses
-        if pid >= len(state):
+    def add_one(self, pid: int, parent: int, like: int, now_ns: int, space: int) -> None:
+        """A new running process with a space, the youngest child of *parent*, with what a fork of *like* inherits."""
+        if pid >= len(self.state):
             self._grow(pid + 1)
-        if pid < self._used:  # the row was somebody's
-            for column in (*self._fresh, *self._inherited):
-                column[pid] = 0
+        if pid < self._used:
+            self._clear(pid)
         else:
             self._used = pid + 1
-        for column in self._inherited:
-            value = column[like]
-            if value:
-                column[pid] = value
-        state[pid] = RUNNING
         self.parent[pid] = parent
+        self.space[pid] = space
         self.started_ns[pid] = now_ns
         self.exit_signal[pid] = SIGCHLD
-        flags = self.flags[like]
-        self.flags[pid] = flags & _INHERITED if flags else 0
+        if self.image[like]:
+            self.image[pid] = self.image[like]
+        self.name[pid] = self.name[like]
+        self.group[pid] = group = self.group[like]
+        self.session[pid] = self.session[like]
+        if self.odd[like]:
+            for column in self.rare:
+                if column[like]:
+                    column[pid] = column[like]
+        if self.flags[like]:
+            self.flags[pid] = self.flags[like] & _INHERITED
+        # from here on it is there: links and counters can be made again from the columns
+        self.state[pid] = RUNNING
+        self._last = pid
+        self.born += 1
+        self._count += 1
         tail = self._last_child[parent]
         if tail:
             self.prev[pid] = tail
@@ -300,33 +308,43 @@ class ProcessTable:
         else:
             self.first_child[parent] = pid
         self._last_child[parent] = pid
-        group, session = self.group[pid], self.session[pid]
-        uses[group] = uses.get(group, 0) + 1
-        uses[session] = uses.get(session, 0) + 1
-        self._last = pid
-        self.born += 1
-        self._count += 1
+        if group in self._members:
+            self._members[group] += 1
+        else:
+            self._join(group, self.session[pid], 1)
 
-    def add(self, pids: range, parent: int, like: int, now_ns: int) -> None:
+    def _clear(self, pid: int) -> None:
+        """Zeros for what was somebody's."""
+        for column in self._fresh:
+            column[pid] = 0
+        self.image[pid] = self.flags[pid] = 0
+        if self.odd[pid]:
+            for column in self.rare:
+                column[pid] = 0
+            self.odd[pid] = 0
+
+    def add(self, pids: range, parent: int, like: int, now_ns: int, spaces: array[int]) -> None:
         """The same for some with pids in a row, the eldest first."""
         n, first, last = len(pids), pids[0], pids[-1]
         if last >= len(self.state):
             self._grow(last + 1)
         self._fill_rows(first, last + 1, parent, like, now_ns)
-        self._append(parent, first, last)
-        self._use(self.group[first], n)
-        self._use(self.session[first], n)
+        self.space[first : last + 1] = spaces
+        running = bytes([RUNNING]) * n
+        self.state[first : last + 1] = running
         self._last = last
         self.born += n
         self._count += n
+        self._append(parent, first, last)
+        self._join(self.group[first], self.session[first], n)
 
     def _fill_rows(self, first: int, end: int, parent: int, like: int, now_ns: int) -> None:
         n = end - first
         if first < self._used:
             for column in (*self._fresh, *self._inherited):
                 column[first:end] = array(column.typecode, bytes(n * column.itemsize))
+            self.odd[first:end] = bytes(n)
         self._used = max(self._used, end)
-        self.state[first:end] = bytes([RUNNING]) * n
         self.parent[first:end] = array("I", [parent]) * n
         self.started_ns[first:end] = array("Q", [now_ns]) * n
         self.exit_signal[first:end] = bytes([SIGCHLD]) * n
@@ -338,9 +356,10 @@ class ProcessTable:
         self.prev[first + 1 : end] = array("I", range(first, end - 1))
 
     def add_thread(self, tid: int, first: int, creator: int, now_ns: int) -> None:
-        """One more task of process *first*, with what *creator*, a task of it, has."""
+        """One more task of process *first*, with what *creator*, a task of it, has, its memory too."""
         if tid >= len(self.state):
             self._grow(tid + 1)
+        self._used = max(self._used, tid + 1)
         for column in self._fresh:
             column[tid] = 0
         for column in self._inherited:
@@ -349,20 +368,20 @@ class ProcessTable:
         self.parent[tid] = 0
         self.started_ns[tid] = now_ns
         self.flags[tid] = self.flags[creator] & Flag.INHERITED
-        self.state[tid] = THREAD
+        self.space[tid] = self.space[creator]
         self.leader[tid] = first
-        self.threads.setdefault(first, []).append(tid)
+        self.state[tid] = THREAD
         self._last = tid
         self.born += 1
-        self._used = max(self._used, tid + 1)
+        self.threads.setdefault(first, []).append(tid)
 
     def remove_thread(self, tid: int) -> None:
         """Frees the row of a task that is not the first of its process."""
+        self.state[tid] = FREE
         first = self.leader.pop(tid)
         self.threads[first].remove(tid)
         if not self.threads[first]:
             del self.threads[first]
-        self.state[tid] = FREE
 
     def process(self, tid: int) -> int:
         """The pid of a task's process."""
@@ -381,7 +400,7 @@ class ProcessTable:
         """Rows up to *end* at least, and some to spare; new ones are free."""
         more = min(max(end, len(self.state) * 9 // 8 + 64), PID_MAX) - len(self.state)
         zeros = memoryview(bytes(8 * more))
-        for column in (self.state, self.exit_signal, self.flags):
+        for column in (self.state, self.exit_signal, self.flags, self.odd):
             column.extend(zeros[:more])
         for wide in (self.parent, self.started_ns, *self._fresh, *self._inherited):
             wide.frombytes(zeros[: more * wide.itemsize])
@@ -415,51 +434,66 @@ class ProcessTable:
             return
         for child in self.children(pid):
             self.parent[child] = by
-        self.first_child[pid] = self._last_child[pid] = 0
         self._append(by, first, last)
+        self.first_child[pid] = self._last_child[pid] = 0
 
-    def remove(self, pid: int) -> None:
-        """Frees the row of a process without children. Its number stays taken while a group or session has it."""
-        before, after = self.prev[pid], self.next[pid]
+    def remove(self, pid: int, counted: bool) -> None:
+        """Frees the row of a process without children. Its number stays taken while a group or session has it.
+        *counted*: what it used is added to what its parent's children used (wait_task_zombie())."""
+        before, after, parent = self.prev[pid], self.next[pid], self.parent[pid]
+        members, group = self._members, self.group[pid]
+        # from here on it is gone: links and counters can be made again from the columns
+        self.state[pid] = HELD if pid in members or pid in self._groups else FREE
+        self._count -= 1
+        if counted and (self.minor[pid] or self.major[pid] or self.children_minor[pid] or self.children_major[pid]):
+            self.children_minor[parent] += self.minor[pid] + self.children_minor[pid]
+            self.children_major[parent] += self.major[pid] + self.children_major[pid]
         if before:
             self.next[before] = after
         else:
-            self.first_child[self.parent[pid]] = after
+            self.first_child[parent] = after
         if after:
             self.prev[after] = before
         else:
-            self._last_child[self.parent[pid]] = before
-        self._count -= 1
-        uses, group, session = self.uses, self.group[pid], self.session[pid]
-        self.state[pid] = HELD if pid in uses else FREE
-        if uses[group] > 2 and uses[session] > 2:  # others have them too
-            uses[group] -= 1
-            uses[session] -= 1
+            self._last_child[parent] = before
+        left = members[group] - 1
+        if left:
+            members[group] = left
         else:
-            self._use(group, -1)
-            self._use(session, -1)
-        self.group[pid] = self.session[pid] = 0
+            self._part(group, self.session[pid])
 
     def move(self, pid: int, group: int, session: int) -> None:
         """Puts a process into a group and session."""
-        self._use(group, 1)
-        self._use(session, 1)
-        self._use(self.group[pid], -1)
-        self._use(self.session[pid], -1)
+        self._join(group, session, 1)
+        self._part(self.group[pid], self.session[pid])
         self.group[pid], self.session[pid] = group, session
 
-    def _use(self, number: int, by: int) -> None:
-        uses = self.uses.get(number, 0) + by
-        if uses:
-            self.uses[number] = uses
-        else:
-            del self.uses[number]
-            if self.state[number] == HELD:
+    def _join(self, group: int, session: int, n: int) -> None:
+        """*n* processes more in a group, which is in a session."""
+        if group not in self._members:
+            self._members[group] = 0
+            self._groups[session] = self._groups.get(session, 0) + 1
+        self._members[group] += n
+
+    def _part(self, group: int, session: int) -> None:
+        """One process less. Without members there is no group, without groups no session."""
+        self._members[group] -= 1
+        if not self._members[group]:
+            del self._members[group]
+            self._groups[session] -= 1
+            if not self._groups[session]:
+                del self._groups[session]
+        for number in (group, session):
+            if self.state[number] == HELD and number not in self._members and number not in self._groups:
                 self.state[number] = FREE
+
+    def named(self) -> tuple[dict[int, int], dict[int, int]]:
+        """How many members each process group has, how many groups each session: for `check`."""
+        return self._members, self._groups
 
     def members(self, group: int) -> list[int]:
         """Processes of a process group, zombies included, in increasing order of pid."""
-        return [pid for pid in _where(self.group, group) if self.state[pid]]
+        return [pid for pid in _where(self.group, group) if self.state[pid] in (RUNNING, ZOMBIE)]
 
 
 def _where(column: array[int], value: int) -> Iterator[int]:

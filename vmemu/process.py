@@ -11,17 +11,17 @@ from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from vmemu._native import constants, read_short, to_short_trap, write_short
+from vmemu._native import constants, read_short, to_short_trap, touch_short, write_short
 from vmemu.handles import Children
 from vmemu.kernel import Image
-from vmemu.lifecycle import birth
+from vmemu.lifecycle import birth, death
 from vmemu.lifecycle import program as exec_
 from vmemu.lifecycle.memory import faults, look, process_faults, use
 from vmemu.memory import brk, clear_refs, madvise, mlock, mmap, mprotect, mremap, thp, view
 from vmemu.memory.args import integer
 from vmemu.memory.space import Space
-from vmemu.task import Task
-from vmemu.types import ByKind, Clone, FaultCounts, ForkMode, Mapping, MappingUsage, Translation
+from vmemu.task import Task, exit_status
+from vmemu.types import ByKind, Clone, FaultCounts, FaultKind, ForkMode, Mapping, MappingUsage, Translation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "Thread"]
 
-_READ = constants.READ
+_READ, _WRITE = constants.READ, constants.WRITE
+_COUNTS_SIZE = 8 * len(FaultKind)
+_new = object.__new__
 _SHORT = 65536
 """Bytes up to which a read looks for no other way."""
 
@@ -40,9 +42,9 @@ class Process(Task):
     """One emulated process, made by `Machine.spawn`, `fork`, `fork_many` and `vfork`, or found in `Machine.processes`.
 
     Addresses and lengths are bytes. A failed system call raises SyscallError with Linux's errno; a bad access raises
-    SegmentationFault or BusError and leaves the process alive; OutOfMemory says that no frame was left. Calls on a
-    process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at the latter's memory
-    works.
+    SegmentationFault or BusError, is counted in `faults`, and leaves the process alive; OutOfMemory says that no frame
+    was left. Calls on a process that has exited raise ESRCH, on a parent that is suspended in vfork EBUSY; looking at
+    the latter's memory works.
     """
 
     __slots__ = ()
@@ -192,12 +194,26 @@ class Process(Task):
 
         A write sets the entry as a store would and leaves the bytes as they are.
         """
+        kernel = self._kernel
+        table = kernel.processes
+        sid = table.space[self.tid]
+        if sid and type(address) is type(length) is int and type(write) is bool and table.plain:  # as in `read`
+            counts = bytes(_COUNTS_SIZE)  # filled in place: nobody else has it
+            try:
+                outcome = touch_short(kernel.core.handle, sid, address, length, _WRITE if write else _READ, counts)
+            except OverflowError:
+                pass  # no address or no length
+            else:
+                if not outcome:
+                    return FaultCounts.of_raw(counts)
+                return Space(kernel, sid, self.pid).touch_on(address, length, write, counts, outcome)
         return self._space("touch").touch(address, length, write)
 
     def access(self, addresses: ArrayLike, write: bool | ArrayLike = False) -> NDArray[np.uint8]:
         """One access for each of *addresses* (integers, shape (n,)) -> uint8 array (n,) of FaultKind.
 
-        *write* is a bool for all or a bool array (n,). Bad accesses do not raise: their kind is at their index.
+        *write* is a bool for all or a bool array (n,); integers other than 0 and 1 are a ValueError. Bad accesses do
+        not raise: their kind is at their index.
         """
         return self._space("access").access(addresses, write)
 
@@ -209,7 +225,10 @@ class Process(Task):
         EAGAIN without a free pid, ENOMEM under strict overcommit, OutOfMemory without frames: then nothing happened.
         """
         how = mode if type(mode) is ForkMode else self._mode(mode)
-        return Process(self._kernel, birth.fork(self._kernel, self.tid, how))
+        child = _new(Process)  # `__init__`, at half its price
+        child._kernel = kernel = self._kernel
+        child.pid = child.tid = birth.fork(kernel, self.tid, how)
+        return child
 
     def fork_many(self, n: int, mode: ForkMode | int | None = None) -> Sequence[Process]:
         """*n* children at once, or none if one of them can't be made: as fork() n times, in one call."""
@@ -263,7 +282,7 @@ class Process(Task):
     def exit(self, code: int = 0) -> None:
         """_exit(2): frees the memory and leaves a zombie for the parent; children go to the nearest subreaper or to
         init, which reaps at once."""
-        self._end(code, True)
+        death.exit_group(self._kernel, self.tid, (code & 0xFF) << 8 if type(code) is int else exit_status(code))
 
     # ---- looking ----
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, SupportsIndex
 from vmemu import dispositions
 from vmemu.errors import syscall_error
 from vmemu.lifecycle import death, identity, signals, waiting
-from vmemu.lifecycle.memory import alone, faults, process_faults
-from vmemu.lifecycle.sending import kill, tgkill
+from vmemu.lifecycle.memory import faults, process_faults
+from vmemu.lifecycle.sending import block, force, kill, tgkill
 from vmemu.memory.args import integer
 from vmemu.persona import Persona
 from vmemu.pids import INIT
@@ -100,8 +100,7 @@ class Task(Persona):
             if self.pid == INIT:
                 raise syscall_error("signal", errno.EPERM, "init cannot die")
             self._kernel.signals.of(self.pid).replace(number, signal.SIG_DFL, 0)  # EINVAL
-            signals.force(self._kernel, self.tid, number)
-            death.settle(self._kernel)
+            force(self._kernel, self.tid, number)
 
     def signal(self, sig: SupportsIndex, handler: Hashable, flags: int = 0) -> Hashable:
         """sigaction(2): signal.SIG_DFL, signal.SIG_IGN, or anything else, which stands for a handler -> the one before.
@@ -118,8 +117,7 @@ class Task(Persona):
         with self._kernel.lock:
             self._use("sigprocmask")
             bits = dispositions.mask(set(mask))
-            old = signals.block(self._kernel, self.tid, integer(how, "sigprocmask", "how"), bits)
-            death.settle(self._kernel)
+            old = block(self._kernel, self.tid, integer(how, "sigprocmask", "how"), bits)
         return dispositions.listed(old)
 
     @property
@@ -146,28 +144,16 @@ class Task(Persona):
     def exit_group(self, code: int = 0) -> None:
         """exit_group(2), which _exit(2) is: all tasks of the process end; a zombie stays for the parent, children get
         another parent. EPERM for init."""
-        self._end(code, True)
+        death.exit_group(self._kernel, self.tid, exit_status(code))
 
     def exit_thread(self, code: int = 0) -> None:
         """The system call exit(2): this task ends; the process too if it was the last."""
-        self._end(code, False)
-
-    def _end(self, code: int, group: bool) -> None:
-        kernel, status = self._kernel, exit_status(code)
-        kernel.lock.acquire()
-        try:
-            if not alone(kernel, self.tid):
-                self._use("exit")
-            if self.pid == INIT and (group or len(kernel.processes.tasks(INIT)) == 1):
+        status = exit_status(code)
+        with self._kernel.lock:
+            self._use("exit")
+            if self.pid == INIT and len(self._kernel.processes.tasks(INIT)) == 1:
                 raise syscall_error("exit", errno.EPERM, "init cannot exit")
-            if group:
-                death.die(kernel, self.pid, status)
-            else:
-                death.end_task(kernel, self.tid, status)
-            if kernel.signalled:
-                death.settle(kernel)
-        finally:
-            kernel.lock.release()
+            death.end_task(self._kernel, self.tid, status)
 
     def wait(self, pid: SupportsIndex = -1, options: SupportsIndex = 0) -> tuple[int, int]:
         """waitpid(2): what a child has to tell, the oldest first -> (pid, status as in os.wait()); zombies are reaped.

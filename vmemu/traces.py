@@ -94,15 +94,19 @@ def as_trace(records: Any) -> NDArray[np.void]:
     the four fields with integers. Raises TypeError for what has not, TraceError for numbers that do not fit."""
     import numpy as np
 
-    found = np.asarray(records)
+    try:
+        found = np.asarray(records)
+    except ValueError:
+        found = np.asarray(None)  # a ragged sequence
     dtype = np.dtype(_FIELDS)
     if found.dtype == dtype and found.ndim == 1:
         return np.ascontiguousarray(found)
-    missing = [name for name in dtype.names or () if name not in (found.dtype.names or ())]
+    if found.dtype.names is None:
+        given = f"array of {found.dtype}" if isinstance(records, np.ndarray) else type(records).__name__
+        raise TypeError(f"a trace must be a structured array with the fields of TRACE_DTYPE, not {given}")
+    missing = [name for name in dtype.names or () if name not in found.dtype.names]
     if missing:
-        raise TypeError(
-            f"a trace is a structured array with the fields of TRACE_DTYPE; {found.dtype} has no {missing[0]}"
-        )
+        raise TypeError(f"a trace must have the fields of TRACE_DTYPE: {missing[0]} is missing")
     if found.ndim != 1:
         raise TraceError(f"a trace has one dimension, not {found.ndim}")
     out = np.empty(found.shape, dtype)
@@ -119,7 +123,11 @@ def as_trace(records: Any) -> NDArray[np.void]:
 
 
 def save_trace(path: str | os.PathLike[str], trace: Any) -> None:
-    """Writes a trace to *path* in NumPy's format, exactly at that name."""
+    """Writes a trace to *path* in NumPy's format, exactly at that name.
+
+    TypeError for what is no structured array with the fields of TRACE_DTYPE, TraceError for numbers that do not fit;
+    then nothing is written.
+    """
     import numpy as np
 
     records = as_trace(trace)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import struct
 from typing import NamedTuple
 
 __all__ = [
@@ -236,6 +237,11 @@ class FaultKind(enum.IntEnum):
         return FaultKind.NONE < self < FaultKind.SEGV_MAPERR and not self.major
 
 
+_RAW_COUNTS = struct.Struct(f"{len(FaultKind)}Q")
+_KNOWN_COUNTS: dict[bytes, FaultCounts] = {}
+_MOST_KNOWN = 1024
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FaultCounts:
     """Faults by kind: one field for each `FaultKind`, in lower case. Immutable; two can be added and subtracted."""
@@ -277,6 +283,16 @@ class FaultCounts:
     def total(self) -> int:
         """minor + major; accesses without a fault and fatal ones are not in it."""
         return self.minor + self.major
+
+    @classmethod
+    def of_raw(cls, raw: bytes) -> FaultCounts:
+        """From the numbers as the core has them. Equal ones are one object: most calls meet faults of one kind."""
+        found = _KNOWN_COUNTS.get(raw)
+        if found is None:
+            found = cls(*_RAW_COUNTS.unpack(raw))
+            if len(_KNOWN_COUNTS) < _MOST_KNOWN:
+                _KNOWN_COUNTS[raw] = found
+        return found
 
     def as_dict(self) -> dict[str, int]:
         """Kind (lower case) -> count, every kind."""

@@ -10,7 +10,8 @@ numbers of PCG64 are used, which never change.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import math
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +87,23 @@ def _accesses(random: _Random, pid: Any, pages: Any, write_fraction: float, size
     return _records(n, operation, pid, BASE + pages * np.uint64(PAGE_SIZE) + places, size)
 
 
-def _check(npages: int, naccesses: int, write_fraction: float, size: int, **positive: float) -> None:
-    for name, number in {"npages": npages, "size": size, **positive}.items():
-        if number <= 0:
-            raise ValueError(f"{name}: {number} is not positive")
+def _check(
+    npages: int, naccesses: int, write_fraction: float, size: int, seed: int, s: float = 1.0, **positive: int
+) -> None:
+    numbers = {"npages": npages, "naccesses": naccesses, "size": size, "seed": seed, **positive}
+    for name, number in numbers.items():
+        if not isinstance(number, SupportsIndex):
+            raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    for name, fraction in {"write_fraction": write_fraction, "s": s}.items():
+        if not isinstance(fraction, SupportsFloat):
+            raise TypeError(f"{name} must be a number, not {type(fraction).__name__}")
+        if not math.isfinite(fraction):
+            raise ValueError(f"{name}: {fraction} is not finite")
+    if seed < 0:
+        raise ValueError(f"seed: {seed} is negative")
+    for name, value in {"npages": npages, "size": size, "s": s, **positive}.items():
+        if value <= 0:
+            raise ValueError(f"{name}: {value} is not positive")
     if npages > _MOST_PAGES:
         raise ValueError(f"npages: {npages} is more than {_MOST_PAGES}")
     if naccesses < 0:
@@ -120,7 +134,7 @@ def stride(
     seed: int = 0,
 ) -> _Trace:
     """One process accesses every *step*-th page, modulo *npages*; of *step* rounds each begins one page further."""
-    _check(npages, naccesses, write_fraction, size, step=step)
+    _check(npages, naccesses, write_fraction, size, seed, step=step)
     at = np.arange(naccesses, dtype=np.uint64)
     a_round = np.uint64(-(-npages // step))
     pages = (at % a_round * np.uint64(step) + at // a_round % np.uint64(step)) % np.uint64(npages)
@@ -131,7 +145,7 @@ def uniform(
     *, npages: int = 1024, naccesses: int = 4096, write_fraction: float = 0.3, size: int = 8, seed: int = 0
 ) -> _Trace:
     """One process accesses pages at random, each as likely as any other."""
-    _check(npages, naccesses, write_fraction, size)
+    _check(npages, naccesses, write_fraction, size, seed)
     random = _Random(seed)
     pages = random.below(npages, naccesses)
     return np.concatenate([_process(0, npages), _accesses(random, 0, pages, write_fraction, size)])
@@ -147,7 +161,7 @@ def zipf(
     seed: int = 0,
 ) -> _Trace:
     """One process accesses pages by Zipf's law with exponent *s*; which pages are hot is chosen at random."""
-    _check(npages, naccesses, write_fraction, size, s=s)
+    _check(npages, naccesses, write_fraction, size, seed, s=s)
     random = _Random(seed)
     pages = random.order(npages).astype(np.uint64)[random.zipf(s, npages, naccesses)]
     return np.concatenate([_process(0, npages), _accesses(random, 0, pages, write_fraction, size)])
@@ -168,7 +182,7 @@ def mixed(
 ) -> _Trace:
     """A process (label 0) fills *npages* pages and forks *nprocesses* children (labels from 1 on), whose accesses
     follow each other at random, each child as likely as any other, its pages by Zipf's law with exponent *s*."""
-    _check(npages, naccesses, write_fraction, size, s=s, nprocesses=nprocesses)
+    _check(npages, naccesses, write_fraction, size, seed, s=s, nprocesses=nprocesses)
     random = _Random(seed)
     children = np.arange(1, nprocesses + 1)
     pages = random.order(npages).astype(np.uint64)[random.zipf(s, npages, naccesses)]
@@ -194,7 +208,7 @@ def fork_join(
 ) -> _Trace:
     """A process fills *npages* pages; in each of *rounds* rounds it forks *nprocesses* workers, each makes *naccesses*
     accesses at random, in turns, all exit and are waited for, and the parent writes a page for each result."""
-    _check(npages, naccesses, write_fraction, size, rounds=rounds, nprocesses=nprocesses)
+    _check(npages, naccesses, write_fraction, size, seed, rounds=rounds, nprocesses=nprocesses)
     random = _Random(seed)
     workers = np.arange(1, nprocesses + 1)
     parts = [_filled(0, npages)]
@@ -222,7 +236,7 @@ def snapshot_under_write(
 ) -> _Trace:
     """A database that saves itself: a process fills *npages* pages; for each of *snapshots* snapshots it forks a child
     that reads all pages in order while the parent makes *naccesses* writes by Zipf's law; then the child exits."""
-    _check(npages, naccesses, 1.0, size, s=s, snapshots=snapshots)
+    _check(npages, naccesses, 1.0, size, seed, s=s, snapshots=snapshots)
     random = _Random(seed)
     order = random.order(npages).astype(np.uint64)
     parts = [_filled(0, npages)]

@@ -20,3 +20,14 @@ def built() -> None:
     """`python -m bench` runs only where the core was built in place."""
     if not list((ROOT / "vmemu").glob("_core*.so")):
         pytest.skip("the core is not in the checkout: vmemu was not installed with pip install -e")
+
+
+@pytest.fixture
+def has_compiler() -> None:
+    """What compiles bench/*.c."""
+    from bench import native
+
+    try:
+        native.compiler()
+    except native.NoCompiler as reason:
+        pytest.skip(str(reason))

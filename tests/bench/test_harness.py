@@ -7,19 +7,24 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from bench import check, core, counters, measure, report
+from bench import check, core, counters, measure, native, report, subject
 from bench.__main__ import main
 from bench.measure import Experiment, Line, Result, Sides, Skip, at_most, faster, within
-from bench.rows import load
+from bench.rows import faults, load, traces
+from bench.rows.common import PAGE
+from vmemu import Machine
 
 
 def line(*targets: measure.Target, key: str = "row", unit: str = "page") -> Line:
@@ -201,13 +206,130 @@ def test_list(capsys: pytest.CaptureFixture[str], built: None) -> None:
     assert "cow.recycled" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--rounds", "-1"], ["--rounds", "x"], ["--check", "--update"], ["--no-such-option"]]
-)
+@pytest.mark.parametrize("arguments", [["--rounds", "x"], ["--check", "--update"], ["--no-such-option"]])
 def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def complaint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What a command says in one line before it measures anything."""
+
+    def never(*_: object) -> list[Result]:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr(measure, "measure", never)
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("bench: ") and said.err.count("\n") == 1 and not said.out
+    return said.err
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_no_rounds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    assert f"--rounds: {number} is not 1 or more" in complaint(capsys, monkeypatch, "--rounds", number)
+
+
+@pytest.mark.parametrize("kind", [(), ("--update",), ("--scaling",)])
+def test_output_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: tuple[str, ...],
+) -> None:
+    nowhere = tmp_path / "none" / "x.json"
+    assert f"no directory {nowhere.parent}" in complaint(capsys, monkeypatch, *kind, "--output", str(nowhere))
+    assert f"{tmp_path} is a directory" in complaint(capsys, monkeypatch, *kind, "--output", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    path = tmp_path / "x.json"
+    assert f"{path} can't be written" in complaint(capsys, monkeypatch, *kind, "--output", str(path))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", [(), ("--check",), ("--update",), ("--scaling",)])
+def test_a_compiler_that_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], built: None
+) -> None:
+    monkeypatch.setenv("CC", "false")
+    native.bound.cache_clear()
+    native.kernel_program.cache_clear()
+    assert re.search("false .* failed: exit status 1", complaint(capsys, monkeypatch, *kind))
+
+
+def test_a_failed_compilation_is_one_line(tmp_path: Path, has_compiler: None) -> None:
+    (tmp_path / "wrong.c").write_text("int main(void)\n{\n\treturn nothing;\n}\n")
+    with pytest.raises(native.NoCompiler, match=r"wrong\.c:3.*error.*nothing") as caught:
+        native.compiled(tmp_path / "wrong", tmp_path / "wrong.c")
+    assert "\n" not in str(caught.value)
+
+
+# ---- what the sides do ----
+
+
+def test_streaming_bounds_do_what_the_plain_ones_do(has_compiler: None) -> None:
+    ram = np.zeros(9 * PAGE, np.uint8)
+    ram = ram[-ram.ctypes.data % PAGE :][: 8 * PAGE]
+    ram[: 4 * PAGE] = np.random.default_rng(0).integers(0, 256, 4 * PAGE, np.uint8)
+    source, to = np.array([0, 3, 1], np.uint64), np.array([5, 4, 7], np.uint64)
+    plain, streamed = ram.copy(), ram
+    expected = plain.reshape(8, PAGE).copy()
+    expected[[5, 4, 7]] = expected[[0, 3, 1]]
+    native.bound().stream(streamed.ctypes.data, source, to)
+    assert (streamed.reshape(8, PAGE) == expected).all()
+    native.bound().stream_zero(streamed.ctypes.data, source)
+    expected[[0, 3, 1]] = 0
+    assert (streamed.reshape(8, PAGE) == expected).all()
+
+
+def test_bounds_take_turns_in_being_first() -> None:
+    order: list[str] = []
+    work = {name: (lambda name=name: order.append(name)) for name in ("plain", "stream")}  # type: ignore[misc]
+    spent: dict[str, float] = {}
+    for _ in range(3):
+        spent.update(faults.in_turns(work, spent))
+        assert spent.keys() == work.keys()
+    assert order == ["plain", "stream", "stream", "plain", "plain", "stream"]
+
+
+@pytest.mark.parametrize("name", ["alive.single", "alive.many"])
+def test_alive(name: str) -> None:
+    found = subject.SUBJECTS[name](50)
+    assert found["fork_ns"] > 0 and found.keys() == {"fork_ns", "host_bytes"}
+
+
+def test_returned_twice() -> None:
+    found = subject.SUBJECTS["returned"](128 << 20)
+    assert found["first_full_bytes"] > 100 << 20 and found["again_full_bytes"] > 100 << 20
+    assert found["first_left_bytes"] < found["first_full_bytes"]
+    assert found["again_lazy_bytes"] >= 0
+
+
+def test_million() -> None:
+    found = subject.SUBJECTS["million"](300)
+    assert all(found[f"{what}_ns"] > 0 for what in ("fork", "write", "exit", "wait"))
+
+
+def test_the_trace_rows_do_the_same_but_for_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runs before each, checked against the peer."""
+    load()
+    monkeypatch.setattr(traces, "ACCESSES", 50_000)
+    monkeypatch.setattr(traces, "TRACE", traces.TRACE | {"naccesses": 50_000, "npages": 64, "nprocesses": 4})
+    monkeypatch.setattr(traces, "FILLED", 64)
+    calls: list[bool] = []
+    run = Machine.run
+
+    def counted(self: Machine, *arguments: Any, outcomes: bool) -> Any:
+        calls.append(outcomes)
+        return run(self, *arguments, outcomes=outcomes)
+
+    monkeypatch.setattr(Machine, "run", counted)
+    (one,) = measure.chosen(measure.EXPERIMENTS, "trace")
+    found = measure.measure(one, 2)
+    assert [row.failed for row in found] == ["", ""]
+    assert all(len(row.samples["vmemu"]) == len(row.samples["bound"]) == 2 for row in found)
+    warm = traces.WARM_UP
+    assert calls[warm:] == [False, False, True, True] * 2
 
 
 def test_no_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, built: None) -> None:
@@ -252,8 +374,9 @@ def test_a_time_must_be_worse_in_each_try(monkeypatch: pytest.MonkeyPatch) -> No
     asked: list[list[str]] = []
     tries = iter([{"a": 1.3, "b": 1.3, "c": 1.1}, {"a": 1.3, "b": 1.19}, {"a": 1.25}])
 
-    def take(names: list[str]) -> dict[str, float]:
+    def take(names: list[str], number: int) -> dict[str, float]:
         asked.append(names)
+        assert number == len(asked) - 1
         return next(tries)
 
     found = check.worse_in_each_try({"a": 1.0, "b": 1.0, "c": 1.0}, take)
@@ -263,7 +386,7 @@ def test_a_time_must_be_worse_in_each_try(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_time_is_judged_by_its_own_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.time, "sleep", lambda _: None)
-    found = check.worse_in_each_try({"a": 2.0, "b": 0.5}, lambda _: {"a": 2.39, "b": 0.61})
+    found = check.worse_in_each_try({"a": 2.0, "b": 0.5}, lambda _names, _number: {"a": 2.39, "b": 0.61})
     assert list(found) == ["b"]
 
 
@@ -309,7 +432,7 @@ def no_times(monkeypatch: pytest.MonkeyPatch) -> None:
         raise core.Blind("the baseline's revision is not in a git history here")
 
     monkeypatch.setattr(check, "Core", blind)
-    monkeypatch.setattr(check, "measure_ratios", lambda names: dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(check, "measure_ratios", lambda names, **_: dict.fromkeys(names, 1.0))
     monkeypatch.setattr(check.time, "sleep", lambda _: None)
 
 

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, write_short
+from vmemu._native.accesses import AccessCalls, read_short, to_short_trap, touch_short, write_short
 from vmemu._native.border import Trap, Vma, byte_view, constants, ffi, lib
 from vmemu._native.builds import BuildCalls, Pattern
 from vmemu._native.looks import LookCalls
@@ -34,6 +34,7 @@ __all__ = [
     "constants",
     "read_short",
     "to_short_trap",
+    "touch_short",
     "write_short",
 ]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from vmemu._native.border import Handle, Trap, constants, fail, ffi, lib, to_trap
 
-__all__ = ["AccessCalls", "read_short", "to_short_trap", "write_short"]
+__all__ = ["AccessCalls", "read_short", "to_short_trap", "touch_short", "write_short"]
 
 read_short = lib.vmemu_space_read_short
 write_short = lib.vmemu_space_write_short
+touch_short = lib.vmemu_space_touch_short
 """The calls themselves: (handle, space, address, bytes, length) -> 0 when all is done. cffi hands bytes on as they
 are."""
 _STOPPED: int = lib.VMEMU_STOPPED

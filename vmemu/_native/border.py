@@ -109,7 +109,10 @@ class Trap(NamedTuple):
 
 def byte_view(data: Any) -> memoryview:
     """The bytes of any contiguous buffer. TypeError or ValueError for what is none, or holds references."""
-    view = memoryview(data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"data must be a bytes-like object, not {type(data).__name__}") from None
     if "O" in view.format:
         raise TypeError("data must be bytes, not Python objects")
     return view.cast("B")

@@ -66,6 +66,22 @@ class MachineCalls(Handle):
         """The nth allocation from now fails once."""
         lib.vmemu_machine_fail(self._m, nth)
 
+    def spaces(self) -> array.array[int]:
+        """Ids of the spaces that live, ascending."""
+        n = lib.vmemu_machine_spaces(self._m, ffi.NULL, 0)
+        out = array.array("I", bytes(4 * n))
+        found = lib.vmemu_machine_spaces(self._m, ffi.from_buffer("uint32_t[]", out), n)
+        return out[:found]
+
+    def objects(self) -> dict[int, int]:
+        """How many holds each memory object has that lives, by its id."""
+        n = lib.vmemu_machine_objects(self._m, ffi.NULL, ffi.NULL, 0)
+        ids, held = array.array("I", bytes(4 * n)), array.array("I", bytes(4 * n))
+        found = lib.vmemu_machine_objects(
+            self._m, ffi.from_buffer("uint32_t[]", ids), ffi.from_buffer("uint32_t[]", held), n
+        )
+        return dict(zip(ids[:found], held[:found], strict=True))
+
     def check(self) -> None:
         """Raises InvariantError with what is wrong."""
         message = ffi.new("char[512]")

@@ -15,8 +15,8 @@ _COUNTS = f"uint64_t[{lib.VMEMU_NKINDS}]"
 _WORDS = f"uint64_t[{lib.VMEMU_NWORDS}]"
 _SURVEY, _VMA = ffi.typeof("struct vmemu_survey *"), ffi.typeof("struct vmemu_vma *")
 _BATCH = 64
+_UNFINISHED: int = lib.VMEMU_UNFINISHED
 _NKINDS: int = lib.VMEMU_NKINDS
-_NO_FAULTS = (0,) * _NKINDS
 _fork_one, _end = lib.vmemu_space_fork_one, lib.vmemu_space_end
 _map_plain, _unmap_plain = lib.vmemu_space_map_plain, lib.vmemu_space_unmap_plain
 
@@ -57,12 +57,24 @@ class SpaceCalls(Handle):
             if child == -errno.EDQUOT:
                 return 0
             fail(child, "fork")
+        if child >= _UNFINISHED:  # a large memory takes several time slices
+            child -= _UNFINISHED
+            rc = 1
+            try:
+                while rc > 0:
+                    rc = lib.vmemu_space_fork_on(self._m, space, child, mode)
+            except BaseException:
+                lib.vmemu_space_free(self._m, child)
+                raise
+            if rc:
+                fail(rc, "fork")
         return child
 
     def space_end(self, space: int) -> tuple[Sequence[int], int]:
-        """Ends a space -> (its faults by kind, how many memory objects are left). One thread at a time."""
+        """Ends a space -> (its faults by kind, () if it had none; how many memory objects are left). One thread at a
+        time."""
         left: int = _end(self._m, space, self._ended)
-        return ffi.unpack(self._ended, _NKINDS) if left & 1 else _NO_FAULTS, left >> 1
+        return ffi.unpack(self._ended, _NKINDS) if left & 1 else (), left >> 1
 
     def space_end_many(self, spaces: array.array[int]) -> tuple[array.array[int], array.array[int]]:
         """Ends spaces -> the minor and the major faults of each."""

@@ -12,9 +12,10 @@ from time import perf_counter
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
+from vmemu.lifecycle import mending
 from vmemu.lifecycle.death import reap
-from vmemu.lifecycle.memory import alone, leave_space, look, share_space, use
+from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory import shortage
@@ -36,17 +37,21 @@ _VFORK, _PARENT, _THREAD, _DETACHED = int(Clone.VFORK), int(Clone.PARENT), int(C
 _NEWNS, _NEWUSER, _NEWPID, _NEWIPC = int(Clone.NEWNS), int(Clone.NEWUSER), int(Clone.NEWPID), int(Clone.NEWIPC)
 _SYSVSEM = int(Clone.SYSVSEM)
 NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWNET)
+_ALWAYS, _HEURISTIC = Overcommit.ALWAYS, Overcommit.HEURISTIC
 BIRTH_NS = 1_000_000
 """What one call that makes processes takes on the machine's clock."""
 
 
 def boot(kernel: Kernel) -> int:
     """Makes process 1, with an empty memory: root, leader of a session."""
+    mending.watch(kernel)
     pid = _empty(kernel, 0)
+    kernel.processes.unborn = ()
     kernel.names.give(pid, b"init")
     return pid
 
 
+@whole
 def spawn(
     kernel: Kernel,
     program: str | None,
@@ -55,48 +60,52 @@ def spawn(
     link: bool,
 ) -> int:
     """A child of init, which inherits from it as after a fork; empty or executing *program*."""
-    with kernel.lock:
-        pid = _empty(kernel, INIT)
-        if program is not None:
-            try:
-                execve(kernel, pid, program, argv, environment, link)
-            except BaseException:
-                if pid in kernel.processes:  # else it was killed
-                    leave_space(kernel, pid)
-                    reap(kernel, pid)
-                raise
-        return pid
-
-
-def _empty(kernel: Kernel, parent: int) -> int:
-    """A process without any mapping and without an image."""
     table = kernel.processes
-    pid = table.reserve_one("spawn")
-    sid = kernel.core.space_new("spawn")
-    _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid)
-    table.space[pid] = sid
-    kernel.own(sid, pid)
-    table.image[pid] = 0
-    kernel.core.set_words(sid, EMPTY)
+    if table.torn:
+        kernel.mend()
+    pid = _empty(kernel, INIT)
+    if program is not None:
+        try:
+            execve(kernel, pid, program, argv, environment, link)
+        except BaseException:
+            if pid in table and pid in table.unborn:  # else it was killed, or is mended away
+                leave_space(kernel, pid)
+                reap(kernel, pid)
+            table.unborn = ()
+            raise
+    table.unborn = ()
     return pid
 
 
-def _enrol(kernel: Kernel, pid: int, creator: int, uid: int, parent: int = -1) -> None:
-    """A row for a new process, which inherits from *creator*, a task of user *uid*, and is a child of its process or of
-    *parent*."""
+def _empty(kernel: Kernel, parent: int) -> int:
+    """A process without any mapping and without an image, unborn."""
+    table = kernel.processes
+    pid = table.reserve_one("spawn")
+    sid = kernel.core.space_new("spawn")
+    kernel.core.set_words(sid, EMPTY)
+    table.unborn = (pid,)
+    _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid, sid)
+    kernel.own(sid, pid)
+    table.image[pid] = 0
+    return pid
+
+
+def _enrol(kernel: Kernel, pid: int, creator: int, uid: int, space: int, parent: int = -1) -> None:
+    """A row for a new process with a space, which inherits from *creator*, a task of user *uid*, and is a child of its
+    process or of *parent*."""
     table = kernel.processes
     like = table.process(creator)
-    table.add_one(pid, like if parent < 0 else parent, like, kernel.clock_ns)
+    table.add_one(pid, like if parent < 0 else parent, like, kernel.clock_ns, space)
     if creator != like:
         _inherit_from_thread(kernel, (pid,), creator)
     _count(kernel, creator, uid, 1)
 
 
-def _enrol_many(kernel: Kernel, pids: range, creator: int, uid: int) -> None:
+def _enrol_many(kernel: Kernel, pids: range, creator: int, uid: int, spaces: array[int]) -> None:
     """The same for some, all children of the creator's process."""
     table = kernel.processes
     like = table.process(creator)
-    table.add(pids, like, like, kernel.clock_ns)
+    table.add(pids, like, like, kernel.clock_ns, spaces)
     if creator != like:
         _inherit_from_thread(kernel, pids, creator)
     _count(kernel, creator, uid, len(pids))
@@ -132,28 +141,43 @@ def _check_nproc(kernel: Kernel, creator: int, n: int) -> int:
 
 def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
-    kernel.lock.acquire()
     try:
+        kernel.lock.acquire()
         if kernel.paging is not None:
             balance(kernel)
-        sid = alone(kernel, creator) or use(kernel, creator, "fork").sid
-        return _fork(kernel, creator, sid, mode)
+        table = kernel.processes
+        sid = table.space[creator]
+        if not (table.plain and sid):
+            sid = use(kernel, creator, "fork").sid
+        if table.odd[creator] or table.leader:
+            pid = _fork(kernel, creator, sid, mode)
+            table.unborn = ()
+            return pid
+        # the same by a process that has nothing rare, so is root's, and is no thread, as there are none
+        pid = table.reserve_one("fork")
+        child = _fork_space(kernel, creator, sid, mode)
+        table.add_one(pid, creator, creator, kernel.clock_ns, child)
+        kernel.users[0] += 1
+        kernel.clock_ns += BIRTH_NS
+        if kernel.log_owners is not None:
+            kernel.own(child, pid)
+        return pid
+    except BaseException as error:
+        table = kernel.processes
+        table.torn, table.plain, table.quiet = True, False, False
+        kernel.interrupted(error)
+        raise
     finally:
         kernel.lock.release()
 
 
 def _fork(kernel: Kernel, creator: int, sid: int, mode: ForkMode, parent: int = -1) -> int:
-    table = kernel.processes
+    """A child, unborn."""
     uid = _check_nproc(kernel, creator, 1)
-    pid = table.reserve_one("fork")
-    # as `_check_commit` decides, which is asked unless it is plain
-    most = kernel.npages + kernel.swap_pages if kernel.overcommit is Overcommit.HEURISTIC else 0
-    child = _fork_one(kernel, creator, sid, mode, most)
-    if not child:
-        _check_commit(look(kernel, creator, "fork"), 1)
-        child = _fork_one(kernel, creator, sid, mode, MASK)
-    _enrol(kernel, pid, creator, uid, parent)
-    table.space[pid] = child
+    pid = kernel.processes.reserve_one("fork")
+    child = _fork_space(kernel, creator, sid, mode)
+    kernel.processes.unborn = (pid,)
+    _enrol(kernel, pid, creator, uid, child, parent)
     kernel.own(child, pid)
     return pid
 
@@ -166,32 +190,48 @@ def _fork_one(kernel: Kernel, creator: int, sid: int, mode: ForkMode, most: int)
     return shortage.call(kernel, creator, fork_one, sid, mode, most)
 
 
+def _fork_space(kernel: Kernel, creator: int, sid: int, mode: ForkMode) -> int:
+    """A copy of a space -> its id."""
+    overcommit = kernel.overcommit
+    # as `_check_commit` decides, which is asked unless it is plain
+    most = MASK if overcommit is _ALWAYS else kernel.npages + kernel.swap_pages if overcommit is _HEURISTIC else 0
+    child = _fork_one(kernel, creator, sid, mode, most)
+    if not child:
+        _check_commit(look(kernel, creator, "fork"), 1)
+        child = _fork_one(kernel, creator, sid, mode, MASK)
+    return child
+
+
+@whole
 def fork_many(kernel: Kernel, creator: int, n: int, mode: ForkMode) -> range:
     """*n* > 0 children, all or none; else as fork()."""
-    with kernel.lock:
-        space = use(kernel, creator, "fork")
-        table = kernel.processes
-        uid = _check_nproc(kernel, creator, n)
-        pids = table.reserve(n, "fork")
-        _check_commit(space, n)
-        spaces = _fork_spaces(space, mode, n)
-        _enrol_many(kernel, pids, creator, uid)
-        table.space[pids[0] : pids[-1] + 1] = spaces
-        if kernel.log_owners is not None:
-            for sid, pid in zip(spaces, pids, strict=True):
-                kernel.own(sid, pid)
-        return pids
+    space = use(kernel, creator, "fork")
+    table = kernel.processes
+    uid = _check_nproc(kernel, creator, n)
+    pids = table.reserve(n, "fork")
+    _check_commit(space, n)
+    spaces = _fork_spaces(space, mode, n)
+    table.unborn = pids
+    _enrol_many(kernel, pids, creator, uid, spaces)
+    if kernel.log_owners is not None:
+        for sid, pid in zip(spaces, pids, strict=True):
+            kernel.own(sid, pid)
+    table.unborn = ()
+    return pids
 
 
 def _fork_spaces(space: Space, mode: ForkMode, n: int) -> array[int]:
     """Ids of *n* children of a space, all or none; made in batches, between which Ctrl-C has its chance."""
     core = space.kernel.core
-    spaces, batch = array("I"), 16
+    spaces, batch = array("I"), 1
     try:
         while len(spaces) < n:
             began = perf_counter()
-            most = min(batch, n - len(spaces))
-            spaces.extend(shortage.call(space.kernel, space.pid, core.space_fork, space.sid, mode, most))
+            if batch == 1:  # a large memory, perhaps, which takes several time slices
+                spaces.append(shortage.call(space.kernel, space.pid, core.space_fork_one, space.sid, mode, MASK))
+            else:
+                most = min(batch, n - len(spaces))
+                spaces.extend(shortage.call(space.kernel, space.pid, core.space_fork, space.sid, mode, most))
             batch = batch * 2 if perf_counter() - began < _SLICE_SECONDS / 4 else max(1, batch // 2)
     except BaseException:
         for sid in spaces:
@@ -228,38 +268,42 @@ def vfork(kernel: Kernel, creator: int) -> int:
     return clone(kernel, creator, _VM | _VFORK | signal.SIGCHLD, kernel.fork_mode)
 
 
+@whole
 def clone(kernel: Kernel, creator: int, flags: int, mode: ForkMode) -> int:
     """clone(2) -> the number of the new task. The low byte of *flags* is the signal that the parent gets in the end.
     EINVAL for flags that contradict each other, EPERM for namespaces without CAP_SYS_ADMIN."""
-    with kernel.lock:
-        use(kernel, creator, "clone")
-        table = kernel.processes
-        first = table.process(creator)
-        _check_flags(kernel, creator, flags)
-        if flags & _THREAD:
-            new = _new_thread(kernel, creator)
-        elif flags & _VM:
-            uid = _check_nproc(kernel, creator, 1)
-            new = table.reserve_one("clone")
-            _enrol(kernel, new, creator, uid, table.parent[first] if flags & _PARENT else -1)
-            share_space(kernel, creator, new)
-        else:
-            sid = look(kernel, creator, "fork").sid
-            new = _fork(kernel, creator, sid, mode, table.parent[first] if flags & _PARENT else -1)
-        if not flags & _THREAD:
-            table.exit_signal[new] = table.exit_signal[first] if flags & _PARENT else flags & CSIGNAL
-            if flags & _SIGHAND:
-                table.same_handlers[new] = table.same_handlers.setdefault(first, {first})
-                table.same_handlers[new].add(new)
-        if flags & _VFORK:
-            table.borrower[creator], table.lender[new] = new, creator
-        return new
+    use(kernel, creator, "clone")
+    table = kernel.processes
+    first = table.process(creator)
+    _check_flags(kernel, creator, flags)
+    if flags & _THREAD:
+        new = _new_thread(kernel, creator)
+    elif flags & _VM:
+        uid = _check_nproc(kernel, creator, 1)
+        new = table.reserve_one("clone")
+        table.unborn = (new,)
+        _enrol(kernel, new, creator, uid, table.space[creator], table.parent[first] if flags & _PARENT else -1)
+        share_space(kernel, creator, new)
+    else:
+        sid = look(kernel, creator, "fork").sid
+        new = _fork(kernel, creator, sid, mode, table.parent[first] if flags & _PARENT else -1)
+    if not flags & _THREAD:
+        table.exit_signal[new] = table.exit_signal[first] if flags & _PARENT else flags & CSIGNAL
+        if flags & _SIGHAND:
+            table.same_handlers[new] = table.same_handlers.setdefault(first, {first})
+            table.same_handlers[new].add(new)
+    if flags & _VFORK:
+        table.borrower[creator], table.lender[new] = new, creator
+    table.unborn = ()
+    return new
 
 
 def _new_thread(kernel: Kernel, creator: int) -> int:
+    """A thread, unborn."""
     table = kernel.processes
     uid = _check_nproc(kernel, creator, 1)
     tid = table.reserve_one("clone")
+    table.unborn = (tid,)
     table.add_thread(tid, table.process(creator), creator, kernel.clock_ns)
     _count(kernel, creator, uid, 1)
     share_space(kernel, creator, tid)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from vmemu.errors import InvariantError
 from vmemu.kernel import Kernel
-from vmemu.pids import FREE, HELD, INIT, RUNNING, THREAD, ZOMBIE
+from vmemu.pids import FREE, HELD, INIT, RUNNING, THREAD, ZOMBIE, Flag
 
 __all__ = ["check"]
 
@@ -61,8 +61,13 @@ def _threads(kernel: Kernel, states: dict[int, int]) -> None:
 def _counters(kernel: Kernel, states: dict[int, int], processes: list[int]) -> None:
     table = kernel.processes
     _equal("tasks by user", Counter(kernel.users), Counter(kernel.credentials.of(tid).uid for tid in states))
-    uses = Counter(table.group[pid] for pid in processes) + Counter(table.session[pid] for pid in processes)
-    _equal("numbers of groups and sessions", Counter(table.uses), uses)
+    groups = {table.group[pid]: table.session[pid] for pid in processes}
+    for pid in processes:
+        _equal(f"session of group {table.group[pid]}", groups[table.group[pid]], table.session[pid])
+    members, sessions = table.named()
+    _equal("members of groups", members, Counter(table.group[pid] for pid in processes))
+    _equal("groups of sessions", sessions, Counter(groups.values()))
+    uses = {*members, *sessions}
     for number, state in enumerate(table.state):
         if (state == HELD) != (state in (FREE, HELD, THREAD) and number in uses):
             raise InvariantError(f"number {number} of a group is {'held for nobody' if state == HELD else 'free'}")
@@ -75,6 +80,7 @@ def _spaces(kernel: Kernel, states: dict[int, int]) -> None:
     for tid, state in states.items():
         if state != ZOMBIE:
             users.setdefault(table.space[tid], set()).add(tid)
+    _equal("spaces that live", list(kernel.core.spaces()), sorted(users))
     shared = {sid: some for sid, some in users.items() if len(some) > 1}
     _equal("shared spaces", {sid: set(record.saved) for sid, record in kernel.shared.items()}, shared)
     for sid, record in kernel.shared.items():
@@ -92,7 +98,16 @@ def _sparse(kernel: Kernel, states: dict[int, int]) -> None:
     for pid in (*table.stopped, *table.report, *table.pending, *table.same_handlers):
         if pid in table.leader or not table.alive(pid):
             raise InvariantError(f"process {pid} is dead and has signals")
-    _equal("all plain", table.plain, not (table.borrower or table.stopped or kernel.shared))
+    suspending = table.borrower or table.stopped or kernel.shared
+    _equal("all plain", table.plain, not suspending)
+    threads = table.threads or table.leader or kernel.threads_faults
+    signals = table.report or table.pending or table.pending_task or table.death_signal or table.same_handlers
+    _equal("all quiet", table.quiet, not (suspending or table.lender or threads or signals))
+    for tid in states:
+        if not table.odd[tid] and any(column[tid] for column in table.rare):
+            raise InvariantError(f"task {tid} has something rare and is not marked")
+        if not table.odd[tid] and table.flags[tid] & Flag.NPROC_EXCEEDED:
+            raise InvariantError(f"task {tid} of root is over RLIMIT_NPROC")
     if INIT in table.stopped:
         raise InvariantError("init is stopped")
     for pid, same in table.same_handlers.items():

@@ -4,17 +4,20 @@ children get another parent.
 
 from __future__ import annotations
 
+import errno
 import signal
+from collections.abc import Sequence
 
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, bit, in_order
-from vmemu.kernel import Kernel
-from vmemu.lifecycle.memory import hand_on_space, leave_space
+from vmemu.errors import syscall_error
+from vmemu.kernel import Kernel, whole
+from vmemu.lifecycle.memory import hand_on_space, leave_space, use
 from vmemu.lifecycle.signals import allowed, fatal, post, tell_parent
 from vmemu.limits import Resource
-from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag
+from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag, ProcessTable
 from vmemu.types import PAGE_SIZE, FaultKind
 
-__all__ = ["count_for_parent", "die", "end_task", "reap", "settle", "stay_alone"]
+__all__ = ["die", "end_process", "end_task", "exit_group", "orphan", "reap", "settle", "stay_alone", "uncount"]
 
 _FATAL, _FILE_MAJOR, _SWAP_IN = int(FaultKind.SEGV_MAPERR), int(FaultKind.FILE_MAJOR), int(FaultKind.SWAP_IN)
 _CORE = 0x80
@@ -25,26 +28,72 @@ _JOB_STOPS = STOPS & ~ALWAYS
 # ---- tasks and processes ----
 
 
+@whole
 def end_task(kernel: Kernel, tid: int, status: int) -> None:
     """One task ends (do_exit()); its process goes on if there are others, and has the status of the last of them
     (synchronize_group_exit())."""
     table = kernel.processes
     pid = table.process(tid)
-    _leave(kernel, tid)
     table.status[pid] = status
+    table.leaving = tid
+    _leave(kernel, tid)
     if not table.alive(pid):
-        _end_process(kernel, pid)
+        table.dying = pid
+        table.leaving = 0
+        end_process(kernel, pid)
+    table.dying = table.leaving = 0
+    settle(kernel)
+
+
+def exit_group(kernel: Kernel, tid: int, status: int) -> None:
+    """exit_group(2) by a task. ESRCH, EBUSY; EPERM for init."""
+    try:
+        kernel.lock.acquire()
+        table = kernel.processes
+        pid = tid  # there are no threads, if this is so
+        if not (table.quiet and table.space[tid]):
+            pid = table.process(tid) if table.plain and table.space[tid] else use(kernel, tid, "exit").pid
+        if pid == INIT:
+            raise syscall_error("exit", errno.EPERM, "init cannot exit")
+        die(kernel, pid, status)
+        if kernel.signalled:
+            settle(kernel)
+    except BaseException as error:
+        table = kernel.processes
+        table.torn, table.plain, table.quiet = True, False, False
+        kernel.interrupted(error)
+        raise
+    finally:
+        kernel.lock.release()
 
 
 def die(kernel: Kernel, pid: int, status: int) -> None:
     """All tasks of a process end (do_group_exit()). *status* is as wait(2) gives it."""
     table = kernel.processes
     table.status[pid] = status
-    if table.threads:
-        end_threads(kernel, pid, 0)
-    if table.state[pid] == RUNNING:
-        _leave(kernel, pid)
-    _end_process(kernel, pid)
+    table.dying = pid  # from here on it ends, whatever comes
+    if not table.quiet:
+        if table.threads:
+            end_threads(kernel, pid, 0)
+        if table.state[pid] == RUNNING:
+            _leave(kernel, pid)
+        end_process(kernel, pid)
+        table.dying = 0
+        return
+    # the same with nothing that few have
+    counted, nobjects = kernel.core.space_end(table.space[pid])
+    kernel.files.tidy(nobjects)
+    table.state[pid] = ZOMBIE
+    table.space[pid] = 0
+    if counted:
+        _keep_faults(table, pid, counted)
+    if table.first_child[pid]:
+        orphan(kernel, pid, find_reaper(kernel, pid))
+    parent = table.parent[pid]
+    told = parent == INIT or table.odd[parent] or table.exit_signal[pid] != SIGCHLD
+    if told and _bury_at_once(kernel, pid):
+        reap(kernel, pid)
+    table.dying = 0
 
 
 def end_threads(kernel: Kernel, pid: int, survivor: int) -> None:
@@ -63,7 +112,7 @@ def stay_alone(kernel: Kernel, tid: int) -> None:
         return
     if table.state[pid] == RUNNING:
         _leave(kernel, pid)
-    _uncount(kernel, pid)
+    uncount(kernel, pid)
     for column in (table.image, table.name, table.credentials, table.blocked, table.flags):
         column[pid] = column[tid]
     for sparse in (table.pending_task, table.death_signal):
@@ -96,14 +145,19 @@ def _leave(kernel: Kernel, tid: int) -> None:
         table.state[pid] = ZOMBIE
     else:
         table.remove_thread(tid)
-        _uncount(kernel, tid)
+        uncount(kernel, tid)
+    _keep_faults(table, pid, counted)
+
+
+def _keep_faults(table: ProcessTable, pid: int, counted: Sequence[int]) -> None:
+    """What a dead process has in its columns."""
     resolved = sum(counted[1:_FATAL])
     if resolved:
         table.major[pid] = major = counted[_FILE_MAJOR] + counted[_SWAP_IN]
         table.minor[pid] = resolved - major
 
 
-def _end_process(kernel: Kernel, pid: int) -> None:
+def end_process(kernel: Kernel, pid: int) -> None:
     """The last task has ended (exit_notify())."""
     table = kernel.processes
     if kernel.threads_faults:
@@ -116,14 +170,14 @@ def _end_process(kernel: Kernel, pid: int) -> None:
     if table.same_handlers and pid in table.same_handlers:
         table.same_handlers.pop(pid).discard(pid)
     if table.first_child[pid]:
-        _orphan(kernel, pid, _reaper(kernel, pid))
+        orphan(kernel, pid, find_reaper(kernel, pid))
     if table.stopped:
         _orphaned_group(kernel, pid, table.parent[pid], pid)
     if _bury_at_once(kernel, pid):
         reap(kernel, pid)
 
 
-def _reaper(kernel: Kernel, pid: int) -> int:
+def find_reaper(kernel: Kernel, pid: int) -> int:
     """Who adopts the children: the nearest ancestor that asked for it, else init (find_new_reaper())."""
     table = kernel.processes
     ancestor = table.parent[pid]
@@ -132,7 +186,7 @@ def _reaper(kernel: Kernel, pid: int) -> int:
     return ancestor or INIT
 
 
-def _orphan(kernel: Kernel, pid: int, reaper: int) -> None:
+def orphan(kernel: Kernel, pid: int, reaper: int) -> None:
     """What the end of a process means to its children (forget_original_parent())."""
     table = kernel.processes
     children = list(table.children(pid))
@@ -152,7 +206,6 @@ def _bury_at_once(kernel: Kernel, pid: int) -> bool:
     table = kernel.processes
     parent, sig = table.parent[pid], table.exit_signal[pid]
     if parent == INIT:
-        count_for_parent(kernel, pid)
         return True
     alone = False
     if sig == SIGCHLD:
@@ -167,30 +220,20 @@ def _bury_at_once(kernel: Kernel, pid: int) -> bool:
     return alone
 
 
-def count_for_parent(kernel: Kernel, pid: int) -> None:
-    """Adds what a dead child used to what its parent's children used (wait_task_zombie())."""
+def reap(kernel: Kernel, pid: int, counted: bool = False) -> None:
+    """Frees the row of a process that is dead and has no children (release_task()). *counted*: its parent waited, as
+    init always does."""
     table = kernel.processes
-    parent = table.parent[pid]
-    minor, major = table.minor[pid] + table.children_minor[pid], table.major[pid] + table.children_major[pid]
-    if minor or major:
-        table.children_minor[parent] += minor
-        table.children_major[parent] += major
+    table.remove(pid, counted or table.parent[pid] == INIT)
+    uncount(kernel, pid)
 
 
-def reap(kernel: Kernel, pid: int) -> None:
-    """Frees the row of a process that is dead and has no children (release_task())."""
-    _uncount(kernel, pid)
-    kernel.processes.remove(pid)
-
-
-def _uncount(kernel: Kernel, tid: int) -> None:
+def uncount(kernel: Kernel, tid: int) -> None:
     """One task less for its user."""
-    uid = kernel.credentials.of(tid).uid
-    left = kernel.users[uid] - 1
-    if left:
-        kernel.users[uid] = left
-    else:
-        del kernel.users[uid]
+    users, uid = kernel.users, kernel.credentials.of(tid).uid
+    users[uid] -= 1
+    if not users[uid]:
+        del users[uid]
 
 
 # ---- signals arrive ----
@@ -213,22 +256,22 @@ def _receive(kernel: Kernel, pid: int) -> None:
             sig = _next(kernel, pid, tid)
             if not sig:
                 break
-            if not kernel.signals.of(pid).default(sig) or bit(sig) & NOTHING:
-                continue  # a handler runs, or nothing happens
-            if pid == INIT:
-                continue
-            if bit(sig) & STOPS:
-                if not bit(sig) & _JOB_STOPS or not _orphaned(kernel, table.group[pid], 0):
-                    table.stopped[pid] = sig
-                    table.report[pid] = sig << 8 | 0x7F
-                    tell_parent(kernel, pid)
-                continue
-            die(kernel, pid, sig | (_CORE if _dumps_core(kernel, pid, sig) else 0))
-            return
+            default = kernel.signals.of(pid).default(sig)
+            if not default or bit(sig) & NOTHING or pid == INIT:
+                pass  # a handler runs, or nothing happens
+            elif not bit(sig) & STOPS:
+                die(kernel, pid, sig | (_CORE if _dumps_core(kernel, pid, sig) else 0))
+                return
+            elif not bit(sig) & _JOB_STOPS or not _orphaned(kernel, table.group[pid], 0):
+                table.stopped[pid] = sig
+                table.report[pid] = sig << 8 | 0x7F
+                tell_parent(kernel, pid)
+            _take(kernel, pid, tid, sig)
 
 
 def _next(kernel: Kernel, pid: int, tid: int) -> int:
-    """Takes the next signal for a task -> 0 if there is none, or none that gets through to it where it is."""
+    """The next signal for a task -> 0 if there is none, or none that gets through to it where it is. It waits until it
+    has done what it does."""
     table = kernel.processes
     own, shared = table.pending_task.get(tid, 0), table.pending.get(pid, 0)
     mask = (own | shared) & ~table.blocked[tid]
@@ -240,14 +283,18 @@ def _next(kernel: Kernel, pid: int, tid: int) -> int:
     if not mask:
         return 0
     first = bit(signal.SIGKILL) if mask & bit(signal.SIGKILL) else 0
-    sig = in_order(first or mask & own or mask)
+    return in_order(first or mask & own or mask)
+
+
+def _take(kernel: Kernel, pid: int, tid: int, sig: int) -> None:
+    """A signal does not wait any more."""
+    table = kernel.processes
     for waiting, who in ((table.pending_task, tid), (table.pending, pid)):
         if waiting.get(who, 0) & bit(sig):
             waiting[who] &= ~bit(sig)
             if not waiting[who]:
                 del waiting[who]
             break
-    return sig
 
 
 def _dumps_core(kernel: Kernel, pid: int, sig: int) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+from array import array
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
 from vmemu.lifecycle.death import die, settle
 from vmemu.lifecycle.memory import use
 from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE
@@ -20,17 +21,20 @@ def exit_many(kernel: Kernel, pids: range, status: int) -> None:
     """Processes with pids in a row exit, the first one first. The first that cannot raises ESRCH, EBUSY or EPERM; those
     before it have ended then."""
     for first in range(pids.start, pids.stop, _AT_ONCE):
-        end = min(first + _AT_ONCE, pids.stop)
-        with kernel.lock:
-            if _plain(kernel, first, end):
-                _end_plain(kernel, first, end, status)
-                continue
-            for pid in range(first, end):
-                use(kernel, pid, "exit")
-                if pid == INIT:
-                    raise syscall_error("exit", errno.EPERM, "init cannot exit")
-                die(kernel, pid, status)
-                settle(kernel)
+        _some(kernel, first, min(first + _AT_ONCE, pids.stop), status)
+
+
+@whole
+def _some(kernel: Kernel, first: int, end: int, status: int) -> None:
+    if _plain(kernel, first, end):
+        _end_plain(kernel, first, end, status)
+        return
+    for pid in range(first, end):
+        use(kernel, pid, "exit")
+        if pid == INIT:
+            raise syscall_error("exit", errno.EPERM, "init cannot exit")
+        die(kernel, pid, status)
+        settle(kernel)
 
 
 def _plain(kernel: Kernel, first: int, end: int) -> bool:
@@ -40,8 +44,7 @@ def _plain(kernel: Kernel, first: int, end: int) -> bool:
     parent = table.parent[first]
     return (
         end <= len(table.state)
-        and not (kernel.shared or kernel.threads_faults or table.threads or table.borrower or table.stopped)
-        and not (table.report or table.pending or table.pending_task or table.death_signal or table.same_handlers)
+        and table.quiet
         and parent != INIT
         and not (table.signals[parent] or table.blocked[parent])
         and table.state.count(RUNNING, first, end) == n
@@ -53,10 +56,11 @@ def _plain(kernel: Kernel, first: int, end: int) -> bool:
 
 def _end_plain(kernel: Kernel, first: int, end: int, status: int) -> None:
     table, n = kernel.processes, end - first
+    table.status[first:end] = array("I", [status]) * n
+    zeros, dead = array("I", [0]) * n, bytes([ZOMBIE]) * n
     minor, major = kernel.core.space_end_many(table.space[first:end])
     for column, values in ((table.minor, minor), (table.major, major)):
         column[first:end] = values
-    for column, value in ((table.space, 0), (table.status, status)):
-        column[first:end] = type(column)(column.typecode, [value]) * n
-    table.state[first:end] = bytes([ZOMBIE]) * n
+    table.state[first:end] = dead
+    table.space[first:end] = zeros
     kernel.files.tidy()

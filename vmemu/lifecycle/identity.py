@@ -8,7 +8,7 @@ from vmemu import credentials
 from vmemu.credentials import Capability, Credentials
 from vmemu.dispositions import SIGNALS
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
 from vmemu.lifecycle.memory import sharers
 from vmemu.limits import Resource
 from vmemu.pids import INIT, Flag
@@ -32,6 +32,7 @@ __all__ = [
 # ---- users and groups ----
 
 
+@whole
 def become(kernel: Kernel, pid: int, new: Credentials) -> None:
     """Gives a process credentials that it may have (commit_creds()). Going over RLIMIT_NPROC as another user does not
     fail; the next execve does."""
@@ -96,6 +97,7 @@ def prlimit(kernel: Kernel, tid: int, resource: int, new: tuple[int, int] | None
 # ---- process groups and sessions ----
 
 
+@whole
 def setpgid(kernel: Kernel, caller: int, pid: int, group: int) -> None:
     """setpgid(2): puts itself or a child that has not executed a program yet into a group of its session."""
     table = kernel.processes
@@ -124,6 +126,7 @@ def setpgid(kernel: Kernel, caller: int, pid: int, group: int) -> None:
     table.move(pid, group, table.session[pid])
 
 
+@whole
 def setsid(kernel: Kernel, pid: int) -> int:
     """setsid(2): leads a new session with a new group -> its number. EPERM if a group of that number exists."""
     table = kernel.processes
@@ -157,6 +160,7 @@ def set_name(kernel: Kernel, pid: int, name: bytes) -> None:
     kernel.names.give(pid, name.split(b"\0", 1)[0][:15])
 
 
+@whole
 def set_dumpable(kernel: Kernel, tid: int, value: int) -> None:
     """PR_SET_DUMPABLE. EINVAL for all but 0 and 1."""
     if value not in (0, 1):
@@ -187,6 +191,7 @@ def set_death_signal(kernel: Kernel, tid: int, sig: int) -> None:
         kernel.processes.death_signal.pop(tid, None)
 
 
+@whole
 def set_oom_score_adj(kernel: Kernel, pid: int, value: int, writer: Credentials) -> None:
     """A write to /proc/PID/oom_score_adj (__set_oom_adj()). EINVAL outside [-1000, 1000]; EACCES for going below the
     least that it was set to with CAP_SYS_RESOURCE, for who does not have that."""

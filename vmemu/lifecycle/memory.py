@@ -12,9 +12,10 @@ from vmemu.memory.space import Space
 from vmemu.pids import RUNNING, THREAD
 from vmemu.types import FaultKind
 
-__all__ = ["alone", "faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
+__all__ = ["faults", "hand_on_space", "leave_space", "look", "process_faults", "share_space", "sharers", "use"]
 
 _KINDS = len(FaultKind)
+_NO_FAULTS = (0,) * _KINDS
 
 
 def look(kernel: Kernel, tid: int, call: str) -> Space:
@@ -28,18 +29,15 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
     raise syscall_error(call, errno.ESRCH, f"process {tid} has exited")
 
 
-def alone(kernel: Kernel, tid: int) -> int:
-    """The space of a task that may use it at once and does so alone; 0: `use` has to look closer."""
-    table = kernel.processes
-    return table.space[tid] if table.plain else 0
-
-
 def use(kernel: Kernel, tid: int, call: str) -> Space:
     """The memory of a task, for using it. EBUSY while it is suspended in vfork, or stopped."""
-    space = look(kernel, tid, call)
     if kernel.paging is not None:
         balance(kernel)
     table = kernel.processes
+    if table.torn:
+        with kernel.lock:
+            kernel.mend()
+    space = look(kernel, tid, call)
     if tid in table.borrower:
         why = f"process {tid} is suspended in vfork until {table.borrower[tid]} execs or exits"
         raise syscall_error(call, errno.EBUSY, why)
@@ -58,12 +56,11 @@ def sharers(kernel: Kernel, tid: int) -> list[int]:
 
 
 def share_space(kernel: Kernel, tid: int, new: int) -> None:
-    """Gives a task the space of another one."""
+    """A task has the space of another one, which is to be known."""
     table = kernel.processes
     sid = table.space[tid]
     shared = kernel.shared.setdefault(sid, SharedSpace(tid, {tid: [0] * _KINDS}))
     shared.saved[new] = [0] * _KINDS
-    table.space[new] = sid
 
 
 def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
@@ -75,6 +72,7 @@ def leave_space(kernel: Kernel, tid: int) -> Sequence[int]:
     if shared is None:
         counted, nobjects = kernel.core.space_end(sid)
         kernel.files.tidy(nobjects)
+        counted = counted or _NO_FAULTS
     else:
         counted = faults(kernel, tid)
         del shared.saved[tid]

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from vmemu.credentials import Capability
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, Dispositions, bit
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
+from vmemu.kernel import Kernel, whole
 from vmemu.pids import INIT
 
 __all__ = ["allowed", "block", "dispose", "fatal", "force", "post", "tell_parent"]
@@ -23,6 +23,7 @@ CONTINUED = 0xFFFF
 _EVERY = (1 << 64) - 1
 
 
+@whole
 def dispose(kernel: Kernel, pid: int, sig: int, handler: Hashable, flags: int) -> Hashable:
     """sigaction(2) -> the handler before. What is ignored from now on does not wait any more."""
     old = kernel.signals.of(pid)

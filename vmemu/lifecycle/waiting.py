@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel
-from vmemu.lifecycle.death import count_for_parent, reap
-from vmemu.lifecycle.memory import alone, use
+from vmemu.kernel import Kernel, whole
+from vmemu.lifecycle.death import reap, uncount
+from vmemu.lifecycle.memory import use
 from vmemu.lifecycle.signals import CONTINUED
 from vmemu.pids import SIGCHLD, ZOMBIE
 
@@ -25,54 +25,70 @@ _EVENTS = os.WEXITED | os.WSTOPPED | os.WCONTINUED
 
 def wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int]:
     """wait4(2) -> (pid, status); (0, 0) with WNOHANG if no child has anything to tell."""
+    try:
+        kernel.lock.acquire()
+        table = kernel.processes
+        eldest = table.first_child[caller]
+        usual = pid == -1 and table.plain and not (options or table.threads)
+        if not usual or table.state[eldest] != ZOMBIE or table.exit_signal[eldest] != SIGCHLD:
+            return _wait4(kernel, caller, pid, options)
+        # the same where any child will do, the first is dead, and all may run and have one task
+        status = table.status[eldest]
+        table.remove(eldest, True)
+        if table.odd[eldest]:
+            uncount(kernel, eldest)
+        else:  # root's; a count of 0 would do no harm
+            kernel.users[0] -= 1
+        return eldest, status
+    except BaseException as error:
+        table = kernel.processes
+        table.torn, table.plain, table.quiet = True, False, False
+        kernel.interrupted(error)
+        raise
+    finally:
+        kernel.lock.release()
+
+
+def _wait4(kernel: Kernel, caller: int, pid: int, options: int) -> tuple[int, int]:
     options &= 0xFFFF_FFFF  # an int, of which __WCLONE is the sign
     if options & ~_WAIT4:
         raise syscall_error("wait", errno.EINVAL, f"options {options:#x}")
     if pid == -(1 << 31):
         raise syscall_error("wait", errno.ESRCH, f"{pid}")
-    kernel.lock.acquire()
-    try:
-        if not alone(kernel, caller):
-            use(kernel, caller, "wait")
-        table = kernel.processes
-        if pid > 0:
-            among: Iterable[int] = _named(kernel, caller, pid)
-        elif pid == -1:
-            parent = table.process(caller)
-            eldest = table.first_child[parent]
-            usual = table.exit_signal[eldest] == SIGCHLD and not (options or table.threads)
-            if usual and table.state[eldest] == ZOMBIE:  # as `_wait` would find
-                return eldest, _bury(kernel, eldest, options)
-            among = table.children(parent)
-        else:
-            among = _grouped(kernel, caller, -pid)
-        return _wait(kernel, caller, among, options | _EXITED)
-    finally:
-        kernel.lock.release()
+    table = kernel.processes
+    if not (table.plain and table.space[caller]):
+        use(kernel, caller, "wait")
+    if pid > 0:
+        among: Iterable[int] = _named(kernel, caller, pid)
+    elif pid == -1:
+        among = table.children(table.process(caller))
+    else:
+        among = _grouped(kernel, caller, -pid)
+    return _wait(kernel, caller, among, options | _EXITED)
 
 
+@whole
 def waitid(kernel: Kernel, caller: int, idtype: int, number: int, options: int) -> tuple[int, int, int]:
     """waitid(2) -> (pid, real uid, status); zeros with WNOHANG if no child has anything to tell."""
     options &= 0xFFFF_FFFF
     if options & ~_WAITID or not options & _EVENTS:
         raise syscall_error("waitid", errno.EINVAL, f"options {options:#x}")
-    with kernel.lock:
-        use(kernel, caller, "waitid")
-        table = kernel.processes
-        if idtype == os.P_ALL:
-            among: Iterable[int] = table.children(table.process(caller))
-        elif idtype == os.P_PID and number > 0:
-            among = _named(kernel, caller, number)
-        elif idtype == os.P_PGID and number >= 0:
-            among = _grouped(kernel, caller, number)
-        else:
-            raise syscall_error("waitid", errno.EINVAL, f"idtype {idtype}, id {number}")
-        users = {}
-        among = list(among)
-        for child in among:
-            users[child] = kernel.credentials.of(child).uid
-        pid, status = _wait(kernel, caller, among, options)
-        return pid, users.get(pid, 0), status
+    use(kernel, caller, "waitid")
+    table = kernel.processes
+    if idtype == os.P_ALL:
+        among: Iterable[int] = table.children(table.process(caller))
+    elif idtype == os.P_PID and number > 0:
+        among = _named(kernel, caller, number)
+    elif idtype == os.P_PGID and number >= 0:
+        among = _grouped(kernel, caller, number)
+    else:
+        raise syscall_error("waitid", errno.EINVAL, f"idtype {idtype}, id {number}")
+    users = {}
+    among = list(among)
+    for child in among:
+        users[child] = kernel.credentials.of(child).uid
+    pid, status = _wait(kernel, caller, among, options)
+    return pid, users.get(pid, 0), status
 
 
 def _named(kernel: Kernel, caller: int, pid: int) -> list[int]:
@@ -113,8 +129,7 @@ def _bury(kernel: Kernel, child: int, options: int) -> int:
     """The status of a dead child, which is then gone (wait_task_zombie())."""
     status = kernel.processes.status[child]
     if not options & _NOWAIT:
-        count_for_parent(kernel, child)
-        reap(kernel, child)
+        reap(kernel, child, True)
     return status
 
 

@@ -12,8 +12,9 @@ import os
 import random
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmemu.errors import SyscallError, syscall_error
 from vmemu.loader import elf
@@ -152,7 +153,7 @@ def collect(
         raise syscall_error("execve", errno.ENOENT, "the path has a NUL byte in it", os.fsdecode(filename))
     file = _open(filename, cwd, credentials, seen)
     try:
-        strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), layout.stack_limit)
+        strings = _Strings(filename, _encode(argv, "argv"), _encode(_pairs(envp), "environment"), layout.stack_limit)
         interp, rewritten = filename, []
         for depth in range(SCRIPTS_MAX + 2):
             if depth > SCRIPTS_MAX:
@@ -187,7 +188,7 @@ def collect(
 
 def with_strings(program: Program, argv: Strings, envp: Environment, stack_limit: float) -> Program:
     """The same program with other strings. Raises SyscallError as `collect` does for them."""
-    strings = _Strings(program.filename, _encode(argv, "argv"), _encode(_pairs(envp), "envp"), stack_limit)
+    strings = _Strings(program.filename, _encode(argv, "argv"), _encode(_pairs(envp), "environment"), stack_limit)
     for new in program.rewritten:
         strings.replace_first(new)
     return Program(
@@ -358,15 +359,27 @@ def _pairs(envp: Environment) -> Sequence[str | bytes]:
     if not isinstance(envp, Mapping):
         return envp
     return [
-        f"{name}={value}" if type(name) is type(value) is str else os.fsencode(name) + b"=" + os.fsencode(value)
+        f"{name}={value}"
+        if type(name) is type(value) is str
+        else _bytes(name, "environment: a name") + b"=" + _bytes(value, f"environment: the value of {name!r}")
         for name, value in envp.items()
     ]
+
+
+def _bytes(text: Any, what: str) -> bytes:
+    """*text* as the kernel gets it; TypeError that names *what* if it is none."""
+    try:
+        return os.fsencode(text)
+    except TypeError:
+        raise TypeError(f"{what} must be str or bytes, not {type(text).__name__} ({text!r})") from None
 
 
 def _encode(strings: Strings, what: str) -> list[bytes]:
     if isinstance(strings, (str, bytes)):
         raise TypeError(f"{what}: one string; execve takes a sequence of strings")
-    encoded = [text.encode(*_ENCODING) if type(text) is str else os.fsencode(text) for text in strings]
+    if not isinstance(strings, Iterable):
+        raise TypeError(f"{what}: a sequence of strings is needed, not {type(strings).__name__}")
+    encoded = [text.encode(*_ENCODING) if type(text) is str else _bytes(text, f"{what}: each") for text in strings]
     if b"\0" in b"".join(encoded):
         text = next(text for text in encoded if b"\0" in text)
         raise syscall_error("execve", errno.EINVAL, f"{what}: {text[:40]!r} has a NUL byte in it")

@@ -94,8 +94,8 @@ def mmap(
 ) -> int:
     """Maps memory and returns where."""
     lock = space.kernel.lock
-    lock.acquire()
     try:
+        lock.acquire()
         if (
             flags == _PLAIN
             and (address is None or type(address) is int and not address)
@@ -109,6 +109,11 @@ def mmap(
             if start:
                 return start
         return _map(space, _wish(space, address, length, prot, flags, file, offset))
+    except BaseException as error:
+        table = space.kernel.processes
+        table.torn, table.plain, table.quiet = True, False, False
+        space.kernel.interrupted(error)
+        raise
     finally:
         lock.release()
 

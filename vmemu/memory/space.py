@@ -11,7 +11,7 @@ import errno
 from array import array
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from vmemu._native import Trap, Vma, byte_view
+from vmemu._native import Trap, Vma, byte_view, to_short_trap
 from vmemu._native import constants as c
 from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError, syscall_error
 from vmemu.limits import Resource
@@ -48,6 +48,9 @@ class Space(Holder):
         length = integer(length, "read", "length")
         if length < 0:
             raise ValueError(f"length: {length} is negative")
+        if not length:
+            integer(address, _NAMES[access], "address")
+            return b""
         where = self._address(address, access)
         if length > _LARGE:  # fail where memory ends, not for want of a buffer
             length = min(length, self._mapped(where, length) + 1)
@@ -82,11 +85,12 @@ class Space(Holder):
 
     def write(self, address: SupportsIndex, data: Any) -> None:
         """*data*, any contiguous buffer of bytes, to *address*."""
-        where = self._address(address, c.WRITE)
-        if isinstance(data, str):
-            raise TypeError("data must be a bytes-like object, not str")
         if not isinstance(data, bytes | bytearray):
             data = byte_view(data)
+        if not len(data):
+            integer(address, "write", "address")
+            return
+        where = self._address(address, c.WRITE)
         self.write_from(data, where)
 
     def write_from(self, data: Any, address: int, trap: Trap | None = None) -> None:
@@ -113,7 +117,21 @@ class Space(Holder):
             raise ValueError(f"length: {length} is negative")
         access = c.WRITE if write else c.READ
         counts = array("Q", bytes(8 * _KINDS))
-        self._touch(self._address(address, access), length, access, counts)
+        if length:
+            self._touch(self._address(address, access), length, access, counts)
+        else:
+            integer(address, "touch", "address")
+        return FaultCounts(*counts)
+
+    def touch_on(self, address: int, length: int, write: bool, raw: bytes, outcome: int) -> FaultCounts:
+        """The rest of a touch that stopped: with what it counted and came to as `touch_short` tells."""
+        trap = to_short_trap(outcome, address)
+        if trap.done:
+            trap = trap._replace(address=(address & -PAGE_SIZE) + trap.done * PAGE_SIZE)
+        access = c.WRITE if write else c.READ
+        counts = array("Q", raw)
+        self._handle(trap, access)
+        self._touch(trap.address, address + length - trap.address, access, counts)
         return FaultCounts(*counts)
 
     def _touch(self, address: int, length: int, access: int, counts: array[int], major: bool = True) -> None:
@@ -133,9 +151,14 @@ class Space(Holder):
         which, access = None, c.READ
         flags = np.asarray(write)
         if flags.size and flags.dtype.kind not in "biu":
-            raise TypeError(f"write must be a bool or an array of bool, not {flags.dtype}")
+            name = flags.dtype if isinstance(write, np.ndarray) else type(write).__name__
+            raise TypeError(f"write must be a bool or an array of bool, not {name}")
+        if flags.dtype.kind in "iu":
+            wrong = flags[(flags < 0) | (flags > 1)]
+            if wrong.size:
+                raise ValueError(f"write: {wrong[0]} is not a bool (or 0 or 1)")
         if not flags.ndim:
-            access = c.WRITE if flags else c.READ
+            access = c.WRITE if flags.any() else c.READ
         elif flags.shape != where.shape:
             raise ValueError(f"write has shape {flags.shape}, addresses {where.shape}")
         else:
@@ -169,8 +192,10 @@ class Space(Holder):
         return True
 
     def _address(self, address: SupportsIndex, access: int) -> int:
+        """*address* as an int. One beyond 64 bits is a fault, counted and recorded as that of the last byte."""
         number = integer(address, _NAMES[access], "address")
         if not 0 <= number <= MASK:
+            self.kernel.core.touch(self.sid, MASK, 1, access, array("Q", bytes(8 * _KINDS)))
             raise SegmentationFault(self.pid, number, _NAMES[access], FaultKind.SEGV_MAPERR)
         return number
 
@@ -283,7 +308,12 @@ def _addresses(addresses: ArrayLike) -> NDArray[np.uint64]:
     """A contiguous uint64 array (n,) of what was given as one."""
     import numpy as np
 
-    where = np.asarray(addresses)
+    try:
+        where = np.asarray(addresses)
+    except ValueError:
+        raise ValueError("addresses must have one dimension") from None
+    if not where.ndim and not isinstance(addresses, np.ndarray):
+        raise TypeError(f"addresses must be an array of integers, not {type(addresses).__name__}")
     if where.ndim != 1:
         raise ValueError(f"addresses must have one dimension, not {where.ndim}")
     if where.dtype.kind == "i" and where.size and where.min() < 0:
