@@ -103,7 +103,7 @@ static int fill_page(struct vm *vm, struct object *obj, uint64_t index, uint64_t
 	pfn_t pfn;
 	int rc;
 
-	if (object_lookup(obj, index) != NO_PFN)
+	if (object_lookup(obj, index) != NO_PFN || object_slot(obj, index))
 		return 0;
 	rc = object_add(&vm->objects, obj, index, &pfn);
 	if (rc)

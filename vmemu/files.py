@@ -449,13 +449,22 @@ class FileTable:
             try:
                 if writenotify:
                     inode.blocks = npages = -(-len(view) // PAGE_SIZE)
-                    self.core.object_fill(inode.object, 0, npages, bytes(view), None, "create_file")
+                    self._create_on_disk(inode, npages, bytes(view))
                 else:
                     file.pwrite(view, 0)
             except BaseException:
                 file.close()
                 raise
             return file
+
+    def _create_on_disk(self, inode: Inode, npages: int, data: bytes) -> None:
+        """What a new file holds, in the page cache as far as that goes."""
+        try:
+            self.core.object_fill(inode.object, 0, npages, data, None, "create_file")
+        except OutOfMemory:
+            if self.pager is None:
+                raise
+            inode.disk = {i: data[i * PAGE_SIZE : (i + 1) * PAGE_SIZE] for i in range(npages)}
 
     @_whole
     def reopen(self, file: File, inode: Inode, writable: bool, readable: bool) -> File:
@@ -560,6 +569,8 @@ class FileTable:
         if hint & c.VM_RAND_READ:
             return self.fill(inode, index, 1, major, call, index)
         around = READ_AROUND if inode.fd >= 0 else READ_AROUND_IN_MEMORY
+        if self.pager is not None:  # not at the price of what is in use
+            around = min(around, max(1, self.core.free_frames() // 4))
         first = index if hint & c.VM_SEQ_READ else max(0, index - around // 2)
         return self.fill(inode, first, around, major, call, index)
 
@@ -583,6 +594,8 @@ class FileTable:
             except OutOfMemory:
                 if self.pager is None or not self.pager.make_room():
                     raise
+            if needed is not None and n > 1:  # that one at least
+                data, first, n = data[(needed - first) * PAGE_SIZE :][:PAGE_SIZE], needed, 1
 
     def write(self, inode: Inode, offset: int, view: memoryview, done: int) -> int:
         """Bytes of *view* from *done* on into the cache -> how many, 0 where a page has to be read first."""
