@@ -17,6 +17,7 @@ from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError,
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.limits import Holder
+from vmemu.memory.reclaim import balance, swap_in
 from vmemu.memory.shortage import call, relieve
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
@@ -220,6 +221,14 @@ class Space(Holder):
     def _decide_on(self, trap: Trap, major: bool) -> FaultKind | None:
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
+        if trap.reason == c.TRAP_RECLAIM:
+            balance(self.kernel)
+            return None
+        if trap.reason == c.TRAP_SWAP:
+            try:
+                return call(self.kernel, self.pid, swap_in, self.kernel, trap, major)
+            except OutOfMemory:
+                return FaultKind.OOM
         if trap.reason == c.TRAP_PAGE:
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
