@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Protocol
 
@@ -145,6 +145,8 @@ class Paging:
     """until there are so many."""
     failed: bool = False
     """The device can't be written any more."""
+    stops: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    """By space: where its last access stopped, when so many faults had been, and how often just there."""
     stalls: int = 0
     """Calls that had to reclaim for themselves (allocstall)."""
     balanced: int = 0

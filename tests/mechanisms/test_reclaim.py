@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from machines import ANON, PAGE, RW, R, machine
 
-from vmemu import Advice, Machine, Map, Process
+from vmemu import Advice, Machine, Map, OutOfMemory, Process
 from vmemu.memory.reclaim import shrink
 from vmemu.swap import POLICIES, watermarks
 
@@ -233,3 +233,22 @@ def test_peak_is_remembered() -> None:
         p.touch(a, 64 * PAGE, write=True)
         shrink(m._kernel, 64)
         assert b"VmHWM:\t     256 kB" in m.procfs.read(f"{p.pid}/status")
+
+
+def test_what_an_access_needs_does_not_go_for_ever() -> None:
+    """Two frames are needed, one is there: the page of the file goes for its copy, and is read again for it."""
+    with Machine("256KiB", policy="fifo", overcommit=1) as m:
+        p = m.spawn()
+        file = m.create_file("f", b"x" * PAGE, writenotify=True)
+        a = p.mmap(None, PAGE, RW, Map.PRIVATE, file)
+        p.read(a, 1)
+        b = p.mmap(None, 100 * PAGE, RW, ANON)
+        while m._kernel.core.free_frames() > 1:
+            p.write(b, b"y")
+            b += PAGE
+        with pytest.raises(OutOfMemory):
+            p.mlock(a, PAGE)
+        m.verify()
+        p.munmap(b - PAGE, PAGE)
+        p.mlock(a, PAGE)
+        assert p.read(a, 1) == b"x"

@@ -20,12 +20,25 @@ from vmemu.memory.args import TASK_SIZE
 from vmemu.swap import POLICIES, Paging, SwapDevice, watermarks
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["FilePager", "balance", "fetch", "page_out", "shrink", "start_paging", "swap_in", "swap_in_object"]
+__all__ = [
+    "FilePager",
+    "balance",
+    "fetch",
+    "in_vain",
+    "page_out",
+    "shrink",
+    "start_paging",
+    "swap_in",
+]
 
 _SWAPPED, _GUARD = 1 << 62, 1 << 58
 """Of pagemap."""
 _LEAST, _MOST = 32, 4096
 """Frames asked for at once: where one lacks (SWAP_CLUSTER_MAX), and at most."""
+_RETRIES = 16
+"""Times that an access may come no further for it (MAX_RECLAIM_RETRIES)."""
+_STOPS = 64
+"""Spaces of which it is known where they stopped last."""
 
 
 def start_paging(kernel: Kernel, device: SwapDevice | None, swappiness: int, policy: str, seed: int) -> None:
@@ -55,20 +68,38 @@ def shrink(kernel: Kernel, npages: int, cgroup: int = 0) -> int:
         return freed
 
 
-def balance(kernel: Kernel) -> None:
-    """Brings the free frames back over the high watermark if they are below the low one (balance_pgdat())."""
+def in_vain(kernel: Kernel, sid: int, address: int) -> bool:
+    """An access of a space stops here, for want of frames, once more -> whether it did so often and came no further:
+    what it needs goes as it comes (should_reclaim_retry())."""
+    paging = kernel.paging
+    if paging is None:
+        return False
+    with kernel.lock:
+        last, faults, times = paging.stops.get(sid, (0, 0, 0))
+        now = sum(kernel.core.faults(sid))
+        times = times + 1 if (last, faults) == (address, now) else 0
+        if len(paging.stops) > _STOPS:
+            paging.stops.clear()
+        vain = times > _RETRIES
+        paging.stops[sid] = address, now, 0 if vain else times
+        return vain
+
+
+def balance(kernel: Kernel, vain: bool = False) -> None:
+    """Brings the free frames back over the high watermark if they are below the low one (balance_pgdat()). *vain*:
+    nothing comes of that now."""
     paging = kernel.paging
     if paging is None or kernel.core.free_frames() >= paging.low:
         return
     with kernel.lock:
         before = _scanned(kernel)
         wanted = paging.high - kernel.core.free_frames()
-        if wanted > 0:
+        if wanted > 0 and not vain:
             freed = _reclaim(kernel, paging, wanted, 0)
             paging.balanced += 1
             paging.steal_kswapd += freed
             paging.scan_kswapd += _scanned(kernel) - before
-        if kernel.core.free_frames() < paging.low:
+        if vain or kernel.core.free_frames() < paging.low:
             kernel.core.stalled()
 
 
@@ -163,12 +194,12 @@ def swap_in(kernel: Kernel, trap: Trap, major: bool = True) -> None:
     """Reads the page that a fault misses. OutOfMemory without a frame; EIO if the device fails."""
     with kernel.lock:
         if trap.object:
-            swap_in_object(kernel, trap.object, trap.page, major)
+            _swap_in_object(kernel, trap.object, trap.page, major)
         else:
             kernel.core.swap_fill(trap.page, _read(kernel, trap.page))
 
 
-def swap_in_object(kernel: Kernel, object_: int, index: int, major: bool = False) -> bool:
+def _swap_in_object(kernel: Kernel, object_: int, index: int, major: bool = False) -> bool:
     """The same for a page of shared memory; False if it is not on the device."""
     slot = kernel.core.object_slot(object_, index)
     if slot:
@@ -203,7 +234,7 @@ class FilePager:
 
     def read_in(self, object_: int, index: int) -> bool:
         """Shared memory back from the swap device."""
-        return swap_in_object(self._kernel, object_, index)
+        return _swap_in_object(self._kernel, object_, index)
 
 
 def page_out(kernel: Kernel, sid: int, start: int, end: int, call: str) -> None:

@@ -21,10 +21,10 @@ _BATCH = 32
 """Frames that reclaim is asked for at once (SWAP_CLUSTER_MAX)."""
 
 
-def relieve(kernel: Kernel, pid: int, trap: Trap) -> bool:
-    """An access of *pid* stopped for want of a frame -> whether to make it again. Raises ProcessKilled if the process
-    was chosen to make room, KernelPanic with panic_on_oom."""
-    return _relieve(kernel, pid, trap.object, _BATCH)
+def relieve(kernel: Kernel, pid: int, trap: Trap, vain: bool = False) -> bool:
+    """An access of *pid* stopped for want of a frame -> whether to make it again. *vain*: nothing came of reclaim.
+    Raises ProcessKilled if the process was chosen to make room, KernelPanic with panic_on_oom."""
+    return _relieve(kernel, pid, trap.object, 0 if vain else _BATCH)
 
 
 def call(kernel: Kernel, pid: int, function: Callable[..., _T], *args: object) -> _T:
@@ -72,7 +72,7 @@ def _relieve_now(kernel: Kernel, pid: int, cgroup: int, wanted: int, deaths: int
         return True
     if cgroup:
         group.event("max")
-    if kernel.oom_kills != deaths or shrink(kernel, wanted, cgroup):
+    if kernel.oom_kills != deaths or (wanted and shrink(kernel, wanted, cgroup)):
         return True
     if cgroup:
         group.event("oom")
