@@ -29,6 +29,12 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 			      vc->space->id, at);
 			continue;
 		}
+		if (pte_swapped(e[i])) {
+			CHECK(!(v->flags & (VMEMU_VM_SHARED | VMEMU_VM_HUGETLB)) && v->anon,
+			      "space %u: %#llx: swap entry in a mapping that has no anonymous memory", vc->space->id,
+			      at);
+			continue;
+		}
 		CHECK(v->start <= va && va + leaf_bytes(e[i]) <= v->end,
 		      "space %u: huge entry at %#llx reaches out of its mapping", vc->space->id, at);
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));

@@ -178,6 +178,11 @@ uint64_t frames_whole(const struct frames *f)
 	return n;
 }
 
+static __attribute__((noinline, cold)) void stamp_new(struct frames *f, pfn_t pfn)
+{
+	f->stamps[pfn] = f->stamps[f->nframes] += f->step;
+}
+
 /* A free frame, of which there is one, for nobody yet. */
 static pfn_t hand_out(struct frames *f, uint32_t flags, int *zeroed)
 {
@@ -208,6 +213,8 @@ static pfn_t hand_out(struct frames *f, uint32_t flags, int *zeroed)
 	f->free--;
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
+	if (__builtin_expect(f->stamps != NULL, 0))
+		stamp_new(f, (pfn_t)(b * BLOCK_FRAMES + i));
 	return (pfn_t)(b * BLOCK_FRAMES + i);
 }
 
@@ -280,6 +287,8 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 	f->free -= BLOCK_FRAMES;
 	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
 	count(f, flags, BLOCK_FRAMES);
+	for (uint32_t i = 0; f->stamps && i < BLOCK_FRAMES; i++)
+		stamp_new(f, *head + i);
 	if (zeroed && blk->dirty && f->contents)
 		memset(frame_bytes(f, *head), 0, BLOCK_FRAMES * PAGE_BYTES);
 	return 0;
@@ -439,4 +448,6 @@ void frame_put(struct frames *f, pfn_t pfn)
 	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));
 	if (--fr->refs == 0)
 		frame_free(f, pfn);
+	else if (fr->refs == 1 && frame_swapcached(fr))
+		swap_idle(f, pfn);
 }

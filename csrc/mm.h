@@ -53,6 +53,22 @@ struct fault_log {
 	uint64_t nowners;
 };
 
+/* When frames are reclaimed, and which; see reclaim.h. */
+struct reclaim_state {
+	uint64_t low;	  /* fewer free frames than that stop an access; 0: none do */
+	uint64_t stalled; /* frames given back since boot when nothing more could be reclaimed, */
+	uint64_t floor;	  /* and free ones below which it is tried again all the same */
+	uint8_t *marks;	  /* by pfn, scratch of one run; NULL until first needed */
+	uint32_t policy;  /* enum vmemu_policy */
+	uint32_t started; /* a run has been made */
+	uint64_t random;  /* state of the generator */
+	pfn_t hand[2];	  /* where the clock is, for anonymous memory and for files */
+	uint64_t counts[VMEMU_NRECLAIM];
+};
+
+/* Frames given back that are worth another attempt at reclaim where the last one failed. */
+#define STALL_FREED 32u
+
 struct trace_way;
 
 struct vm {
@@ -66,6 +82,7 @@ struct vm {
 	struct fault_log log;
 	uint32_t *worth; /* by space id: what worst.c knows it to be worth, plus one; 0: it may have changed. NULL until
 				 * first needed, as long as `spaces` after that */
+	struct reclaim_state reclaim;
 	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
 	struct space **spaces;	/* by id; NULL where free, [0] never used */
 	uint32_t capacity;	/* of spaces */

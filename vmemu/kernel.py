@@ -23,6 +23,7 @@ from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
+from vmemu.swap import Paging
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
@@ -135,6 +136,8 @@ class Kernel:
         self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
+        self.paging: Paging | None = None
+        """How memory is reclaimed; None: not at all."""
         self.log: Stops | None = None
         """What ends that."""
         self.plans: dict[Any, Any] = {}
@@ -143,6 +146,11 @@ class Kernel:
         """Makes everything agree again, see `lifecycle.mending`."""
         self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
+
+    @property
+    def swap_pages(self) -> int:
+        """Pages of the swap device."""
+        return self.paging.device.npages if self.paging is not None and self.paging.device is not None else 0
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
@@ -178,6 +186,9 @@ class Kernel:
             closed: Any = Closed()
             self.core = self.processes = self.cgroups = closed
             self.files.close(closed)
+            if self.paging is not None and self.paging.device is not None:
+                self.paging.device.close()
+            self.paging = None
 
 
 def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:

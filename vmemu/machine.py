@@ -26,12 +26,14 @@ from vmemu.lifecycle.check import check
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
+from vmemu.memory.reclaim import start_paging
 from vmemu.memory.shortage import make_room, squeeze
 from vmemu.oom import OomReport, kill_all, out_of_memory
 from vmemu.pids import INIT
 from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
+from vmemu.swap import POLICIES, HostFile, HostMemory, SwapDevice
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
 
 if TYPE_CHECKING:
@@ -78,8 +80,13 @@ class Machine:
     *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
+    *swap* bytes are a swap device in the host's memory, or in *swap_file*, an existing file of the host (all of it
+    unless *swap* says less). When few frames are free, some are reclaimed, *swappiness* (0 to 200) of 200 from
+    anonymous rather than file memory, by *policy*: ``"clock"`` (the default with swap), ``"fifo"``, ``"random"``,
+    ``"lru"`` or ``"aging"``. Without swap and policy nothing is reclaimed. SyscallError as swapon(2) for a file that is
+    too small or can't be written.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
-    ProcessKilled if the caller was chosen. NotImplementedError for what is not there yet: swap.
+    ProcessKilled if the caller was chosen.
     """
 
     def __init__(
@@ -102,6 +109,9 @@ class Machine:
         max_map_count: int = 65530,
         soft_dirty: bool | None = None,
         hugepages: Dictionary[int | str, int] | None = None,
+        swap_file: str | os.PathLike[str] | None = None,
+        swappiness: int = 60,
+        policy: str | None = None,
     ) -> None:
         size = parse_size(memory, "memory")
         if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
@@ -122,12 +132,22 @@ class Machine:
             if not isinstance(flag, bool | int):
                 raise TypeError(f"{name}: {flag!r} is not a bool")
         seed = integer(seed, "Machine", "seed")
-        if parse_size(swap, "swap"):
-            raise NotImplementedError("Machine(swap=...): there is no swap yet")
+        swap_bytes = parse_size(swap, "swap")
+        if 0 < swap_bytes < PAGE_SIZE or swap_bytes > _MOST_MEMORY:
+            raise ValueError(f"swap: {swap!r} is not between 4KiB and 16TiB")
+        if not 0 <= integer(swappiness, "Machine", "swappiness") <= 200:
+            raise ValueError(f"swappiness: {swappiness} is not between 0 and 200")
+        if policy is not None and policy not in POLICIES:
+            raise ValueError(f"policy: {policy!r} is not one of {', '.join(map(repr, POLICIES))}")
+        device: SwapDevice | None = None
+        if swap_file is not None:
+            device = HostFile(swap_file, swap_bytes)
+        elif swap_bytes:
+            device = HostMemory(swap_bytes)
         options = (c.OPT_ZERO_PAGE if zero_page else 0) | (c.OPT_REUSE if reuse else 0)
         options |= c.OPT_CONTENTS if contents else 0
         options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
-        options |= c.OPT_RELIEVE if oom == "kill" else 0
+        options |= c.OPT_RELIEVE if oom == "kill" or device is not None or policy is not None else 0
         npages = size // PAGE_SIZE
         pools = _pools({} if hugepages is None else hugepages)
         self._kernel = Kernel(
@@ -149,6 +169,8 @@ class Machine:
         self._kernel.contents = bool(contents)
         self._kernel.out_of_memory = out_of_memory if oom == "kill" else None
         self._kernel.files.make_room = partial(make_room, self._kernel, INIT)
+        if device is not None or policy is not None:
+            start_paging(self._kernel, device, swappiness, policy or POLICIES[0], seed)
         self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
         self._kernel.core.show_soft_dirty(bool(soft_dirty))
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
@@ -311,7 +333,7 @@ class Machine:
 
     def meminfo(self) -> MemInfo:
         """Memory of the machine in bytes. Snapshot."""
-        info = self._kernel.core.info()
+        info, swap = self._kernel.core.info(), self._kernel.core.swap_info()
         return MemInfo(
             total=info.nframes * PAGE_SIZE,
             free=info.free * PAGE_SIZE,
@@ -320,8 +342,8 @@ class Machine:
             file=info.file * PAGE_SIZE,
             shmem=info.shmem * PAGE_SIZE,
             page_tables=info.tables * PAGE_SIZE,
-            swap_total=0,
-            swap_free=0,
+            swap_total=swap.total * PAGE_SIZE,
+            swap_free=swap.free * PAGE_SIZE,
             committed=info.account * PAGE_SIZE,
             commit_limit=commit_limit(self._kernel) * PAGE_SIZE,
         )

@@ -22,7 +22,7 @@ NEVER = -1000
 _SHORT, _BURST, _INTERVAL_NS = 64, 10, 5_000_000_000
 """Processes up to which every report has a table; how many longer tables in which time (DEFAULT_RATELIMIT_BURST,
 _INTERVAL)."""
-_FIELDS = 5
+_FIELDS = 6
 """Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
 
@@ -175,7 +175,7 @@ def _rows(kernel: Kernel, pids: Sequence[int], step: int) -> list[OomCandidate]:
     paths: dict[int, str] = {}
     rows = []
     for i, (pid, tid) in enumerate(zip(pids, tids, strict=True)):
-        total, anon, file, shmem, tables = flat[i * _FIELDS : (i + 1) * _FIELDS]
+        total, anon, file, shmem, tables, swap = flat[i * _FIELDS : (i + 1) * _FIELDS]
         adj, number = table.oom_adj[pid], table.cgroup[pid]
         never = adj == NEVER or tid in table.lender or pid == INIT
         rows.append(
@@ -187,10 +187,10 @@ def _rows(kernel: Kernel, pids: Sequence[int], step: int) -> list[OomCandidate]:
                 file=file,
                 shmem=shmem,
                 pgtables_bytes=tables * PAGE_SIZE,
-                swapents=0,
+                swapents=swap,
                 oom_score_adj=adj,
                 name=_name(kernel, tid),
-                points=None if never else anon + file + shmem + tables + adj * step,
+                points=None if never else anon + file + shmem + tables + swap + adj * step,
                 cgroup=paths.get(number) or paths.setdefault(number, groups.of(pid).path),
             )
         )
@@ -209,9 +209,15 @@ def _listed(kernel: Kernel) -> bool:
 
 
 def total_pages(kernel: Kernel, cgroup: int = 0) -> int:
-    """Pages that there are: of RAM, or up to the limit of a control group (mem_cgroup_get_max())."""
-    most = kernel.cgroups.by_id[cgroup].memory_max if cgroup else None
-    return kernel.npages if most is None else max(1, most // PAGE_SIZE)
+    """Pages that there are: of RAM and swap, or up to the limits of a control group (mem_cgroup_get_max())."""
+    swap = kernel.swap_pages
+    group = kernel.cgroups.by_id[cgroup] if cgroup else None
+    if group is None or group.memory_max is None:
+        return kernel.npages + swap
+    most, limit = group.memory_max // PAGE_SIZE, group.memory_swap_max
+    if kernel.paging is not None and kernel.paging.swappiness:
+        most += swap if limit is None else min(swap, limit // PAGE_SIZE)
+    return max(1, most)
 
 
 def _name(kernel: Kernel, tid: int) -> str:
@@ -228,11 +234,14 @@ def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
             f"Memory cgroup stats for {group.path}:",
             *(f"{name} {value}" for name, value in group.memory_stat.items()),
         )
-    info = kernel.core.info()
+    info, swap = kernel.core.info(), kernel.core.swap_info()
     return (
         "Mem-Info:",
         f"anon:{info.anon} file:{info.file} shmem:{info.shmem} pagetables:{info.tables} free:{info.free}",
         f"{info.file + info.shmem} total pagecache pages",
+        f"{swap.cached} pages in swap cache",
+        f"Free swap  = {swap.free * _KIB}kB",
+        f"Total swap = {swap.total * _KIB}kB",
         f"{info.nframes} pages RAM",
     )
 

@@ -405,6 +405,8 @@ class MappingUsage:
     """Faults here may bring transparent huge pages."""
     shared_hugetlb: int = 0
     private_hugetlb: int = 0
+    swap: int = 0
+    swap_pss: int = 0
     """Huge pages of a pool; they are not in rss and pss."""
     page_size: int = PAGE_SIZE
     """Bytes of the pages that the mapping is made of (KernelPageSize)."""

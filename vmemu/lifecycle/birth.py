@@ -19,6 +19,7 @@ from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK
+from vmemu.memory.reclaim import balance
 from vmemu.memory.shortage import call, make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
@@ -151,6 +152,8 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     try:
         kernel.lock.acquire()
+        if kernel.paging is not None:
+            balance(kernel)
         table = kernel.processes
         sid = table.space[creator]
         if not (table.plain and sid):
@@ -192,7 +195,7 @@ def _fork_space(kernel: Kernel, creator: int, sid: int, mode: ForkMode) -> int:
     """A copy of a space -> its id."""
     overcommit = kernel.overcommit
     # as `_check_commit` decides, which is asked unless it is plain
-    most = MASK if overcommit is _ALWAYS else kernel.npages if overcommit is _HEURISTIC else 0
+    most = MASK if overcommit is _ALWAYS else kernel.npages + kernel.swap_pages if overcommit is _HEURISTIC else 0
     try:
         child = kernel.core.space_fork_one(sid, mode, most)
     except OutOfMemory as error:
@@ -251,7 +254,7 @@ def _check_commit(space: Space, n: int) -> None:
     pages = int(sums.account)
     if kernel.overcommit == Overcommit.ALWAYS or not pages:
         return
-    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages:
+    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages + kernel.swap_pages:
         return
     if sums.special or kernel.overcommit == Overcommit.HEURISTIC:
         sizes = [

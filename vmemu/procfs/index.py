@@ -57,6 +57,7 @@ def _fixed(text: str) -> Callable[[Kernel], bytes]:
 
 MACHINE: dict[str, Callable[[Kernel], bytes]] = {
     "buddyinfo": system.buddyinfo,
+    "swaps": system.swaps,
     "loadavg": system.loadavg,
     "meminfo": meminfo.meminfo,
     "stat": system.stat,

@@ -1,0 +1,183 @@
+/* Door: swap and reclaim. See api.h. */
+#include "api.h"
+#include "lru.h"
+#include "reclaim.h"
+#include "swap.h"
+
+int vmemu_swap_on(vmemu_machine *m, uint32_t n)
+{
+	enter(m);
+	if (m->vm.frames.swap.nslots)
+		return leave(m, -EBUSY);
+	return leave(m, !n || n == UINT32_MAX ? -EINVAL : swap_on(&m->vm.frames, n));
+}
+
+int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out)
+{
+	const struct swap *s = &m->vm.frames.swap;
+
+	enter(m);
+	out->total = s->nslots;
+	out->free = s->nslots - s->used;
+	out->cached = s->cached;
+	memcpy(out->counts, m->vm.reclaim.counts, sizeof(out->counts));
+	return leave(m, 0);
+}
+
+/* A frame with the bytes of a slot, marked as read for a fault if `major`. -ENOMEM. */
+static int read_in(struct vm *vm, uint32_t flags, const void *data, pfn_t *pfn)
+{
+	int rc = frame_alloc(&vm->frames, flags, pfn, NULL);
+
+	if (rc)
+		return rc;
+	if (vm->frames.contents)
+		memcpy(frame_bytes(&vm->frames, *pfn), data, PAGE_BYTES);
+	vm->reclaim.counts[VMEMU_RC_SWPIN]++;
+	return 0;
+}
+
+int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data)
+{
+	struct frames *f = &m->vm.frames;
+	pfn_t pfn;
+	int rc;
+
+	enter(m);
+	if (!slot || slot > f->swap.nslots || (f->contents && !data))
+		return leave(m, -EINVAL);
+	if (!f->swap.count[slot] || swap_find(f, slot) != NO_PFN)
+		return leave(m, 0);
+	rc = read_in(&m->vm, FRAME_ANON | FRAME_MAJOR, data, &pfn);
+	if (rc)
+		return leave(m, rc);
+	swap_cache(f, slot, pfn);
+	frame_put(f, pfn); /* the cache has it */
+	return leave(m, 0);
+}
+
+/* Takes the lock and finds the object; without one the lock is given back and NULL returned. */
+static struct object *enter_object(vmemu_machine *m, uint32_t id)
+{
+	struct object *obj;
+
+	enter(m);
+	obj = object_get(&m->vm.objects, id);
+	if (!obj)
+		(void)leave(m, 0);
+	return obj;
+}
+
+int64_t vmemu_object_slot(vmemu_machine *m, uint32_t object, uint64_t index)
+{
+	struct object *obj = enter_object(m, object);
+	uint32_t slot;
+
+	if (!obj)
+		return -EBADF;
+	slot = object_slot(obj, index);
+	if (slot && object_find(&m->vm.objects, obj, index) != NO_PFN)
+		slot = 0;
+	(void)leave(m, 0);
+	return slot;
+}
+
+int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, const void *data, int major)
+{
+	struct object *obj = enter_object(m, object);
+	pfn_t pfn;
+	int rc;
+
+	if (!obj)
+		return -EBADF;
+	if (m->vm.frames.contents && !data)
+		return leave(m, -EINVAL);
+	if (!object_slot(obj, index) || object_find(&m->vm.objects, obj, index) != NO_PFN)
+		return leave(m, 0);
+	rc = read_in(&m->vm, FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);
+	if (!rc)
+		object_swap_in(&m->vm.objects, obj, index, pfn);
+	return leave(m, rc);
+}
+
+int vmemu_machine_policy(vmemu_machine *m, uint32_t policy, uint64_t seed)
+{
+	enter(m);
+	return leave(m, reclaim_set_policy(&m->vm, policy, seed));
+}
+
+int64_t vmemu_machine_free_frames(vmemu_machine *m)
+{
+	int64_t n;
+
+	enter(m);
+	n = (int64_t)m->vm.frames.free;
+	(void)leave(m, 0);
+	return n;
+}
+
+int vmemu_machine_watermark(vmemu_machine *m, uint64_t low)
+{
+	struct reclaim_state *s = &m->vm.reclaim;
+
+	enter(m);
+	s->low = low;
+	s->stalled = m->vm.events[VMEMU_EV_PGFREE] - STALL_FREED;
+	s->floor = 0;
+	return leave(m, 0);
+}
+
+int vmemu_machine_stalled(vmemu_machine *m)
+{
+	struct reclaim_state *s = &m->vm.reclaim;
+
+	enter(m);
+	s->stalled = m->vm.events[VMEMU_EV_PGFREE];
+	s->floor = m->vm.frames.free / 2;
+	return leave(m, 0);
+}
+
+int vmemu_machine_reclaim(vmemu_machine *m, const struct vmemu_reclaim *what, struct vmemu_victim *out, uint32_t cap,
+			  uint64_t *done)
+{
+	uint64_t freed;
+	uint32_t n = 0;
+	int rc;
+
+	enter(m);
+	if (what->swappiness > 200 || cap > INT32_MAX)
+		return leave(m, -EINVAL);
+	freed = m->vm.events[VMEMU_EV_PGFREE];
+	lru_drain(&m->vm);
+	rc = reclaim_run(&m->vm, what, out, cap, &n);
+	if (!rc)
+		*done = m->vm.events[VMEMU_EV_PGFREE] - freed;
+	return leave(m, rc ? rc : (int)n);
+}
+
+int vmemu_machine_reclaimed(vmemu_machine *m, const struct vmemu_victim *victims, uint32_t n)
+{
+	enter(m);
+	for (uint32_t i = 0; i < n; i++)
+		if (victims[i].pfn >= m->vm.frames.nframes || victims[i].slot > m->vm.frames.swap.nslots)
+			return leave(m, -EINVAL);
+	return leave(m, (int)reclaim_finish(&m->vm, victims, n));
+}
+
+int vmemu_space_swap_out(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_victim *out,
+			 uint32_t cap)
+{
+	struct space *s = enter_space(m, space);
+	struct vma_pos pos;
+	const vma_t *v;
+	uint32_t n = 0;
+	int rc;
+
+	if (!s)
+		return -EBADF;
+	v = bad_range(start, end) ? NULL : vmas_find(&s->vmas, start, &pos);
+	if (!v || v->start > start || v->end < end || cap > INT32_MAX)
+		return leave(m, -EINVAL);
+	rc = lru_swap_out(&m->vm, s, start, end, out, cap, &n);
+	return leave(m, rc ? rc : (int)n);
+}

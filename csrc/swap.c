@@ -1,0 +1,112 @@
+/* Swap: slots, their holders, the swap cache. See swap.h. */
+#include "swap.h"
+
+int swap_on(struct frames *f, uint32_t n)
+{
+	struct swap *s = &f->swap;
+
+	s->count = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->count));
+	s->frame = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->frame));
+	s->slot = host_zalloc(f->host, f->nframes * sizeof(*s->slot));
+	s->nslots = n;
+	s->fresh = 1;
+	if (s->count && s->frame && s->slot)
+		return 0;
+	swap_destroy(f);
+	return -ENOMEM;
+}
+
+void swap_destroy(struct frames *f)
+{
+	struct swap *s = &f->swap;
+
+	host_free(f->host, s->count, (s->nslots + UINT64_C(1)) * sizeof(*s->count));
+	host_free(f->host, s->frame, (s->nslots + UINT64_C(1)) * sizeof(*s->frame));
+	host_free(f->host, s->slot, f->nframes * sizeof(*s->slot));
+	memset(s, 0, sizeof(*s));
+}
+
+uint32_t swap_take(struct frames *f)
+{
+	struct swap *s = &f->swap;
+	uint32_t slot = s->head;
+
+	if (slot)
+		s->head = s->frame[slot];
+	else if (s->nslots && s->fresh <= s->nslots)
+		slot = s->fresh++;
+	else
+		return 0;
+	s->frame[slot] = 0;
+	s->used++;
+	return slot;
+}
+
+static void give(struct frames *f, uint32_t slot)
+{
+	struct swap *s = &f->swap;
+
+	s->frame[slot] = s->head;
+	s->head = slot;
+	s->used--;
+}
+
+void swap_get(struct frames *f, uint32_t slot)
+{
+	VM_ASSERT(f->swap.count[slot]);
+	f->swap.count[slot]++;
+}
+
+void swap_put(struct frames *f, uint32_t slot)
+{
+	struct swap *s = &f->swap;
+	pfn_t pfn = swap_find(f, slot);
+
+	VM_ASSERT(s->count[slot]);
+	if (--s->count[slot])
+		return;
+	if (pfn == NO_PFN)
+		give(f, slot);
+	else if (frame_of(f, pfn)->refs == 1)
+		swap_leave(f, pfn);
+}
+
+void swap_cache(struct frames *f, uint32_t slot, pfn_t pfn)
+{
+	struct frame *fr = frame_of(f, pfn);
+
+	VM_ASSERT(!f->swap.slot[pfn] && swap_find(f, slot) == NO_PFN);
+	f->swap.slot[pfn] = slot;
+	f->swap.frame[slot] = pfn + 1;
+	f->swap.cached++;
+	fr->flags |= FRAME_SWAPCACHE;
+	fr->refs++;
+}
+
+void swap_leave(struct frames *f, pfn_t pfn)
+{
+	struct swap *s = &f->swap;
+	struct frame *fr = frame_of(f, pfn);
+	uint32_t slot = s->slot[pfn];
+
+	VM_ASSERT(slot && fr->refs);
+	s->slot[pfn] = 0;
+	s->frame[slot] = 0;
+	s->cached--;
+	if (!s->count[slot])
+		give(f, slot);
+	fr->flags = (uint16_t)((fr->flags & ~(FRAME_SWAPCACHE | FRAME_MAJOR)) | FRAME_DIRTY);
+	if (--fr->refs == 0)
+		frame_free(f, pfn);
+}
+
+int swap_can_leave(const struct frames *f, pfn_t pfn)
+{
+	return frame_swapcached(frame_of(f, pfn)) && !f->swap.count[f->swap.slot[pfn]];
+}
+
+void swap_idle(struct frames *f, pfn_t pfn)
+{
+	if (swap_can_leave(f, pfn))
+		swap_leave(f, pfn);
+}
