@@ -82,6 +82,7 @@ class ProcessTable:
         "lender",
         "limits",
         "major",
+        "mending",
         "minor",
         "name",
         "next",
@@ -199,7 +200,7 @@ class ProcessTable:
         """PR_SET_PDEATHSIG."""
 
         # what is under way, for `lifecycle.mending`
-        self.torn = False
+        self.torn = self.mending = False
         """A call was interrupted: what is derived may not agree. Nothing is plain or quiet then, so that everybody asks
         `lifecycle.memory.use`."""
         self.unborn: Sequence[int] = ()

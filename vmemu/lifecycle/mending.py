@@ -37,7 +37,7 @@ def watch(kernel: Kernel) -> None:
 def mend(kernel: Kernel) -> None:
     """Makes the machine consistent, whatever was interrupted. The lock is held."""
     table = kernel.processes
-    table.torn, table.plain, table.quiet = True, False, False
+    table.torn, table.plain, table.quiet, table.mending = True, False, False, True
     living = set(kernel.core.spaces())
     _even_out(table)
     _take_back(table)
@@ -50,7 +50,7 @@ def mend(kernel: Kernel) -> None:
     _free_spaces(kernel, living)
     _complete(kernel)
     kernel.files.mend()
-    table.torn = False
+    table.torn = table.mending = False
     table.look_round()
 
 
@@ -73,6 +73,8 @@ def _take_back(table: ProcessTable) -> None:
     for pid in table.unborn:
         if pid < len(table.state) and table.state[pid] in (RUNNING, THREAD):
             table.state[pid] = FREE
+        if table.executing is not None and table.executing.pid == pid:
+            table.executing = None
     table.unborn = ()
 
 
@@ -81,7 +83,7 @@ def _prepare_exec(kernel: Kernel, living: set[int]) -> None:
     table = kernel.processes
     if table.executing is None:
         return
-    tid, pid, made = table.executing[:3]
+    tid, pid, made = table.executing.tid, table.executing.pid, table.executing.made
     if made.space not in living:
         table.executing = None
         return
@@ -141,8 +143,7 @@ def _relink(table: ProcessTable) -> None:
                     children.setdefault(processes[child], []).append(child)
     for child in sorted(processes.keys() - seen, key=lambda pid: (table.started_ns[pid], pid)):
         children.setdefault(processes[child], []).append(child)
-    for head in heads:
-        table.first_child[head] = table._last_child[head] = 0
+    table.first_child[:] = table._last_child[:] = array("I", [0]) * len(table.state)
     for parent, some in children.items():
         for before, child, after in zip([0, *some], some, [*some[1:], 0], strict=False):
             table.prev[child], table.next[child] = before, after
@@ -245,7 +246,7 @@ def _free_spaces(kernel: Kernel, living: set[int]) -> None:
     table = kernel.processes
     used = {table.space[tid] for tid, state in enumerate(table.state) if state in (RUNNING, THREAD)}
     if table.executing is not None:
-        used.add(table.executing[2].space)
+        used.add(table.executing.made.space)
     for sid in living - used:
         kernel.core.space_abandon(sid)
 
