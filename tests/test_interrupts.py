@@ -1,5 +1,5 @@
-"""An exception may come between any two steps of a call, as from a signal handler: the call has then happened as a whole
-or not at all.
+"""An exception may come between any two steps of a call, as from a signal handler: the call has then happened as a
+whole or not at all.
 
 Each call is made again and again in a small world that is always the same, and is interrupted at the first, second, ...
 of its steps, until it comes through. Steps are those at which CPython looks for signals (a function begins, one in C

@@ -106,6 +106,7 @@ class ProcessTable:
         "state",
         "status",
         "stopped",
+        "stopping",
         "threads",
         "torn",
         "unborn",
@@ -211,6 +212,8 @@ class ProcessTable:
         """Processes whose memory has gone and whose end was not made known."""
         self.executing: Any = None
         """An execve that can't go back."""
+        self.stopping: Any = None
+        """A process that a signal stops: (process, task, signal)."""
         self.sending: Any = None
         """A signal, and who gets it: (process, task or 0)."""
 

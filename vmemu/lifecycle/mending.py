@@ -3,9 +3,9 @@
 Few things are primary: a task is there if its row says so (`state`), a space if the core has it, a task uses the space
 in its row. The rest follows: lists of children, counters, who shares a space, what few tasks have. The calls keep an
 order in which each has one step from which on it counts as done, and note beside the table what needs more than that
-(`unborn`, `dying`, `leaving`, `executing`, `sending`). So `mend` takes back births that were not complete, completes
-ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is, and may be
-interrupted itself: then `torn` stays set, and the next call begins with it.
+(`unborn`, `dying`, `leaving`, `executing`, `stopping`, `sending`). So `mend` takes back births that were not complete,
+completes ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is, and may
+be interrupted itself: then `torn` stays set, and the next call begins with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from vmemu.columns import Watched
 from vmemu.kernel import Kernel, SharedSpace
-from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, orphan, reap, settle
+from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, orphan, reap, settle, stop
 from vmemu.lifecycle.program import go_on
 from vmemu.lifecycle.signals import post
 from vmemu.pids import FREE, HELD, INIT, RUNNING, THREAD, ZOMBIE, ProcessTable
@@ -275,6 +275,11 @@ def _complete(kernel: Kernel) -> None:
             reap(kernel, pid)
     table.dying = table.leaving = 0
     table.ended.clear()
+    if table.stopping is not None:
+        pid, tid, sig = table.stopping
+        if _alive(table, pid):
+            stop(kernel, pid, tid, sig)
+        table.stopping = None
     if table.sending is not None:
         sig, to = table.sending
         for pid, tid in to:
