@@ -133,10 +133,12 @@ def _nobody() -> None:
 class Hold:
     """What an open file has of its object until it is closed or dropped."""
 
-    __slots__ = ("alive", "inode", "kept")
+    __slots__ = ("alive", "drop", "inode", "kept")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
+        self.drop: weakref.ref[File] | None = None
+        """Tells the table that the file was dropped."""
         self.kept = True
         """It has not been given back. Changed under the lock."""
         self.alive: Callable[[], Any] = _nobody
@@ -162,6 +164,7 @@ class File:
         self._release = release = weakref.finalize(self, table.release, hold)
         release.atexit = False
         hold.alive = release.peek
+        hold.drop = weakref.ref(self, table.dropped.append)  # made last, so called first
         self.name = name
         """Path, or the label it was created with."""
         self.tag = tag
@@ -317,6 +320,9 @@ class FileTable:
         """Number of the cgroup on whose behalf pages are read."""
         self.torn = False
         """A call was interrupted, and so was `mend`."""
+        self.dropped: list[weakref.ref[File]] = []
+        """Files that `release` has not heard of yet, or never will: it may be interrupted before its first step, which
+        what tells of it here, as no Python runs for that, can't be."""
         self.bytes_read = 0
         """From the host's files, since boot."""
 
@@ -369,7 +375,7 @@ class FileTable:
     # ---- inodes ----
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
-        if self.torn or len(self._by_object) >= self._sweep_at:
+        if self.torn or self.dropped or len(self._by_object) >= self._sweep_at:
             self.mend()
         inode.object = self.core.object_new(kind, size)
         inode.on_disk = bool(kind & c.OBJ_FILE)
@@ -402,7 +408,7 @@ class FileTable:
     def tidy(self, nobjects: int = -1) -> None:
         """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
         if self._by_object:
-            if self.torn:
+            if self.torn or self.dropped:
                 with self.lock:
                     self.mend()
             if nobjects < 0:
@@ -419,6 +425,9 @@ class FileTable:
                     hold.kept = False
                     self.core.object_release(hold.inode.object)
                     self._forget_if_gone(hold.inode)
+                if hold.drop in self.dropped:
+                    self.dropped.remove(hold.drop)
+                hold.drop = None  # it may have been closed
         except VmemuError:  # the machine may be closed
             pass
         except BaseException:
@@ -514,6 +523,7 @@ class FileTable:
     def mend(self) -> None:
         """Gives back the holds that belong to no open file, as a call was interrupted, or the drop of a file, of which
         nobody hears; and forgets what then is gone. The lock is held."""
+        ndropped = len(self.dropped)
         for object_, held in self.core.objects().items():
             inode = self._by_object.get(object_)
             kept = 0
@@ -524,6 +534,7 @@ class FileTable:
                 self.core.object_release(object_)
         self.sweep()
         self.torn = False
+        del self.dropped[:ndropped]
 
     # ---- pages ----
 
