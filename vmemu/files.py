@@ -73,7 +73,7 @@ class Inode:
         "disk",
         "exec_tag",
         "fd",
-        "handles",
+        "holds",
         "key",
         "number",
         "object",
@@ -105,7 +105,7 @@ class Inode:
         """Of a file in memory, on disk: so many of its first pages have blocks from the start, others once written."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
-        self.handles: list[weakref.finalize[..., Any]] = []
+        self.holds: list[Hold] = []
         """Of the open files on it, and of some that were closed."""
         self.exec_tag = 0
         """Of mappings made by execve."""
@@ -128,6 +128,25 @@ class Inode:
     __del__ = close
 
 
+def _nobody() -> None:
+    """There is no file yet."""
+
+
+class Hold:
+    """What an open file has of its object until it is closed or dropped."""
+
+    __slots__ = ("alive", "drop", "inode", "kept")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.drop: weakref.ref[File] | None = None
+        """Tells the table that the file was dropped."""
+        self.kept = True
+        """It has not been given back. Changed under the lock."""
+        self.alive: Callable[[], Any] = _nobody
+        """None: the file is closed or gone."""
+
+
 class File:
     """An open file of one machine, made by `Machine.open_file` or `Machine.create_file`.
 
@@ -140,12 +159,14 @@ class File:
     ) -> None:
         self._table = table
         self._inode = inode
-        self._release = weakref.finalize(self, table.release, inode)
-        self._release.atexit = False
-        handles = inode.handles
-        handles.append(self._release)
-        if len(handles) & len(handles) - 1 == 0:  # now and then
-            handles[:] = [one for one in handles if one.alive]
+        hold, holds = Hold(inode), inode.holds
+        if len(holds) & len(holds) - 1 == 0:  # now and then
+            holds[:] = [one for one in holds if one.kept]
+        holds.append(hold)
+        self._release = release = weakref.finalize(self, table.release, hold)
+        release.atexit = False
+        hold.alive = release.peek
+        hold.drop = weakref.ref(self, table.dropped.append)  # made last, so called first
         self.name = name
         """Path, or the label it was created with."""
         self.tag = tag
@@ -308,6 +329,9 @@ class FileTable:
         """Number of the cgroup on whose behalf pages are read."""
         self.torn = False
         """A call was interrupted, and so was `mend`."""
+        self.dropped: list[weakref.ref[File]] = []
+        """Files that `release` has not heard of yet, or never will: it may be interrupted before its first step, which
+        what tells of it here, as no Python runs for that, can't be."""
         self.bytes_read = 0
         """From the host's files, since boot."""
         self.pager: Pager | None = None
@@ -366,10 +390,8 @@ class FileTable:
     # ---- inodes ----
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
-        if self.torn:
+        if self.torn or self.dropped or len(self._by_object) >= self._sweep_at:
             self.mend()
-        if len(self._by_object) >= self._sweep_at:
-            self.sweep()
         inode.object = self.core.object_new(kind, size)
         inode.on_disk = bool(kind & c.OBJ_FILE)
         stale = self._by_object.get(inode.object)
@@ -401,7 +423,7 @@ class FileTable:
     def tidy(self, nobjects: int = -1) -> None:
         """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
         if self._by_object:
-            if self.torn:
+            if self.torn or self.dropped:
                 with self.lock:
                     self.mend()
             if nobjects < 0:
@@ -410,18 +432,22 @@ class FileTable:
                 with self.lock:
                     self.sweep()
 
-    def release(self, inode: Inode) -> None:
+    def release(self, hold: Hold) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""
-        if inode.object:
-            try:
-                self.core.object_release(inode.object)
-                with self.lock:
-                    self._forget_if_gone(inode)
-            except VmemuError:  # the machine may be closed
-                pass
-            except BaseException:
-                self.torn = True
-                raise
+        try:
+            with self.lock:
+                if hold.kept and hold.inode.object:
+                    hold.kept = False
+                    self.core.object_release(hold.inode.object)
+                    self._forget_if_gone(hold.inode)
+                if hold.drop in self.dropped:
+                    self.dropped.remove(hold.drop)
+                hold.drop = None  # it may have been closed
+        except VmemuError:  # the machine may be closed
+            pass
+        except BaseException:
+            self.torn = True
+            raise
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
@@ -542,15 +568,20 @@ class FileTable:
                 self._let_go(object_)
 
     def mend(self) -> None:
-        """A call was interrupted: holds that belong to no open file are given back, and what then is gone forgotten.
-        The lock is held."""
+        """Gives back the holds that belong to no open file, as a call was interrupted, or the drop of a file, of which
+        nobody hears; and forgets what then is gone. The lock is held."""
+        ndropped = len(self.dropped)
         for object_, held in self.core.objects().items():
             inode = self._by_object.get(object_)
-            handles = 0 if inode is None else sum(one.alive for one in inode.handles)
-            for _ in range(held - handles - (object_ in self._kept)):
+            kept = int(object_ in self._kept)
+            for hold in () if inode is None else inode.holds:
+                hold.kept = hold.kept and hold.alive() is not None  # a file may have been dropped just now
+                kept += hold.kept
+            for _ in range(held - kept):
                 self.core.object_release(object_)
         self.sweep()
         self.torn = False
+        del self.dropped[:ndropped]
 
     # ---- pages ----
 

@@ -167,7 +167,7 @@ class Kernel:
             lock.acquire()  # who called gives it back
         if self.closed:
             return
-        if own(error):
+        if own(error) and not self.processes.mending:  # else that was interrupted
             self.processes.torn = False
             self.processes.look_round()
         else:

@@ -365,7 +365,7 @@ class Machine:
         with self._kernel.lock:
             if self._kernel.processes.torn:  # by an exception while the last one was dealt with
                 self._kernel.mend()
-            if self._kernel.files.torn:
+            if self._kernel.files.torn or self._kernel.files.dropped:
                 self._kernel.files.mend()
             self._kernel.core.check()
             check(self._kernel)

@@ -82,6 +82,7 @@ class ProcessTable:
         "lender",
         "limits",
         "major",
+        "mending",
         "minor",
         "name",
         "next",
@@ -105,6 +106,7 @@ class ProcessTable:
         "state",
         "status",
         "stopped",
+        "stopping",
         "threads",
         "torn",
         "unborn",
@@ -199,7 +201,7 @@ class ProcessTable:
         """PR_SET_PDEATHSIG."""
 
         # what is under way, for `lifecycle.mending`
-        self.torn = False
+        self.torn = self.mending = False
         """A call was interrupted: what is derived may not agree. Nothing is plain or quiet then, so that everybody asks
         `lifecycle.memory.use`."""
         self.unborn: Sequence[int] = ()
@@ -210,6 +212,8 @@ class ProcessTable:
         """Processes whose memory has gone and whose end was not made known."""
         self.executing: Any = None
         """An execve that can't go back."""
+        self.stopping: Any = None
+        """A process that a signal stops: (process, task, signal)."""
         self.sending: Any = None
         """A signal, and who gets it: (process, task or 0)."""
 

@@ -17,7 +17,7 @@ from vmemu.limits import Resource
 from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag, ProcessTable
 from vmemu.types import PAGE_SIZE, FaultKind
 
-__all__ = ["die", "end_process", "end_task", "exit_group", "orphan", "reap", "settle", "stay_alone", "uncount"]
+__all__ = ["die", "end_process", "end_task", "exit_group", "orphan", "reap", "settle", "stay_alone", "stop", "uncount"]
 
 _FATAL, _FILE_MAJOR, _SWAP_IN = int(FaultKind.SEGV_MAPERR), int(FaultKind.FILE_MAJOR), int(FaultKind.SWAP_IN)
 _CORE = 0x80
@@ -265,10 +265,20 @@ def _receive(kernel: Kernel, pid: int) -> None:
                 die(kernel, pid, sig | (_CORE if _dumps_core(kernel, pid, sig) else 0))
                 return
             elif not bit(sig) & _JOB_STOPS or not _orphaned(kernel, table.group[pid], 0):
-                table.stopped[pid] = sig
-                table.report[pid] = sig << 8 | 0x7F
-                tell_parent(kernel, pid)
+                table.stopping = (pid, tid, sig)
+                stop(kernel, pid, tid, sig)
+                table.stopping = None
+                continue
             _take(kernel, pid, tid, sig)
+
+
+def stop(kernel: Kernel, pid: int, tid: int, sig: int) -> None:
+    """A signal stops a process (do_signal_stop())."""
+    table = kernel.processes
+    table.stopped[pid] = sig
+    table.report[pid] = sig << 8 | 0x7F
+    tell_parent(kernel, pid)
+    _take(kernel, pid, tid, sig)
 
 
 def _next(kernel: Kernel, pid: int, tid: int) -> int:

@@ -124,7 +124,7 @@ class ByFile(Generic[T]):
 
     def __init__(self) -> None:
         self._kept: collections.OrderedDict[Any, T] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come here too
 
     def __len__(self) -> int:
         return len(self._kept)
