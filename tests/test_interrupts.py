@@ -40,6 +40,12 @@ class Cut(BaseException):
 
 
 @cache
+def ours(code: CodeType) -> bool:
+    """It is vmemu's."""
+    return code.co_filename.startswith(HERE)
+
+
+@cache
 def stops(code: CodeType) -> set[int]:
     """Offsets of a function's instructions before which it may be interrupted: neither such, nor between the beginning
     of a call and its lock, where methods are got and no handler runs either."""
@@ -60,6 +66,7 @@ class Cutter:
 
     def __init__(self, how: str, *steps: int) -> None:
         self.how, self.steps, self.n, self.cuts = how, steps, 0, 0
+        self.last = max(steps)
         self.signal = Tripped(signal.SIGUSR1)
 
     def handler(self, _signum: int, _frame: FrameType | None) -> None:
@@ -67,13 +74,15 @@ class Cutter:
         raise Cut
 
     def profile(self, frame: FrameType, event: str, _arg: Any) -> None:
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(HERE):
+        if event in ("call", "c_return") and ours(frame.f_code):
             self.n += 1
             if self.n - 1 in self.steps:
+                if self.n > self.last:
+                    sys.setprofile(None)
                 self.signal.now  # noqa: B018 - comes
 
     def trace(self, frame: FrameType, event: str, _arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(HERE):
+        if not ours(frame.f_code):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode" and frame.f_lasti in stops(frame.f_code):
