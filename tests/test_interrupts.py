@@ -9,6 +9,7 @@ returns), and signals are real, or every instruction.
 from __future__ import annotations
 
 import _thread
+import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ class Cutter:
     def __init__(self, how: str, *steps: int) -> None:
         self.how, self.steps, self.n, self.cuts = how, steps, 0, 0
         self.last = max(steps)
+        self.hooks = self.profile, self.trace  # kept: CPython calls them without holding them (3.11)
         self.signal = Tripped(signal.SIGUSR1)
 
     def handler(self, _signum: int, _frame: FrameType | None) -> None:
@@ -90,18 +92,19 @@ class Cutter:
             if self.n - 1 in self.steps:
                 self.cuts += 1
                 raise Cut  # which ends tracing
-        return self.trace
+        return self.hooks[1]
 
     def __call__(self, call: Callable[[], object]) -> None:
         """Makes a call. `cuts` says how often it was interrupted."""
         tracer, hook, handler = sys.gettrace(), sys.unraisablehook, signal.signal(signal.SIGUSR1, self.handler)
         # Out of a finalizer, or a generator that is closed, nobody gets the exception: the call goes on.
         sys.unraisablehook = lambda lost: hook(lost) if lost.exc_type is not Cut else None
+        gc.disable()  # so that step n is the same each time
         try:
             if self.how == "signals":
-                sys.setprofile(self.profile)
+                sys.setprofile(self.hooks[0])
             else:
-                sys.settrace(self.trace)
+                sys.settrace(self.hooks[1])
             call()
         except Cut:
             pass
@@ -110,6 +113,7 @@ class Cutter:
             sys.settrace(tracer)
             sys.unraisablehook = hook
             signal.signal(signal.SIGUSR1, handler)
+            gc.enable()
 
 
 World = Callable[[Machine], Callable[[], object]]
