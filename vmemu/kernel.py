@@ -134,6 +134,7 @@ class Kernel:
         self.shared: Watched[SharedSpace] = table.watch(suspending=True)
         """By id: the spaces that several tasks use."""
         self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
+        self.cgroups.interrupted = self.interrupted
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
         self.paging: Paging | None = None
@@ -168,8 +169,7 @@ class Kernel:
         if self.closed:
             return
         if own(error) and not self.processes.mending:  # else that was interrupted
-            self.processes.torn = False
-            self.processes.look_round()
+            self.processes.calm()
         else:
             self.mend()
 

@@ -23,12 +23,13 @@ from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
 from vmemu.lifecycle import birth
 from vmemu.lifecycle.check import check
+from vmemu.lifecycle.death import kill_all
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
 from vmemu.memory.reclaim import start_paging
 from vmemu.memory.shortage import make_room, squeeze
-from vmemu.oom import OomReport, kill_all, out_of_memory
+from vmemu.oom import OomReport, out_of_memory
 from vmemu.pids import INIT
 from vmemu.process import Process
 from vmemu.procfs import ProcFS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import NamedTuple, cast
 
 from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
-from vmemu.kernel import Kernel, whole
-from vmemu.lifecycle.death import die, settle
+from vmemu.kernel import Kernel
+from vmemu.lifecycle.death import Tally, kill_all
 from vmemu.pids import INIT, RUNNING, ZOMBIE
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["OomCandidate", "OomReport", "kill_all", "out_of_memory"]
+__all__ = ["OomCandidate", "OomReport", "out_of_memory"]
 
 NEVER = -1000
 """oom_score_adj of who is not to be chosen (OOM_SCORE_ADJ_MIN)."""
@@ -268,13 +267,12 @@ def out_of_memory(kernel: Kernel, pid: int, cgroup: int = 0) -> bool:
             other for other in _scanned(kernel, group.number) if other != victim and table.oom_adj[other] > NEVER
         ]
     killed = list(dict.fromkeys(sharer for one in chosen for sharer in _with_sharers(kernel, one)))
-    _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, None if group is None else group.path)
-    for one in chosen:
-        kernel.cgroups.of(one).event("oom_kill")
+    path = None if group is None else group.path
+    report = _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, path)
+    events = [(events, "oom_kill") for one in chosen for events in kernel.cgroups.of(one).counters()]
     if group is not None:
-        group.event("oom_group_kill")
-    kernel.oom_kills += len(chosen)
-    kill_all(kernel, killed)
+        events += [(events, "oom_group_kill") for events in group.counters()]
+    kill_all(kernel, killed, Tally(events, kernel.oom_kills + len(chosen), report))
     return True
 
 
@@ -296,15 +294,6 @@ def _with_sharers(kernel: Kernel, pid: int) -> list[int]:
     shared = kernel.shared.get(table.space[_task(kernel, pid)])
     others = {table.process(other) for other in shared.saved} - {pid, INIT} if shared else ()
     return [pid, *sorted(others)]
-
-
-@whole
-def kill_all(kernel: Kernel, pids: Iterable[int]) -> None:
-    """SIGKILL, which ends them at once."""
-    for pid in pids:
-        if kernel.processes.alive(pid):
-            die(kernel, pid, signal.SIGKILL)
-    settle(kernel)
 
 
 def _report(
@@ -333,5 +322,6 @@ def _report(
         group=group,
         by_allocating=allocating,
     )
-    kernel.oom_reports.append(report)
+    if not victim:
+        kernel.oom_reports.append(report)
     return report

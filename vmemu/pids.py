@@ -77,6 +77,7 @@ class ProcessTable:
         "flags",
         "group",
         "image",
+        "killing",
         "leader",
         "leaving",
         "lender",
@@ -216,6 +217,8 @@ class ProcessTable:
         """A process that a signal stops: (process, task, signal)."""
         self.sending: Any = None
         """A signal, and who gets it: (process, task or 0)."""
+        self.killing: Any = None
+        """Processes that SIGKILL ends together, and what is counted with that."""
 
         self._members: dict[int, int] = {}
         """By process group: how many processes are in it."""
@@ -241,6 +244,11 @@ class ProcessTable:
         """Sets `plain` and `quiet`."""
         self.plain = not (self.torn or any(self._suspending))
         self.quiet = not (self.torn or any(self._watched))
+
+    def calm(self) -> None:
+        """Nothing is torn any more, which is one step."""
+        plain, quiet = not any(self._suspending), not any(self._watched)
+        self.plain, self.quiet, self.mending, self.torn = plain, quiet, False, False
 
     def __len__(self) -> int:
         return self._count

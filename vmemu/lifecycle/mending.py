@@ -3,9 +3,9 @@
 Few things are primary: a task is there if its row says so (`state`), a space if the core has it, a task uses the space
 in its row. The rest follows: lists of children, counters, who shares a space, what few tasks have. The calls keep an
 order in which each has one step from which on it counts as done, and note beside the table what needs more than that
-(`unborn`, `dying`, `leaving`, `executing`, `stopping`, `sending`). So `mend` takes back births that were not complete,
-completes ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is, and may
-be interrupted itself: then `torn` stays set, and the next call begins with it.
+(`unborn`, `dying`, `leaving`, `executing`, `stopping`, `sending`, `killing`). So `mend` takes back births that were not
+complete, completes ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is,
+and may be interrupted itself: then `torn` stays set, and the next call begins with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from vmemu.columns import Watched
 from vmemu.kernel import Kernel, SharedSpace
-from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, orphan, reap, settle, stop
+from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, go_on_killing, orphan, reap, settle, stop
 from vmemu.lifecycle.program import go_on
 from vmemu.lifecycle.signals import post
 from vmemu.pids import FREE, HELD, INIT, RUNNING, THREAD, ZOMBIE, ProcessTable
@@ -50,8 +50,7 @@ def mend(kernel: Kernel) -> None:
     _free_spaces(kernel, living)
     _complete(kernel)
     kernel.files.mend()
-    table.torn = table.mending = False
-    table.look_round()
+    table.calm()
 
 
 # ---- rows ----
@@ -177,7 +176,9 @@ def _recount(kernel: Kernel) -> None:
     users = Counter(kernel.credentials.of(tid).uid for tid in tasks)
     kernel.users.clear()
     kernel.users.update(users)
-    kernel.cgroups.recount(Counter(table.cgroup[tid] for tid in tasks))
+    for tid, pid in table.leader.items():
+        table.cgroup[tid] = table.cgroup[pid]
+    kernel.cgroups.recount(tasks)
 
 
 # ---- what few tasks have ----
@@ -216,7 +217,7 @@ def _alive(table: ProcessTable, pid: int) -> bool:
 
 
 def _share(kernel: Kernel) -> None:
-    """Who uses which space, and whose its faults are."""
+    """Who uses which space, whose its faults are, and who pays for it."""
     table = kernel.processes
     users: dict[int, list[int]] = {}
     for tid, state in enumerate(table.state):
@@ -239,6 +240,10 @@ def _share(kernel: Kernel) -> None:
         kernel.own(sid, table.process(current))
         shared[sid] = SharedSpace(current, saved)
     _set(kernel.shared, shared)
+    if kernel.cgroups:
+        for sid, some in users.items():
+            owner = next(iter(shared[sid].saved)) if sid in shared else some[0]
+            kernel.core.space_cgroup(sid, table.cgroup[owner])
 
 
 def _free_spaces(kernel: Kernel, living: set[int]) -> None:
@@ -275,6 +280,8 @@ def _complete(kernel: Kernel) -> None:
             reap(kernel, pid)
     table.dying = table.leaving = 0
     table.ended.clear()
+    if table.killing is not None:
+        go_on_killing(kernel)
     if table.stopping is not None:
         pid, tid, sig = table.stopping
         if _alive(table, pid):
