@@ -127,6 +127,7 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
+	uint32_t stamped;  /* there are stamps */
 	uint32_t payer;	   /* cgroup to which frames are charged during this call, 0: the root, that is none */
 	uint32_t
 		refused; /* why a frame could not be had during this call: the cgroup at its limit, or NO_FRAME_LEFT; 0: it could,

@@ -290,6 +290,7 @@ int reclaim_set_policy(struct vm *vm, uint32_t policy, uint64_t seed)
 		host_free(&vm->host, f->stamps, (f->nframes + 1) * sizeof(*f->stamps));
 		f->stamps = NULL;
 	}
+	f->stamped = (uint32_t)stamps;
 	if (stamps)
 		memset(f->stamps, 0, (f->nframes + 1) * sizeof(*f->stamps));
 	f->recency = policy == VMEMU_POLICY_LRU ? f->stamps : NULL;
@@ -305,5 +306,6 @@ void reclaim_destroy(struct vm *vm)
 	host_free(&vm->host, vm->frames.stamps, (vm->frames.nframes + 1) * sizeof(*vm->frames.stamps));
 	host_free(&vm->host, vm->reclaim.marks, vm->frames.nframes);
 	vm->frames.stamps = vm->frames.recency = NULL;
+	vm->frames.stamped = 0;
 	vm->reclaim.marks = NULL;
 }

@@ -61,6 +61,8 @@ def shrink(kernel: Kernel, npages: int, cgroup: int = 0) -> int:
         return 0
     with kernel.lock:
         paging.stalls += 1
+        if not cgroup:  # what kswapd does meanwhile
+            npages = max(npages, paging.high - kernel.core.free_frames())
         before = _scanned(kernel)
         freed = _reclaim(kernel, paging, npages, cgroup)
         paging.steal_direct += freed
