@@ -24,11 +24,13 @@ int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out)
 	return leave(m, 0);
 }
 
-/* A frame with the bytes of a slot, marked as read for a fault if `major`. -ENOMEM. */
-static int read_in(struct vm *vm, uint32_t flags, const void *data, pfn_t *pfn)
+/* A frame with the bytes of a slot, for which pays who paid before (mem_cgroup_swapin_charge_folio()). -ENOMEM. */
+static int read_in(struct vm *vm, uint32_t slot, uint32_t flags, const void *data, pfn_t *pfn)
 {
-	int rc = frame_alloc(&vm->frames, flags, pfn, NULL);
+	int rc;
 
+	vm->frames.payer = vm->frames.swap.payer[slot];
+	rc = frame_alloc(&vm->frames, flags, pfn, NULL);
 	if (rc)
 		return rc;
 	if (vm->frames.contents)
@@ -48,7 +50,7 @@ int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data)
 		return leave(m, -EINVAL);
 	if (!f->swap.count[slot] || swap_find(f, slot) != NO_PFN)
 		return leave(m, 0);
-	rc = read_in(&m->vm, FRAME_ANON | FRAME_MAJOR, data, &pfn);
+	rc = read_in(&m->vm, slot, FRAME_ANON | FRAME_MAJOR, data, &pfn);
 	if (rc)
 		return leave(m, rc);
 	swap_cache(f, slot, pfn);
@@ -94,7 +96,7 @@ int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, co
 		return leave(m, -EINVAL);
 	if (!object_slot(obj, index) || object_find(&m->vm.objects, obj, index) != NO_PFN)
 		return leave(m, 0);
-	rc = read_in(&m->vm, FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);
+	rc = read_in(&m->vm, object_slot(obj, index), FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);
 	if (!rc)
 		object_swap_in(&m->vm.objects, obj, index, pfn);
 	return leave(m, rc);

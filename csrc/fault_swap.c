@@ -47,7 +47,7 @@ static void map_swapped(struct fault *f, const struct leaf *leaf, pfn_t pfn, int
 	frame_get(frames, pfn);
 	table_set(&f->vm->tables, leaf, e);
 	/* should_try_to_free_swap() */
-	if (!frames->swap.count[slot] && (swap_full(frames) || f->vma.flags & VMEMU_VM_LOCKED ||
+	if (!frames->swap.count[slot] && (swap_full(frames, slot) || f->vma.flags & VMEMU_VM_LOCKED ||
 					  (f->access == VMEMU_WRITE && frame_of(frames, pfn)->refs == 2)))
 		swap_leave(frames, pfn);
 }

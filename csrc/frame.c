@@ -416,6 +416,17 @@ void frame_free(struct frames *f, pfn_t pfn)
 	}
 }
 
+void frame_make_shared(struct frames *f, struct frame *fr)
+{
+	f->anon--;
+	f->shmem++;
+	fr->flags = (uint16_t)((fr->flags & ~FRAME_ANON) | FRAME_SHMEM);
+	if (fr->cgroup) {
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_ANON]--;
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_SHMEM]++;
+	}
+}
+
 void frame_free_block(struct frames *f, pfn_t head)
 {
 	struct block *blk = &f->blocks[head / BLOCK_FRAMES];

@@ -93,6 +93,7 @@ struct swap {
 	uint32_t *count; /* by slot: swap entries, and memory objects, that hold it */
 	uint32_t *frame; /* by slot: the frame in the swap cache, plus one; of a free slot: the next free one */
 	uint32_t *slot;	 /* by pfn: its slot, 0: not in the swap cache */
+	uint16_t *payer; /* by slot: the cgroup that it is charged to */
 	uint32_t nslots; /* numbered from 1 on; 0: no swap */
 	uint32_t used;
 	uint32_t cached; /* frames in the swap cache */
@@ -173,6 +174,8 @@ void folio_get_frame(struct frames *f, pfn_t pfn);
 void folio_put_frame(struct frames *f, pfn_t pfn);
 /* In folio.c: one huge entry less. */
 void folio_put(struct frames *f, pfn_t head);
+/* What was taken for anonymous memory is shared memory. */
+void frame_make_shared(struct frames *f, struct frame *fr);
 /* In swap.c: nothing maps a frame of the swap cache any more. */
 void swap_idle(struct frames *f, pfn_t pfn);
 /* In folio.c: dissolves a folio that is partly unmapped (the deferred split list), or frees the unused huge zero page; 0: there

@@ -60,7 +60,7 @@ struct reclaim_state {
 	uint64_t floor;	  /* and free ones below which it is tried again all the same */
 	uint8_t *marks;	  /* by pfn, scratch of one run; NULL until first needed */
 	uint32_t policy;  /* enum vmemu_policy */
-	uint32_t started; /* a run has been made */
+	uint32_t runs;	  /* made so far */
 	uint64_t random;  /* state of the generator */
 	pfn_t hand[2];	  /* where the clock is, for anonymous memory and for files */
 	uint64_t counts[VMEMU_NRECLAIM];

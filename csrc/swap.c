@@ -8,9 +8,10 @@ int swap_on(struct frames *f, uint32_t n)
 	s->count = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->count));
 	s->frame = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->frame));
 	s->slot = host_zalloc(f->host, f->nframes * sizeof(*s->slot));
+	s->payer = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->payer));
 	s->nslots = n;
 	s->fresh = 1;
-	if (s->count && s->frame && s->slot)
+	if (s->count && s->frame && s->slot && s->payer)
 		return 0;
 	swap_destroy(f);
 	return -ENOMEM;
@@ -23,10 +24,11 @@ void swap_destroy(struct frames *f)
 	host_free(f->host, s->count, (s->nslots + UINT64_C(1)) * sizeof(*s->count));
 	host_free(f->host, s->frame, (s->nslots + UINT64_C(1)) * sizeof(*s->frame));
 	host_free(f->host, s->slot, f->nframes * sizeof(*s->slot));
+	host_free(f->host, s->payer, (s->nslots + UINT64_C(1)) * sizeof(*s->payer));
 	memset(s, 0, sizeof(*s));
 }
 
-uint32_t swap_take(struct frames *f)
+uint32_t swap_take(struct frames *f, uint32_t cgroup)
 {
 	struct swap *s = &f->swap;
 	uint32_t slot = s->head;
@@ -39,6 +41,9 @@ uint32_t swap_take(struct frames *f)
 		return 0;
 	s->frame[slot] = 0;
 	s->used++;
+	s->payer[slot] = (uint16_t)cgroup;
+	if (cgroup)
+		cgroup_charge_swap(&f->cgroups, cgroup);
 	return slot;
 }
 
@@ -49,6 +54,8 @@ static void give(struct frames *f, uint32_t slot)
 	s->frame[slot] = s->head;
 	s->head = slot;
 	s->used--;
+	cgroup_uncharge_swap(&f->cgroups, s->payer[slot]);
+	s->payer[slot] = 0;
 }
 
 void swap_get(struct frames *f, uint32_t slot)
@@ -79,6 +86,8 @@ void swap_cache(struct frames *f, uint32_t slot, pfn_t pfn)
 	f->swap.slot[pfn] = slot;
 	f->swap.frame[slot] = pfn + 1;
 	f->swap.cached++;
+	if (fr->cgroup)
+		f->cgroups.of[fr->cgroup].cached++;
 	fr->flags |= FRAME_SWAPCACHE;
 	fr->refs++;
 }
@@ -93,11 +102,25 @@ void swap_leave(struct frames *f, pfn_t pfn)
 	s->slot[pfn] = 0;
 	s->frame[slot] = 0;
 	s->cached--;
+	if (fr->cgroup)
+		f->cgroups.of[fr->cgroup].cached--;
 	if (!s->count[slot])
 		give(f, slot);
 	fr->flags = (uint16_t)((fr->flags & ~(FRAME_SWAPCACHE | FRAME_MAJOR)) | FRAME_DIRTY);
 	if (--fr->refs == 0)
 		frame_free(f, pfn);
+}
+
+int swap_full(const struct frames *f, uint32_t slot)
+{
+	const struct cgroups *c = &f->cgroups;
+
+	if ((uint64_t)f->swap.used * 2 >= f->swap.nslots)
+		return 1;
+	for (uint32_t id = f->swap.payer[slot]; id; id = c->of[id].parent)
+		if (c->of[id].swap * 2 >= c->of[id].swap_max)
+			return 1;
+	return 0;
 }
 
 int swap_can_leave(const struct frames *f, pfn_t pfn)

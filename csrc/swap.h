@@ -20,8 +20,8 @@
 int swap_on(struct frames *f, uint32_t n);
 void swap_destroy(struct frames *f);
 
-/* A free slot, or 0; it is the caller's to have it held at once. */
-uint32_t swap_take(struct frames *f);
+/* A free slot for a frame's cgroup, which has room for it, or 0; it is the caller's to have it held at once. */
+uint32_t swap_take(struct frames *f, uint32_t cgroup);
 /* One more holder, one less; the last one frees it if nothing maps its frame. */
 void swap_get(struct frames *f, uint32_t slot);
 void swap_put(struct frames *f, uint32_t slot);
@@ -38,10 +38,8 @@ void swap_cache(struct frames *f, uint32_t slot, pfn_t pfn);
 void swap_leave(struct frames *f, pfn_t pfn);
 /* 1 if a frame of the swap cache may leave it, for nobody looks for it there; else 0. */
 int swap_can_leave(const struct frames *f, pfn_t pfn);
-/* So much is in use that slots are freed as soon as they are read (vm_swap_full()). */
-static inline int swap_full(const struct frames *f)
-{
-	return (uint64_t)f->swap.used * 2 >= f->swap.nslots;
-}
+/* So much is in use, of the device or of what the slot's cgroup may have, that slots are freed as soon as they are read
+ * (mem_cgroup_swap_full()). */
+int swap_full(const struct frames *f, uint32_t slot);
 
 #endif

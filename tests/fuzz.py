@@ -654,7 +654,7 @@ class Border(Round):
             if rc == 0:
                 del self.groups[one]
         elif which == 2:
-            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(2)]
+            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(3)]
             self.ok(lib.vmemu_cgroup_limit(m, one, *limits), errno.ENOENT, say=f"{limits}")
         elif which == 3:
             info = ffi.new("struct vmemu_cgroup_info *")
@@ -886,6 +886,8 @@ class Border(Round):
             assert self.trap.object in self.groups
         if rc == lib.VMEMU_TRAP_SWAP:
             self.bring_back()
+        if rc == lib.VMEMU_TRAP_RECLAIM and self.trap.object:
+            self.ok(lib.vmemu_cgroup_settled(self.m, self.trap.object, self.rng.choice((0, 1, 32))))
         if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
             size = self.rng.choice((0, 1, 5000, 32 * PAGE))
             data = ffi.from_buffer(bytes(size))

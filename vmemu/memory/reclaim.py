@@ -24,17 +24,22 @@ __all__ = [
     "FilePager",
     "balance",
     "fetch",
+    "hold_back",
     "in_vain",
     "page_out",
+    "share",
     "shrink",
     "start_paging",
     "swap_in",
+    "trim",
 ]
 
 _SWAPPED, _GUARD = 1 << 62, 1 << 58
 """Of pagemap."""
 _LEAST, _MOST = 32, 4096
 """Frames asked for at once: where one lacks (SWAP_CLUSTER_MAX), and at most."""
+_PART = 64
+"""Of the machine's memory, or of a control group's, that much goes at least: all of it is looked at for that."""
 _RETRIES = 16
 """Times that an access may come no further for it (MAX_RECLAIM_RETRIES)."""
 _STOPS = 64
@@ -61,8 +66,6 @@ def shrink(kernel: Kernel, npages: int, cgroup: int = 0) -> int:
         return 0
     with kernel.lock:
         paging.stalls += 1
-        if not cgroup:  # what kswapd does meanwhile
-            npages = max(npages, paging.high - kernel.core.free_frames())
         before = _scanned(kernel)
         freed = _reclaim(kernel, paging, npages, cgroup)
         paging.steal_direct += freed
@@ -97,12 +100,40 @@ def balance(kernel: Kernel, vain: bool = False) -> None:
         before = _scanned(kernel)
         wanted = paging.high - kernel.core.free_frames()
         if wanted > 0 and not vain:
+            wanted = max(wanted, kernel.npages // _PART)
             freed = _reclaim(kernel, paging, wanted, 0)
             paging.balanced += 1
             paging.steal_kswapd += freed
             paging.scan_kswapd += _scanned(kernel) - before
         if vain or kernel.core.free_frames() < paging.low:
             kernel.core.stalled()
+
+
+def share(kernel: Kernel, cgroup: int) -> int:
+    """Frames that are worth a look at all of them: of the machine, what kswapd frees meanwhile too."""
+    if kernel.paging is None:
+        return 0
+    if cgroup:
+        return min(int(kernel.core.cgroup_info(cgroup).usage) // _PART, _MOST)
+    return max(kernel.paging.high - kernel.core.free_frames(), kernel.npages // _PART)
+
+
+def trim(kernel: Kernel, cgroup: int, most: int) -> None:
+    """Brings what a control group is charged for down to *most* pages, as far as reclaim goes (memory_high_write())."""
+    while (over := int(kernel.core.cgroup_info(cgroup).usage) - most) > 0 and shrink(kernel, over, cgroup):
+        pass
+
+
+def hold_back(kernel: Kernel, cgroup: int, vain: bool) -> None:
+    """A control group was charged beyond its memory.high: brings it back (reclaim_high()). *vain*: nothing comes of
+    that now."""
+    with kernel.lock:
+        group = kernel.cgroups.by_id.get(cgroup)
+        if group is None:  # by now
+            return
+        if not vain and group.memory_high is not None:
+            trim(kernel, cgroup, group.memory_high // PAGE_SIZE)
+        kernel.core.cgroup_settled(cgroup, _LEAST)
 
 
 def _scanned(kernel: Kernel) -> int:
