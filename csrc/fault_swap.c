@@ -63,9 +63,15 @@ int fault_swap_in(struct fault *f)
 		return VMEMU_OOM;
 	pfn = swap_find(frames, pte_slot(*leaf.pte));
 	if (pfn == NO_PFN) {
-		f->trap->object = 0;
-		f->trap->index = pte_slot(*leaf.pte);
-		return -VMEMU_TRAP_SWAP;
+		int rc = swap_bring_cached(frames, pte_slot(*leaf.pte), NULL, &pfn);
+
+		if (rc == -ENOMEM)
+			return VMEMU_OOM;
+		if (rc) { /* the caller reads it, or knows what is the matter */
+			f->trap->object = 0;
+			f->trap->index = pte_slot(*leaf.pte);
+			return -VMEMU_TRAP_SWAP;
+		}
 	}
 	major = (frame_of(frames, pfn)->flags & FRAME_MAJOR) != 0;
 	exclusive = becomes_exclusive(f, *leaf.pte, pfn);

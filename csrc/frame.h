@@ -99,6 +99,9 @@ struct swap {
 	uint32_t cached; /* frames in the swap cache */
 	uint32_t fresh;	 /* slots from this one on were never used */
 	uint32_t head;	 /* last slot freed */
+	uint8_t *memory; /* where slot 1 is, if the caller lends the device as memory, */
+	int fd;		 /* or the file that it is; -1: neither, then the caller reads and writes */
+	uint64_t ins;	 /* pages read since boot */
 };
 
 struct frames {

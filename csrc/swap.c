@@ -1,5 +1,12 @@
 /* Swap: slots, their holders, the swap cache. See swap.h. */
+#define _GNU_SOURCE /* pwritev */
 #include "swap.h"
+
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Frames written at once. */
+#define BATCH 64u
 
 int swap_on(struct frames *f, uint32_t n)
 {
@@ -11,6 +18,7 @@ int swap_on(struct frames *f, uint32_t n)
 	s->payer = host_zalloc(f->host, (n + UINT64_C(1)) * sizeof(*s->payer));
 	s->nslots = n;
 	s->fresh = 1;
+	s->fd = -1;
 	if (s->count && s->frame && s->slot && s->payer)
 		return 0;
 	swap_destroy(f);
@@ -77,6 +85,98 @@ void swap_put(struct frames *f, uint32_t slot)
 	else if (frame_of(f, pfn)->refs == 1)
 		swap_leave(f, pfn);
 }
+
+/* ---- bytes ---- */
+
+static off_t offset_of(uint32_t slot)
+{
+	return (off_t)(slot - 1) << PAGE_SHIFT;
+}
+
+static int read_slot(const struct swap *s, uint32_t slot, uint8_t *to)
+{
+	size_t done = 0;
+
+	if (s->memory) {
+		memcpy(to, s->memory + offset_of(slot), PAGE_BYTES);
+		return 0;
+	}
+	while (done < PAGE_BYTES) {
+		ssize_t n = pread(s->fd, to + done, PAGE_BYTES - done, offset_of(slot) + (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return -EIO;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+int swap_bring(struct frames *f, uint32_t slot, uint32_t flags, const void *data, pfn_t *pfn)
+{
+	struct swap *s = &f->swap;
+	uint32_t payer = f->payer;
+	int rc;
+
+	if (f->contents && !data && !s->memory && s->fd < 0)
+		return -ENXIO;
+	f->payer = s->payer[slot];
+	rc = frame_alloc(f, flags, pfn, NULL);
+	f->payer = payer;
+	if (rc)
+		return rc;
+	if (f->contents && data)
+		memcpy(frame_bytes(f, *pfn), data, PAGE_BYTES);
+	else if (f->contents)
+		rc = read_slot(s, slot, frame_bytes(f, *pfn));
+	if (rc)
+		frame_put(f, *pfn);
+	else
+		s->ins++;
+	return rc;
+}
+
+int swap_bring_cached(struct frames *f, uint32_t slot, const void *data, pfn_t *pfn)
+{
+	int rc = swap_bring(f, slot, FRAME_ANON | FRAME_MAJOR, data, pfn);
+
+	if (rc)
+		return rc;
+	swap_cache(f, slot, *pfn);
+	frame_of(f, *pfn)->refs--; /* the cache has it */
+	return 0;
+}
+
+int swap_write(const struct frames *f, const pfn_t *pfns, uint32_t n)
+{
+	const struct swap *s = &f->swap;
+	uint32_t first = s->slot[pfns[0]], run = 1;
+	struct iovec parts[BATCH];
+	ssize_t done;
+
+	if (!f->contents)
+		return (int)n;
+	while (run < n && run < BATCH && s->slot[pfns[run]] == first + run)
+		run++;
+	for (uint32_t i = 0; i < run; i++) {
+		if (s->memory)
+			memcpy(s->memory + offset_of(first + i), frame_bytes(f, pfns[i]), PAGE_BYTES);
+		parts[i] = (struct iovec){ frame_bytes(f, pfns[i]), PAGE_BYTES };
+	}
+	if (s->memory)
+		return (int)run;
+	if (s->fd < 0)
+		return -ENXIO;
+	do
+		done = pwritev(s->fd, parts, (int)run, offset_of(first));
+	while (done < 0 && errno == EINTR);
+	if (done < 0)
+		return -errno;
+	return done < (ssize_t)PAGE_BYTES ? -ENOSPC : (int)(done >> PAGE_SHIFT);
+}
+
+/* ---- the cache ---- */
 
 void swap_cache(struct frames *f, uint32_t slot, pfn_t pfn)
 {

@@ -2,7 +2,7 @@
  *
  *      swap entries, objects ──► slot: count      slot ──► frame that holds the same bytes, or is on its way (the swap cache)
  *
- * The device and its bytes are the caller's; here are numbers. A slot is in use while something holds it or a frame of the swap
+ * The device is the caller's; here are numbers, and bytes are moved if it is lent. A slot is in use while something holds it or a frame of the swap
  * cache does. The cache has a reference to its frames; a frame that nothing maps stays while the slot is held by somebody who will
  * look for it there, and goes when nobody does (free_swap_cache()). FRAME_DIRTY, or D in an entry, says that the frame holds other
  * bytes than the slot.
@@ -31,6 +31,15 @@ static inline pfn_t swap_find(const struct frames *f, uint32_t slot)
 {
 	return f->swap.frame[slot] - 1;
 }
+
+/* A new frame with the bytes of a slot, FRAME_USED | flags, for which pays who paid before (mem_cgroup_swapin_charge_folio()).
+ * From data, or if that is NULL, from the device: -ENXIO where the caller has to read it. -ENOMEM, -EIO. */
+int swap_bring(struct frames *f, uint32_t slot, uint32_t flags, const void *data, pfn_t *pfn);
+/* The same, put into the cache as just read for a fault. */
+int swap_bring_cached(struct frames *f, uint32_t slot, const void *data, pfn_t *pfn);
+/* Writes a frame to its slot, and those that follow in the array to the slots that follow. Returns how many of the n frames, at
+ * least 1, or -errno. */
+int swap_write(const struct frames *f, const pfn_t *pfns, uint32_t n);
 
 /* Puts a frame into the cache, which takes a reference of its own. */
 void swap_cache(struct frames *f, uint32_t slot, pfn_t pfn);

@@ -663,6 +663,12 @@ int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
 /* A swap device of n pages, numbered from 1 on; once. -EBUSY: there is one. */
 int vmemu_swap_on(vmemu_machine *m, uint32_t n);
 int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out);
+/* The device's bytes, so that pages come back without a trap: memory that is lent until the next call, from slot 1 on, or if that is
+ * NULL, a file of the host, -1: none. What can't be read from it stops with TRAP_SWAP all the same.
+ * -EINVAL: there is no device. */
+int vmemu_swap_lend(vmemu_machine *m, void *memory, int fd);
+/* Writes those of n victims that have a slot to a device that is lent, and sets `written`. -errno: some of them may be written. */
+int vmemu_swap_write(vmemu_machine *m, struct vmemu_victim *victims, uint32_t n);
 /* The bytes of a slot, for an access that stopped with TRAP_SWAP; 0 also if they are not needed any more. */
 int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data);
 /* The slot where a page of shared memory is, 0 if it is in none or in memory still; and its bytes, major != 0: for a fault. */
