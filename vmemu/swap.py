@@ -139,6 +139,12 @@ class Paging:
     """below this some are reclaimed,"""
     high: int
     """until there are so many."""
+
+    @property
+    def promo(self) -> int:
+        """One step above `high` (promo_wmark_pages())."""
+        return 2 * self.high - self.low
+
     failed: bool = False
     """The device can't be written any more."""
     stops: dict[int, tuple[int, int, int]] = field(default_factory=dict)
