@@ -21,20 +21,43 @@ int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out)
 	out->free = s->nslots - s->used;
 	out->cached = s->cached;
 	memcpy(out->counts, m->vm.reclaim.counts, sizeof(out->counts));
+	out->counts[VMEMU_RC_SWPIN] = s->ins;
 	return leave(m, 0);
 }
 
-/* A frame with the bytes of a slot, marked as read for a fault if `major`. -ENOMEM. */
-static int read_in(struct vm *vm, uint32_t flags, const void *data, pfn_t *pfn)
+int vmemu_swap_lend(vmemu_machine *m, void *memory, int fd)
 {
-	int rc = frame_alloc(&vm->frames, flags, pfn, NULL);
+	struct swap *s = &m->vm.frames.swap;
 
-	if (rc)
-		return rc;
-	if (vm->frames.contents)
-		memcpy(frame_bytes(&vm->frames, *pfn), data, PAGE_BYTES);
-	vm->reclaim.counts[VMEMU_RC_SWPIN]++;
-	return 0;
+	enter(m);
+	if (!s->nslots)
+		return leave(m, -EINVAL);
+	s->memory = memory;
+	s->fd = memory ? -1 : fd;
+	return leave(m, 0);
+}
+
+int vmemu_swap_write(vmemu_machine *m, struct vmemu_victim *victims, uint32_t n)
+{
+	struct frames *f = &m->vm.frames;
+	pfn_t *pfns;
+	uint32_t k = 0;
+	int rc = 0;
+
+	enter(m);
+	pfns = host_zalloc(&m->vm.host, n * sizeof(*pfns));
+	if (!pfns)
+		return leave(m, -ENOMEM);
+	for (uint32_t i = 0; i < n; i++)
+		if (victims[i].slot && f->swap.nslots && victims[i].pfn < f->nframes &&
+		    f->swap.slot[victims[i].pfn] == victims[i].slot)
+			pfns[k++] = victims[i].pfn;
+	for (uint32_t i = 0; i < k && rc >= 0; i += (uint32_t)rc)
+		rc = swap_write(f, pfns + i, k - i);
+	for (uint32_t i = 0; i < n && rc >= 0; i++)
+		victims[i].written |= victims[i].slot != 0;
+	host_free(&m->vm.host, pfns, n * sizeof(*pfns));
+	return leave(m, rc < 0 ? rc : 0);
 }
 
 int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data)
@@ -48,12 +71,8 @@ int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data)
 		return leave(m, -EINVAL);
 	if (!f->swap.count[slot] || swap_find(f, slot) != NO_PFN)
 		return leave(m, 0);
-	rc = read_in(&m->vm, FRAME_ANON | FRAME_MAJOR, data, &pfn);
-	if (rc)
-		return leave(m, rc);
-	swap_cache(f, slot, pfn);
-	frame_put(f, pfn); /* the cache has it */
-	return leave(m, 0);
+	rc = swap_bring_cached(f, slot, data, &pfn);
+	return leave(m, rc);
 }
 
 /* Takes the lock and finds the object; without one the lock is given back and NULL returned. */
@@ -94,7 +113,7 @@ int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, co
 		return leave(m, -EINVAL);
 	if (!object_slot(obj, index) || object_find(&m->vm.objects, obj, index) != NO_PFN)
 		return leave(m, 0);
-	rc = read_in(&m->vm, FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);
+	rc = swap_bring(&m->vm.frames, object_slot(obj, index), FRAME_SHMEM | (major ? FRAME_MAJOR : 0), data, &pfn);
 	if (!rc)
 		object_swap_in(&m->vm.objects, obj, index, pfn);
 	return leave(m, rc);

@@ -25,6 +25,37 @@ static int check_cached(const struct check *c, uint32_t slot, pfn_t pfn)
 	return 0;
 }
 
+/* What memory cgroups have of the device, and of the swap cache. */
+static int check_payers(const struct check *c)
+{
+	const struct frames *f = &c->vm->frames;
+	const struct cgroups *g = &f->cgroups;
+	uint64_t used = min_u64(f->virgin * BLOCK_FRAMES, f->nframes);
+
+	for (uint32_t id = 1; id < g->n; id++) {
+		uint64_t slots = 0, cached = 0;
+
+		if (!cgroup_get(g, id))
+			continue;
+		for (uint32_t slot = 1; slot < f->swap.fresh; slot++) {
+			uint32_t at = f->swap.payer[slot];
+
+			CHECK(!at || cgroup_get(g, at), "slot %u is charged to cgroup %u", slot, at);
+			while (at && at != id)
+				at = g->of[at].parent;
+			slots += at != 0;
+		}
+		for (uint64_t pfn = 0; pfn < used; pfn++)
+			cached += f->of[pfn].cgroup == id && f->of[pfn].flags & FRAME_USED &&
+				  frame_swapcached(&f->of[pfn]);
+		CHECK(g->of[id].swap == slots && g->of[id].swap_peak >= slots && g->of[id].cached == cached,
+		      "cgroup %u: %llu slots and %llu frames in the swap cache, counted %llu and %llu", id,
+		      (unsigned long long)g->of[id].swap, (unsigned long long)g->of[id].cached,
+		      (unsigned long long)slots, (unsigned long long)cached);
+	}
+	return 0;
+}
+
 int check_swap(const struct check *c)
 {
 	const struct frames *f = &c->vm->frames;
@@ -61,5 +92,5 @@ int check_swap(const struct check *c)
 	      cached, flagged);
 	CHECK(n == s->used && n + free + 1 == s->fresh, "%u slots in use, counted %u, and %u free of %u", s->used, n,
 	      free, s->fresh - 1);
-	return 0;
+	return check_payers(c);
 }

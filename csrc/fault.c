@@ -195,9 +195,12 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 	int kind, mapped;
 
 	if (__builtin_expect(f->vm->reclaim.low != 0, 0)) {
-		if (must_wait(f->vm)) {
+		uint32_t over = f->vm->frames.cgroups.over;
+
+		if (over || must_wait(f->vm)) {
 			f->before = 0;
 			f->trap->access = (uint32_t)access;
+			f->trap->object = over;
 			return -VMEMU_TRAP_RECLAIM;
 		}
 		npages = within_watermark(f->vm, npages);

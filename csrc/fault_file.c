@@ -1,6 +1,8 @@
 /* Page faults: the effects on mappings of files and shared memory. See fault.h. Source: Linux mm/memory.c, mm/filemap.c. */
 #include "fault.h"
 
+#include "swap.h"
+
 int fault_mkwrite(struct fault *f)
 {
 	struct leaf leaf;
@@ -102,6 +104,15 @@ static int cached(struct fault *f, pfn_t *pfn)
 		return found(fr);
 	}
 	if (object_slot(f->object, f->index)) {
+		int rc = swap_bring(&f->vm->frames, object_slot(f->object, f->index), FRAME_SHMEM | FRAME_MAJOR, NULL,
+				    pfn);
+
+		if (rc == -ENOMEM)
+			return VMEMU_OOM;
+		if (!rc) {
+			object_swap_in(&f->vm->objects, f->object, f->index, *pfn);
+			return VMEMU_SWAP_IN;
+		}
 		f->trap->object = f->vma.object;
 		f->trap->index = f->index;
 		return -VMEMU_TRAP_SWAP;

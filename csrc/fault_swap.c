@@ -47,7 +47,7 @@ static void map_swapped(struct fault *f, const struct leaf *leaf, pfn_t pfn, int
 	frame_get(frames, pfn);
 	table_set(&f->vm->tables, leaf, e);
 	/* should_try_to_free_swap() */
-	if (!frames->swap.count[slot] && (swap_full(frames) || f->vma.flags & VMEMU_VM_LOCKED ||
+	if (!frames->swap.count[slot] && (swap_full(frames, slot) || f->vma.flags & VMEMU_VM_LOCKED ||
 					  (f->access == VMEMU_WRITE && frame_of(frames, pfn)->refs == 2)))
 		swap_leave(frames, pfn);
 }
@@ -63,9 +63,15 @@ int fault_swap_in(struct fault *f)
 		return VMEMU_OOM;
 	pfn = swap_find(frames, pte_slot(*leaf.pte));
 	if (pfn == NO_PFN) {
-		f->trap->object = 0;
-		f->trap->index = pte_slot(*leaf.pte);
-		return -VMEMU_TRAP_SWAP;
+		int rc = swap_bring_cached(frames, pte_slot(*leaf.pte), NULL, &pfn);
+
+		if (rc == -ENOMEM)
+			return VMEMU_OOM;
+		if (rc) { /* the caller reads it, or knows what is the matter */
+			f->trap->object = 0;
+			f->trap->index = pte_slot(*leaf.pte);
+			return -VMEMU_TRAP_SWAP;
+		}
 	}
 	major = (frame_of(frames, pfn)->flags & FRAME_MAJOR) != 0;
 	exclusive = becomes_exclusive(f, *leaf.pte, pfn);

@@ -23,14 +23,15 @@ static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 	struct frame *fr;
 	pfn_t pfn;
 
-	if (pte_swapped(
-		    *e)) { /* whoever reads it in first shares it or not, in eager mode too (copy_nonpresent_pte()) */
-		*e &= ~PTE_SWAP_EXCLUSIVE;
-		swap_get(frames, pte_slot(*e));
+	if (!pte_mapped(*e)) {
+		if (pte_swapped(*e)) { /* shared, in eager mode too (copy_nonpresent_pte()) */
+			*e &= ~PTE_SWAP_EXCLUSIVE;
+			swap_get(frames, pte_slot(*e));
+		}
+		*copy = *e;
+		return 0;
 	}
 	*copy = *e;
-	if (!pte_mapped(*e))
-		return 0;
 	pfn = pte_pfn(*e);
 	fr = frame_of(frames, pfn);
 	*copy &= v->flags & VMEMU_VM_SHARED ? ~(PTE_A | PTE_D) : ~PTE_A;

@@ -178,7 +178,7 @@ uint64_t frames_whole(const struct frames *f)
 	return n;
 }
 
-static __attribute__((noinline, cold)) void stamp_new(struct frames *f, pfn_t pfn)
+static void stamp_new(struct frames *f, pfn_t pfn)
 {
 	f->stamps[pfn] = f->stamps[f->nframes] += f->step;
 }
@@ -213,8 +213,6 @@ static pfn_t hand_out(struct frames *f, uint32_t flags, int *zeroed)
 	f->free--;
 	f->events[VMEMU_EV_PGALLOC]++;
 	count(f, flags, 1);
-	if (__builtin_expect(f->stamps != NULL, 0))
-		stamp_new(f, (pfn_t)(b * BLOCK_FRAMES + i));
 	return (pfn_t)(b * BLOCK_FRAMES + i);
 }
 
@@ -231,24 +229,29 @@ static inline int take(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed
 	return 0;
 }
 
-/* The same for who pays. */
-static __attribute__((noinline)) int take_paid(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+/* The same where somebody pays or it gets an age. */
+static __attribute__((noinline)) int take_marked(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
-	int rc = pay(f, flags, 1);
+	int rc = f->payer ? pay(f, flags, 1) : 0;
 
 	if (rc)
 		return rc;
 	rc = take(f, flags, pfn, zeroed);
-	if (rc)
+	if (rc && f->payer)
 		cgroup_uncharge(&f->cgroups, f->payer, 1, charge_of(flags));
-	else
-		frame_of(f, *pfn)->cgroup = (uint16_t)f->payer;
-	return rc;
+	if (rc)
+		return rc;
+	frame_of(f, *pfn)->cgroup = (uint16_t)f->payer;
+	if (f->stamps)
+		stamp_new(f, *pfn);
+	return 0;
 }
 
 static inline int get(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
-	return __builtin_expect(f->payer != 0, 0) ? take_paid(f, flags, pfn, zeroed) : take(f, flags, pfn, zeroed);
+	int marked = (f->payer | f->stamped) != 0;
+
+	return __builtin_expect(marked, 0) ? take_marked(f, flags, pfn, zeroed) : take(f, flags, pfn, zeroed);
 }
 
 int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
@@ -410,6 +413,17 @@ void frame_free(struct frames *f, pfn_t pfn)
 	if (--blk->used == 0) {
 		list_remove(f, &f->partial[blk->kind], b);
 		block_emptied(f, b);
+	}
+}
+
+void frame_make_shared(struct frames *f, struct frame *fr)
+{
+	f->anon--;
+	f->shmem++;
+	fr->flags = (uint16_t)((fr->flags & ~FRAME_ANON) | FRAME_SHMEM);
+	if (fr->cgroup) {
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_ANON]--;
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_SHMEM]++;
 	}
 }
 

@@ -93,11 +93,15 @@ struct swap {
 	uint32_t *count; /* by slot: swap entries, and memory objects, that hold it */
 	uint32_t *frame; /* by slot: the frame in the swap cache, plus one; of a free slot: the next free one */
 	uint32_t *slot;	 /* by pfn: its slot, 0: not in the swap cache */
+	uint16_t *payer; /* by slot: the cgroup that it is charged to */
 	uint32_t nslots; /* numbered from 1 on; 0: no swap */
 	uint32_t used;
 	uint32_t cached; /* frames in the swap cache */
 	uint32_t fresh;	 /* slots from this one on were never used */
 	uint32_t head;	 /* last slot freed */
+	uint8_t *memory; /* where slot 1 is, if the caller lends the device as memory, */
+	int fd;		 /* or the file that it is; -1: neither, then the caller reads and writes */
+	uint64_t ins;	 /* pages read since boot */
 };
 
 struct frames {
@@ -127,6 +131,7 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
+	uint32_t stamped;  /* there are stamps */
 	uint32_t payer;	   /* cgroup to which frames are charged during this call, 0: the root, that is none */
 	uint32_t
 		refused; /* why a frame could not be had during this call: the cgroup at its limit, or NO_FRAME_LEFT; 0: it could,
@@ -172,6 +177,8 @@ void folio_get_frame(struct frames *f, pfn_t pfn);
 void folio_put_frame(struct frames *f, pfn_t pfn);
 /* In folio.c: one huge entry less. */
 void folio_put(struct frames *f, pfn_t head);
+/* What was taken for anonymous memory is shared memory. */
+void frame_make_shared(struct frames *f, struct frame *fr);
 /* In swap.c: nothing maps a frame of the swap cache any more. */
 void swap_idle(struct frames *f, pfn_t pfn);
 /* In folio.c: dissolves a folio that is partly unmapped (the deferred split list), or frees the unused huge zero page; 0: there

@@ -60,7 +60,7 @@ struct reclaim_state {
 	uint64_t floor;	  /* and free ones below which it is tried again all the same */
 	uint8_t *marks;	  /* by pfn, scratch of one run; NULL until first needed */
 	uint32_t policy;  /* enum vmemu_policy */
-	uint32_t started; /* a run has been made */
+	uint32_t runs;	  /* made so far */
 	uint64_t random;  /* state of the generator */
 	pfn_t hand[2];	  /* where the clock is, for anonymous memory and for files */
 	uint64_t counts[VMEMU_NRECLAIM];
@@ -82,7 +82,6 @@ struct vm {
 	struct fault_log log;
 	uint32_t *worth; /* by space id: what worst.c knows it to be worth, plus one; 0: it may have changed. NULL until
 				 * first needed, as long as `spaces` after that */
-	struct reclaim_state reclaim;
 	struct trace_way *ways; /* what trace.c remembers of leaf tables; NULL until first needed */
 	struct space **spaces;	/* by id; NULL where free, [0] never used */
 	uint32_t capacity;	/* of spaces */
@@ -94,6 +93,7 @@ struct vm {
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t events[VMEMU_NEVENTS]; /* since boot */
+	struct reclaim_state reclaim;
 };
 
 /* What a space holds is about to change: what it is worth is not known any more. */

@@ -298,9 +298,7 @@ void object_swap_in(struct objects *o, struct object *obj, uint64_t index, pfn_t
 		swap_leave(o->frames, pfn);
 	}
 	if (fr->flags & FRAME_ANON) { /* read in by who knew no more than the slot */
-		o->frames->anon--;
-		o->frames->shmem++;
-		fr->flags = (uint16_t)((fr->flags & ~FRAME_ANON) | FRAME_SHMEM);
+		frame_make_shared(o->frames, fr);
 	}
 	fr->flags |= FRAME_DIRTY;
 	swap_put(o->frames, slot);

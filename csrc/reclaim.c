@@ -202,6 +202,7 @@ int reclaim_begin(struct vm *vm, uint32_t cap, struct reclaim **out)
 	r->cap = cap;
 	r->used = min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes);
 	r->room = vm->frames.swap.nslots - vm->frames.swap.used;
+	s->runs++;
 	memset(s->marks, 0, r->used);
 	*out = r;
 	return 0;
@@ -216,7 +217,9 @@ void reclaim_add(struct reclaim *r, pfn_t pfn)
 	if (r->nvictims == r->cap || r->vm->reclaim.marks[pfn] & MARK_VICTIM)
 		return;
 	if (fr->flags & (FRAME_ANON | FRAME_SHMEM) && !frame_swapcached(fr) && !reclaim_freed_lazily(r, pfn)) {
-		slot = swap_take(f);
+		if (!reclaim_room(r, fr))
+			return;
+		slot = swap_take(f, fr->cgroup);
 		if (!slot)
 			return;
 		fr->flags = (uint16_t)((fr->flags | FRAME_DIRTY) & ~FRAME_LAZYFREE);

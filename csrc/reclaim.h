@@ -60,6 +60,8 @@ struct reclaim {
 
 /* Adds up to n victims. */
 void reclaim_pick(struct reclaim *r, uint32_t n);
+/* Whether there is a slot for a frame, and its cgroup may have one. */
+int reclaim_room(struct reclaim *r, const struct frame *fr);
 /* Freed lazily and not written since. */
 int reclaim_freed_lazily(const struct reclaim *r, pfn_t pfn);
 

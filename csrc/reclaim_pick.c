@@ -12,6 +12,17 @@ int reclaim_freed_lazily(const struct reclaim *r, pfn_t pfn)
 	return fr->flags & FRAME_LAZYFREE && !(fr->flags & FRAME_DIRTY || r->vm->reclaim.marks[pfn] & MARK_DIRTY);
 }
 
+int reclaim_room(struct reclaim *r, const struct frame *fr)
+{
+	struct cgroups *c = &r->vm->frames.cgroups;
+	int limited = fr->cgroup && !cgroup_swap_room(c, fr->cgroup);
+
+	if (r->room && !limited)
+		return 1;
+	cgroup_refuse_swap(c, fr->cgroup, r->vm->reclaim.runs);
+	return 0;
+}
+
 /* Charged to a cgroup that is asked for. */
 static int wanted(const struct reclaim *r, const struct frame *fr)
 {
@@ -22,7 +33,7 @@ static int wanted(const struct reclaim *r, const struct frame *fr)
 
 /* As what a frame may go, if it may and is not on its way. Anonymous memory needs a slot, or the one it has; what was freed lazily
  * needs none and goes with the files (folio_lru_list()). */
-static enum evictable evictable(const struct reclaim *r, pfn_t pfn)
+static enum evictable evictable(struct reclaim *r, pfn_t pfn)
 {
 	const uint32_t stays = FRAME_TABLE | FRAME_ZERO | FRAME_HUGETLB | FRAME_LARGE | FRAME_KSM | FRAME_FREEING |
 			       FRAME_MLOCKED | FRAME_MAJOR;
@@ -36,7 +47,7 @@ static enum evictable evictable(const struct reclaim *r, pfn_t pfn)
 		return r->what->sealed && (fr->flags & FRAME_DIRTY || r->vm->reclaim.marks[pfn] & MARK_DIRTY)
 			       ? EVICT_NOT
 			       : EVICT_ANON;
-	return r->room && !r->what->sealed ? EVICT_ANON : EVICT_NOT;
+	return !r->what->sealed && reclaim_room(r, fr) ? EVICT_ANON : EVICT_NOT;
 }
 
 /* Nobody maps it and the device has it. */
@@ -246,8 +257,10 @@ static void free_slots(struct reclaim *r, uint32_t n)
 {
 	struct frames *f = &r->vm->frames;
 
-	for (uint64_t pfn = 0; pfn < r->used && f->swap.cached && r->room < n; pfn++) {
+	for (uint64_t pfn = 0; pfn < r->used && f->swap.cached && (r->room < n || f->cgroups.n); pfn++) {
 		if (!frame_swapcached(&f->of[pfn]) || f->of[pfn].refs == 1 || !swap_can_leave(f, (pfn_t)pfn))
+			continue;
+		if (r->room >= n && cgroup_swap_room(&f->cgroups, f->swap.payer[f->swap.slot[pfn]]) >= n)
 			continue;
 		swap_leave(f, (pfn_t)pfn);
 		r->room++;
@@ -290,6 +303,7 @@ int reclaim_set_policy(struct vm *vm, uint32_t policy, uint64_t seed)
 		host_free(&vm->host, f->stamps, (f->nframes + 1) * sizeof(*f->stamps));
 		f->stamps = NULL;
 	}
+	f->stamped = (uint32_t)stamps;
 	if (stamps)
 		memset(f->stamps, 0, (f->nframes + 1) * sizeof(*f->stamps));
 	f->recency = policy == VMEMU_POLICY_LRU ? f->stamps : NULL;
@@ -305,5 +319,6 @@ void reclaim_destroy(struct vm *vm)
 	host_free(&vm->host, vm->frames.stamps, (vm->frames.nframes + 1) * sizeof(*vm->frames.stamps));
 	host_free(&vm->host, vm->reclaim.marks, vm->frames.nframes);
 	vm->frames.stamps = vm->frames.recency = NULL;
+	vm->frames.stamped = 0;
 	vm->reclaim.marks = NULL;
 }

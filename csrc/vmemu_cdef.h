@@ -69,18 +69,20 @@ enum vmemu_trap_reason {
 	VMEMU_TRAP_CALL = 5,  /* the next record of a trace is a system call */
 	VMEMU_TRAP_SWAP =
 		6, /* the page is on the swap device and not in memory: in slot `index`, or page `index` of `object` */
-	VMEMU_TRAP_RECLAIM = 7, /* fewer frames are free than should be: reclaim some */
-	VMEMU_TRAP_FRAMES = 8,	/* no frame is left, with VMEMU_OPT_RELIEVE */
-	VMEMU_TRAP_CHARGE = 9	/* memory cgroup `object` is at its limit */
+	VMEMU_TRAP_RECLAIM =
+		7, /* fewer frames are free than should be, or cgroup `object` is beyond its `high`: reclaim some */
+	VMEMU_TRAP_FRAMES = 8, /* no frame is left, with VMEMU_OPT_RELIEVE */
+	VMEMU_TRAP_CHARGE = 9  /* memory cgroup `object` is at its limit */
 };
 
 struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
 	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
 	uint64_t index;	  /* TRAP_PAGE: page index in the object; TRAP_SWAP: the same, or the slot */
-	uint32_t object;  /* TRAP_PAGE; TRAP_SWAP: 0 for anonymous memory; TRAP_CHARGE: the cgroup; TRAP_FRAMES: 0 */
-	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
-	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
+	uint32_t
+		object; /* TRAP_PAGE; TRAP_SWAP: 0 for anonymous memory; TRAP_CHARGE, TRAP_RECLAIM: the cgroup, or 0; TRAP_FRAMES: 0 */
+	uint32_t kind;	 /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t access; /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
 
 /* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
@@ -261,6 +263,10 @@ struct vmemu_cgroup_info {
 	uint64_t kinds[4];   /* VMEMU_NCHARGES: to itself */
 	uint64_t high;	     /* charges beyond its `high` or that of one below, */
 	uint64_t high_local; /* beyond its own */
+	uint64_t swap;	     /* slots of the swap device that it and those below have */
+	uint64_t swap_peak;
+	uint64_t swap_refused[2]; /* pages of theirs that stayed for a limit, and for that or a full device */
+	uint64_t cached;	  /* frames in the swap cache, of its own */
 };
 
 /* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */
@@ -576,8 +582,11 @@ int vmemu_space_extend(vmemu_machine *m, uint32_t space, uint64_t edge, uint64_t
 int vmemu_cgroup_new(vmemu_machine *m, uint32_t id, uint32_t parent);
 /* What is charged to it is its parent's then, and so are spaces. -EBUSY: there are groups below. */
 int vmemu_cgroup_free(vmemu_machine *m, uint32_t id);
-/* In frames; UINT64_MAX for none. Nothing is done about what is there already. */
-int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high);
+/* In frames, and slots of the swap device; UINT64_MAX for none. Nothing is done about what is there already. */
+int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high, uint64_t swap);
+/* It was tried to bring a group down to its `high`: TRAP_RECLAIM does not ask for that any more, or if it is beyond it still, only
+ * after `more` frames. */
+int vmemu_cgroup_settled(vmemu_machine *m, uint32_t id, uint64_t more);
 int vmemu_cgroup_info(vmemu_machine *m, uint32_t id, struct vmemu_cgroup_info *out);
 /* Who pays for frames that the space gets from now on; children of fork inherit it. */
 int vmemu_space_cgroup(vmemu_machine *m, uint32_t space, uint32_t id);
@@ -654,6 +663,12 @@ int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
 /* A swap device of n pages, numbered from 1 on; once. -EBUSY: there is one. */
 int vmemu_swap_on(vmemu_machine *m, uint32_t n);
 int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out);
+/* The device's bytes, so that pages come back without a trap: memory that is lent until the next call, from slot 1 on, or if that is
+ * NULL, a file of the host, -1: none. What can't be read from it stops with TRAP_SWAP all the same.
+ * -EINVAL: there is no device. */
+int vmemu_swap_lend(vmemu_machine *m, void *memory, int fd);
+/* Writes those of n victims that have a slot to a device that is lent, and sets `written`. -errno: some of them may be written. */
+int vmemu_swap_write(vmemu_machine *m, struct vmemu_victim *victims, uint32_t n);
 /* The bytes of a slot, for an access that stopped with TRAP_SWAP; 0 also if they are not needed any more. */
 int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data);
 /* The slot where a page of shared memory is, 0 if it is in none or in memory still; and its bytes, major != 0: for a fault. */

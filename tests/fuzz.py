@@ -543,7 +543,9 @@ class Border(Round):
         self.ring, self.capacity = ffi.NULL, 0
         self.device: dict[int, bytes] = {}
         if r.random() < 0.6:
-            self.ok(lib.vmemu_swap_on(m, r.choice((1, 20, 500))), errno.ENOMEM)
+            nslots = r.choice((1, 20, 500))
+            if self.ok(lib.vmemu_swap_on(m, nslots), errno.ENOMEM) == 0 and r.random() < 0.7:
+                self.lend(nslots)
         try:
             calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
             weights = [8 if f.__name__ in ("do_map", "do_write", "do_touch", "do_fork") else 3 for f in calls]
@@ -654,7 +656,7 @@ class Border(Round):
             if rc == 0:
                 del self.groups[one]
         elif which == 2:
-            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(2)]
+            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(3)]
             self.ok(lib.vmemu_cgroup_limit(m, one, *limits), errno.ENOENT, say=f"{limits}")
         elif which == 3:
             info = ffi.new("struct vmemu_cgroup_info *")
@@ -886,6 +888,8 @@ class Border(Round):
             assert self.trap.object in self.groups
         if rc == lib.VMEMU_TRAP_SWAP:
             self.bring_back()
+        if rc == lib.VMEMU_TRAP_RECLAIM and self.trap.object:
+            self.ok(lib.vmemu_cgroup_settled(self.m, self.trap.object, self.rng.choice((0, 1, 32))))
         if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
             size = self.rng.choice((0, 1, 5000, 32 * PAGE))
             data = ffi.from_buffer(bytes(size))
@@ -1035,6 +1039,19 @@ class Border(Round):
             if rc != -errno.EINVAL and not self.holds[o] and o in self.objects[1:]:
                 self.objects.remove(o)
 
+    def lend(self, nslots: int) -> None:
+        """The device's bytes: memory, a file, perhaps one that is too short, or none any more."""
+        which = self.rng.randrange(3)
+        if which == 0:
+            self.lent.append(memory := ffi.new("uint8_t[]", nslots * PAGE))
+            self.ok(lib.vmemu_swap_lend(self.m, memory, -1), errno.EINVAL)
+        elif which == 1:
+            self.lent.append(file := tempfile.TemporaryFile())  # noqa: SIM115 - as long as the machine
+            file.truncate(self.rng.randrange(nslots + 1) * PAGE)
+            self.ok(lib.vmemu_swap_lend(self.m, ffi.NULL, file.fileno()), errno.EINVAL)
+        else:
+            self.ok(lib.vmemu_swap_lend(self.m, ffi.NULL, -1), errno.EINVAL)
+
     def do_swap(self) -> None:
         r, m = self.rng, self.m
         self.ok(lib.vmemu_swap_on(m, r.choice((0, 7, 2**32 - 1))), errno.EBUSY, errno.EINVAL, errno.ENOMEM)
@@ -1042,6 +1059,8 @@ class Border(Round):
         self.ok(lib.vmemu_machine_watermark(m, r.choice((0, 0, 0, 1, 8, 2**64 - 1))))
         info = ffi.new("struct vmemu_swap *")
         lib.vmemu_swap_info(m, info)
+        if r.random() < 0.1:
+            self.lend(info.total)
         self.ok(lib.vmemu_swap_fill(m, r.choice((0, 1, 2, 3, info.total, 2**32 - 1)), bytes(PAGE)), *SWAP_ERRORS)
         object_, index = self.object(), r.choice((0, 1, 2, 5, 2**63))
         slot = self.ok(lib.vmemu_object_slot(m, object_, index), errno.EBADF)
@@ -1068,6 +1087,8 @@ class Border(Round):
         for victim in out[0 : max(0, n)]:
             self.device[victim.slot] = bytes(PAGE)
             victim.written = r.random() < 0.9
+        if n > 0 and r.random() < 0.5:
+            self.ok(lib.vmemu_swap_write(m, out, n), errno.ENOMEM, errno.ENXIO)
         assert n <= cap
         if n > 0:
             self.ok(lib.vmemu_machine_reclaimed(m, out, n))

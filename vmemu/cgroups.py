@@ -40,7 +40,9 @@ FILES = (
     "memory.peak",
     "memory.stat",
     "memory.swap.current",
+    "memory.swap.events",
     "memory.swap.max",
+    "memory.swap.peak",
     "pids.current",
     "pids.events",
     "pids.events.local",
@@ -208,32 +210,49 @@ class Cgroup:
 
     @property
     def memory_high(self) -> int | None:
-        """Bytes beyond which charges are counted as events; what else Linux does then is to slow down."""
+        """Bytes beyond which charges are counted as events, and memory is reclaimed where that is on; what else Linux
+        does then is to slow down."""
         return _bytes(self._high)
 
     @memory_high.setter
     def memory_high(self, most: int | str | None) -> None:
         self._settable("memory_high")
         self._limit(self._max, _pages(most, "memory_high"))
+        if self._high is not None:
+            with self._groups.lock:
+                self._groups.trim(self.number, self._high)
 
     def _limit(self, most: int | None, high: int | None) -> None:
         self._max, self._high = most, high
-        self._groups.core.cgroup_limit(self.number, most, high)
+        self._groups.core.cgroup_limit(self.number, most, high, self._swap_max)
 
     @property
     def memory_swap_max(self) -> int | None:
-        """Bytes that it and those below may have in swap."""
+        """Bytes that it and those below may have in swap. What is there stays."""
         return _bytes(self._swap_max)
 
     @memory_swap_max.setter
     def memory_swap_max(self, most: int | str | None) -> None:
         self._settable("memory_swap_max")
         self._swap_max = _pages(most, "memory_swap_max")
+        self._limit(self._max, self._high)
 
     @property
     def memory_swap_current(self) -> int:
-        """Bytes that they have."""
-        return 0
+        """Bytes that they have; 0 for the root."""
+        return int(self._info().swap) * PAGE_SIZE
+
+    @property
+    def memory_swap_peak(self) -> int:
+        """The most that there were."""
+        return int(self._info().swap_peak) * PAGE_SIZE
+
+    @property
+    def memory_swap_events(self) -> dict[str, int]:
+        """memory.swap.events, here and below: batches of reclaim in which pages stayed because of the limit (`max`), or
+        of that or a full device (`fail`); `high` stays 0, there is no memory.swap.high."""
+        most, fail = self._info().swap_refused
+        return {"high": 0, "max": int(most), "fail": int(fail)}
 
     @property
     def memory_events(self) -> dict[str, int]:
@@ -247,13 +266,22 @@ class Cgroup:
 
     @property
     def memory_stat(self) -> dict[str, int]:
-        """What it and those below are charged for, in bytes: `anon`, `file` (with `shmem`), `shmem`, `pagetables`."""
-        sums = [0] * 4
+        """What it and those below are charged for, in bytes: `anon`, `file` (with `shmem`), `shmem`, `pagetables`, and
+        of anon and shmem what is in the swap cache, `swapcached`."""
+        sums = [0] * 5
         with self._groups.lock:
             for group in self.below():
-                sums = [a + int(b) * PAGE_SIZE for a, b in zip(sums, group._info().kinds, strict=True)]
-        anon, file, shmem, tables = sums
-        return {"anon": anon, "file": file + shmem, "kernel": tables, "pagetables": tables, "shmem": shmem}
+                info = group._info()
+                sums = [a + int(b) * PAGE_SIZE for a, b in zip(sums, (*info.kinds, info.cached), strict=True)]
+        anon, file, shmem, tables, cached = sums
+        return {
+            "anon": anon,
+            "file": file + shmem,
+            "kernel": tables,
+            "pagetables": tables,
+            "shmem": shmem,
+            "swapcached": cached,
+        }
 
     def event(self, name: str) -> None:
         """Counts one (memcg_memory_event())."""
@@ -346,7 +374,9 @@ class Cgroups(Dictionary[str, Cgroup]):
         self.kill: Callable[[list[int]], None]
         """Kills processes at once; the machine sets it."""
         self.squeeze: Callable[[int, int], None]
-        """Brings a group, by number, down to so many pages; the machine sets it."""
+        """Brings a group, by number, down to so many pages, whatever that takes; the machine sets it."""
+        self.trim: Callable[[int, int], None]
+        """The same by reclaim alone."""
         self.owners: Callable[[int], Iterable[int]] = lambda sid: ()
         """By space: who uses it, if there are several, the eldest first; the kernel sets it."""
         self.interrupted: Callable[[BaseException], None]

@@ -183,11 +183,14 @@ class Kernel:
         with self.lock:
             if self.log is not None:
                 self.log.stop()
+            device = self.paging.device if self.paging is not None else None
+            if device is not None:
+                self.core.swap_lend(None, -1)
             closed: Any = Closed()
             self.core = self.processes = self.cgroups = closed
             self.files.close(closed)
-            if self.paging is not None and self.paging.device is not None:
-                self.paging.device.close()
+            if device is not None:
+                device.close()
             self.paging = None
 
 

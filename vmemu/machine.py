@@ -27,7 +27,7 @@ from vmemu.lifecycle.death import kill_all
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
-from vmemu.memory.reclaim import start_paging
+from vmemu.memory.reclaim import start_paging, trim
 from vmemu.memory.shortage import make_room, squeeze
 from vmemu.oom import OomReport, out_of_memory
 from vmemu.pids import INIT
@@ -184,6 +184,7 @@ class Machine:
         self.cgroups = self._kernel.cgroups
         self.cgroups.kill = partial(kill_all, self._kernel)
         self.cgroups.squeeze = partial(squeeze, self._kernel)
+        self.cgroups.trim = partial(trim, self._kernel)
         """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
         self.cgroupfs = CgroupFS(self._kernel)
         """/sys/fs/cgroup of this machine: `m.cgroupfs.read("jail/pids.events")`."""

@@ -9,7 +9,6 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import Protocol
@@ -24,8 +23,6 @@ POLICIES = ("clock", "fifo", "random", "lru", "aging")
 LEAST = 10 * PAGE_SIZE
 """Bytes that a swap file has at least (mkswap(8))."""
 _MOST_SLOTS = (1 << 32) - 2
-_IOV = 512
-"""Pages in one call to the host."""
 
 
 class SwapDevice(Protocol):
@@ -36,8 +33,15 @@ class SwapDevice(Protocol):
     """As /proc/swaps has it."""
     kind: str
 
-    def write(self, slot: int, pages: Sequence[memoryview]) -> None:
-        """Pages for the slots from *slot* on. OSError: none of them is safe."""
+    memory: memoryview | None
+    """Its bytes, for the core to read and write,"""
+    fd: int
+    """or the file that it is."""
+    lent: object
+    """The core's hold on `memory`."""
+
+    def check(self) -> None:
+        """OSError if nothing should be written any more."""
 
     def read(self, slot: int) -> bytes | memoryview:
         """The page of a slot. OSError."""
@@ -55,22 +59,21 @@ class HostMemory:
     def __init__(self, nbytes: int) -> None:
         self.npages = nbytes // PAGE_SIZE
         self._map = mmap.mmap(-1, nbytes // PAGE_SIZE * PAGE_SIZE)
-        self._view = memoryview(self._map)
+        self.memory: memoryview | None = memoryview(self._map)
+        self.fd = -1
+        self.lent: object = None
 
-    def write(self, slot: int, pages: Sequence[memoryview]) -> None:
+    def check(self) -> None:
         """See SwapDevice."""
-        at = (slot - 1) * PAGE_SIZE
-        for page in pages:
-            self._view[at : at + PAGE_SIZE] = page
-            at += PAGE_SIZE
 
     def read(self, slot: int) -> memoryview:
         """See SwapDevice."""
-        return self._view[(slot - 1) * PAGE_SIZE : slot * PAGE_SIZE]
+        assert self.memory is not None  # noqa: S101 - it is closed else
+        return self.memory[(slot - 1) * PAGE_SIZE : slot * PAGE_SIZE]
 
     def close(self) -> None:
         """See SwapDevice."""
-        self._view.release()
+        self.memory = self.lent = None
         self._map.close()
 
 
@@ -84,11 +87,11 @@ class HostFile:
         one that is too small, and what open(2) says."""
         self.name = os.fsdecode(path)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise syscall_error("swapon", error.errno or errno.EIO, self.name) from None
         try:
-            st = os.fstat(self._fd)
+            st = os.fstat(self.fd)
             size = st.st_size // PAGE_SIZE * PAGE_SIZE
             if not stat.S_ISREG(st.st_mode):
                 raise syscall_error("swapon", errno.EINVAL, f"{self.name} is not a regular file")
@@ -97,37 +100,30 @@ class HostFile:
                     "swapon", errno.EINVAL, f"{self.name} is too small: {st.st_size} bytes, not {max(LEAST, nbytes)}"
                 )
         except SyscallError:
-            os.close(self._fd)
+            os.close(self.fd)
             raise
+        self.memory: memoryview | None = None
+        self.lent: object = None
         self.npages = min((nbytes or size) // PAGE_SIZE, _MOST_SLOTS)
 
-    def _check(self) -> None:
-        """Raises OSError if the file is not what it was: what it holds can be read, but no more shall go there."""
-        st = os.fstat(self._fd)
+    def check(self) -> None:
+        """See SwapDevice: the file is not what it was. What it holds can be read, but no more shall go there."""
+        st = os.fstat(self.fd)
         if not st.st_nlink:
             raise OSError(errno.ENOENT, "it was removed")
         if st.st_size < self.npages * PAGE_SIZE:
             raise OSError(errno.EIO, f"it was cut to {st.st_size} bytes")
 
-    def write(self, slot: int, pages: Sequence[memoryview]) -> None:
-        """See SwapDevice."""
-        self._check()
-        for i in range(0, len(pages), _IOV):
-            part = pages[i : i + _IOV]
-            written = os.pwritev(self._fd, part, (slot - 1 + i) * PAGE_SIZE)
-            if written != len(part) * PAGE_SIZE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def read(self, slot: int) -> bytes:
         """See SwapDevice."""
-        data = os.pread(self._fd, PAGE_SIZE, (slot - 1) * PAGE_SIZE)
+        data = os.pread(self.fd, PAGE_SIZE, (slot - 1) * PAGE_SIZE)
         if len(data) != PAGE_SIZE:
             raise OSError(errno.EIO, "it became shorter")
         return data
 
     def close(self) -> None:
         """See SwapDevice."""
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 @dataclass(slots=True)
@@ -143,6 +139,12 @@ class Paging:
     """below this some are reclaimed,"""
     high: int
     """until there are so many."""
+
+    @property
+    def promo(self) -> int:
+        """One step above `high` (promo_wmark_pages())."""
+        return 2 * self.high - self.low
+
     failed: bool = False
     """The device can't be written any more."""
     stops: dict[int, tuple[int, int, int]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from machines import ANON, PAGE, RW, R, machine
 
-from vmemu import Advice, Machine, Map, OutOfMemory, Process
+from vmemu import Advice, Machine, Map, OutOfMemory, Process, SyscallError
 from vmemu.memory.reclaim import shrink
 from vmemu.swap import POLICIES, watermarks
 
@@ -33,6 +33,23 @@ def test_watermarks() -> None:
     for npages in (16, 64, 256, 4096):
         least, low, high = watermarks(npages)
         assert 0 < least < low < high <= npages // 4
+
+
+def test_watermarks_and_swappiness_are_seen() -> None:
+    """In /proc/zoneinfo and sys/vm, where swappiness can be changed; without reclaim there are none."""
+    with machine(swap="1MiB", swappiness=60) as m:
+        least, low, high = watermarks((16 << 20) // PAGE)
+        lines = dict(line.split() for line in m.procfs.read("zoneinfo").decode().splitlines() if len(line.split()) == 2)
+        found = [int(lines[name]) for name in ("min", "low", "high", "promo", "managed")]
+        assert found == [least, low, high, high + (high - low), 4096]
+        assert int(lines["nr_free_pages"]) * PAGE == m.meminfo().free
+        assert m.procfs.read("sys/vm/swappiness") == b"60\n"
+        m.procfs.write("sys/vm/swappiness", "200")
+        assert m._kernel.paging is not None and m._kernel.paging.swappiness == 200
+        with pytest.raises(SyscallError):
+            m.procfs.write("sys/vm/swappiness", "201")
+    with machine() as m:
+        assert b"min      0\n" in m.procfs.read("zoneinfo")
 
 
 def test_clock_spares_what_was_accessed() -> None:

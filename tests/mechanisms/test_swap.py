@@ -15,6 +15,7 @@ import pytest
 from machines import ANON, PAGE, RW, SHARED, R, every_mode, machine, sharing_mode
 
 from vmemu import Advice, FaultKind, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, SyscallError
+from vmemu._native.reclaims import ReclaimCalls
 from vmemu.memory.reclaim import shrink
 from vmemu.swap import POLICIES
 
@@ -301,12 +302,37 @@ def test_cmdline_is_read_from_swap(tmp_path: Path) -> None:
         assert m.procfs.read(f"{p.pid}/environ") == b"KEY=value\0"
 
 
+def lend_for_writing_only(m: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page that is missing stops the access, and is read from Python."""
+    assert m._kernel.paging is not None and m._kernel.paging.device is not None
+    fd, write = m._kernel.paging.device.fd, ReclaimCalls.swap_write
+
+    def lend_and_write(core: Any, victims: Any, n: int) -> int:
+        core.swap_lend(None, fd)
+        rc = write(core, victims, n)
+        core.swap_lend(None, -1)
+        return rc
+
+    monkeypatch.setattr(ReclaimCalls, "swap_write", lend_and_write)
+    m._kernel.core.swap_lend(None, -1)
+
+
 @every_policy
+@pytest.mark.parametrize("device", ["memory", "file", "caller"])
 @every_mode
-def test_every_byte_comes_back(policy: str, mode: ForkMode) -> None:
-    """RAM is filled three times over by 16 processes with pages that each can prove."""
+def test_every_byte_comes_back(
+    policy: str, device: str, mode: ForkMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAM is filled three times over by 16 processes with pages that each can prove; swap is in the host's memory, in a
+    file, or read by the caller."""
     rng = random.Random(5)
-    with Machine("2MiB", swap="16MiB", policy=policy, fork_mode=mode) as m:
+    path = tmp_path / "swap"
+    path.touch()
+    os.truncate(path, 16 << 20)
+    where_to: dict[str, Any] = {"swap": "16MiB"} if device == "memory" else {"swap_file": path}
+    with Machine("2MiB", policy=policy, fork_mode=mode, **where_to) as m:
+        if device == "caller":
+            lend_for_writing_only(m, monkeypatch)
         p = m.spawn()
         a = filled(p, 40)
         kids = [p.fork() for _ in range(16)]
@@ -318,7 +344,7 @@ def test_every_byte_comes_back(policy: str, mode: ForkMode) -> None:
                 content[k, i] = rng.randbytes(PAGE)
                 c.write(where[k] + i * PAGE, content[k, i])
             c.write(a + k * PAGE, b"child %d" % k)
-        m.verify()
+            m.verify()
         for _ in range(2):
             for k, c in enumerate(kids):
                 for i in range(own):
@@ -330,6 +356,7 @@ def test_every_byte_comes_back(policy: str, mode: ForkMode) -> None:
                     )
             kids[3].write(where[3], rng.randbytes(PAGE))
             content[3, 0] = kids[3].read(where[3], PAGE)
+            m.verify()
         assert [p.read(a + i * PAGE, PAGE) for i in range(40)] == [page(i) for i in range(40)]
         m.verify()
         for c in kids:

@@ -21,6 +21,16 @@ class ReclaimCalls(Handle):
         if rc:
             fail(rc, "swapon")
 
+    def swap_lend(self, memory: Any, fd: int) -> Any:
+        """The device's bytes, in memory or a file of the host, until the next call -> what has to be kept as long."""
+        held = None if memory is None else ffi.from_buffer("uint8_t[]", memory)
+        lib.vmemu_swap_lend(self._m, ffi.NULL if held is None else held, fd)
+        return held
+
+    def swap_write(self, victims: Any, n: int) -> int:
+        """Writes those that have a slot to the device -> 0 or an errno."""
+        return -int(lib.vmemu_swap_write(self._m, victims, n))
+
     def swap_info(self) -> Any:
         """struct vmemu_swap."""
         out = ffi.new("struct vmemu_swap *")

@@ -19,7 +19,6 @@ from vmemu.lifecycle.memory import leave_space, look, share_space, use
 from vmemu.lifecycle.program import execve
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK
-from vmemu.memory.reclaim import balance
 from vmemu.memory.shortage import call, make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
@@ -152,8 +151,6 @@ def fork(kernel: Kernel, creator: int, mode: ForkMode) -> int:
     """One child. EAGAIN without a pid or over RLIMIT_NPROC, ENOMEM under overcommit, OutOfMemory without frames."""
     try:
         kernel.lock.acquire()
-        if kernel.paging is not None:
-            balance(kernel)
         table = kernel.processes
         sid = table.space[creator]
         if not (table.plain and sid):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel, SharedSpace
-from vmemu.memory.reclaim import balance
 from vmemu.memory.space import Space
 from vmemu.pids import RUNNING, THREAD
 from vmemu.types import FaultKind
@@ -31,8 +30,6 @@ def look(kernel: Kernel, tid: int, call: str) -> Space:
 
 def use(kernel: Kernel, tid: int, call: str) -> Space:
     """The memory of a task, for using it. EBUSY while it is suspended in vfork, or stopped."""
-    if kernel.paging is not None:
-        balance(kernel)
     table = kernel.processes
     if table.torn:
         with kernel.lock:

@@ -9,12 +9,13 @@ free.
 from __future__ import annotations
 
 import errno
+import os
 from array import array
 from typing import Any
 
 from vmemu._native import Trap
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, syscall_error
+from vmemu.errors import OutOfMemory, VmemuError, syscall_error
 from vmemu.kernel import Kernel
 from vmemu.memory.args import TASK_SIZE
 from vmemu.swap import POLICIES, Paging, SwapDevice, watermarks
@@ -24,17 +25,22 @@ __all__ = [
     "FilePager",
     "balance",
     "fetch",
+    "hold_back",
     "in_vain",
     "page_out",
+    "share",
     "shrink",
     "start_paging",
     "swap_in",
+    "trim",
 ]
 
 _SWAPPED, _GUARD = 1 << 62, 1 << 58
 """Of pagemap."""
 _LEAST, _MOST = 32, 4096
 """Frames asked for at once: where one lacks (SWAP_CLUSTER_MAX), and at most."""
+_PART = 64
+"""Of the machine's memory, or of a control group's, that much goes at least: all of it is looked at for that."""
 _RETRIES = 16
 """Times that an access may come no further for it (MAX_RECLAIM_RETRIES)."""
 _STOPS = 64
@@ -47,6 +53,7 @@ def start_paging(kernel: Kernel, device: SwapDevice | None, swappiness: int, pol
     kernel.paging = Paging(device, swappiness, policy, least, low, high)
     if device is not None:
         kernel.core.swap_on(device.npages)
+        device.lent = kernel.core.swap_lend(device.memory, device.fd)
     kernel.core.policy(POLICIES.index(policy), seed & 0x7FFF_FFFF_FFFF_FFFF)
     kernel.core.watermark(low)
     kernel.files.pager = FilePager(kernel)
@@ -95,12 +102,40 @@ def balance(kernel: Kernel, vain: bool = False) -> None:
         before = _scanned(kernel)
         wanted = paging.high - kernel.core.free_frames()
         if wanted > 0 and not vain:
+            wanted = max(wanted, kernel.npages // _PART)
             freed = _reclaim(kernel, paging, wanted, 0)
             paging.balanced += 1
             paging.steal_kswapd += freed
             paging.scan_kswapd += _scanned(kernel) - before
         if vain or kernel.core.free_frames() < paging.low:
             kernel.core.stalled()
+
+
+def share(kernel: Kernel, cgroup: int) -> int:
+    """Frames that are worth a look at all of them: of the machine, what kswapd frees meanwhile too."""
+    if kernel.paging is None:
+        return 0
+    if cgroup:
+        return min(int(kernel.core.cgroup_info(cgroup).usage) // _PART, _MOST)
+    return max(kernel.paging.high - kernel.core.free_frames(), kernel.npages // _PART)
+
+
+def trim(kernel: Kernel, cgroup: int, most: int) -> None:
+    """Brings what a control group is charged for down to *most* pages, as far as reclaim goes (memory_high_write())."""
+    while (over := int(kernel.core.cgroup_info(cgroup).usage) - most) > 0 and shrink(kernel, over, cgroup):
+        pass
+
+
+def hold_back(kernel: Kernel, cgroup: int, vain: bool) -> None:
+    """A control group was charged beyond its memory.high: brings it back (reclaim_high()). *vain*: nothing comes of
+    that now."""
+    with kernel.lock:
+        group = kernel.cgroups.by_id.get(cgroup)
+        if group is None:  # by now
+            return
+        if not vain and group.memory_high is not None:
+            trim(kernel, cgroup, group.memory_high // PAGE_SIZE)
+        kernel.core.cgroup_settled(cgroup, _LEAST)
 
 
 def _scanned(kernel: Kernel) -> int:
@@ -136,49 +171,41 @@ def _write_out(kernel: Kernel, paging: Paging, victims: Any, n: int) -> int:
     if not n:
         return 0
     try:
-        slots = []
         for i in range(n):
             victim = victims[i]
-            if victim.slot:
-                slots.append((victim.slot, victim))
-            elif kernel.files.write_back(victim.object, victim.index, victim.index + 1):
+            if victim.slot:  # those of files come first
+                _write_slots(kernel, paging, victims, n)
+                break
+            if kernel.files.write_back(victim.object, victim.index, victim.index + 1):
                 victim.written = 1
-        slots.sort(key=lambda pair: pair[0])
-        for run in _runs(slots):
-            _write_run(kernel, paging, run)
     finally:
         freed = kernel.core.reclaimed(victims, n)
     return freed
 
 
-def _runs(slots: list[tuple[int, Any]]) -> list[list[tuple[int, Any]]]:
-    """Neighbours together."""
-    runs: list[list[tuple[int, Any]]] = []
-    for pair in slots:
-        if runs and runs[-1][-1][0] + 1 == pair[0]:
-            runs[-1].append(pair)
-        else:
-            runs.append([pair])
-    return runs
-
-
-def _write_run(kernel: Kernel, paging: Paging, run: list[tuple[int, Any]]) -> None:
+def _write_slots(kernel: Kernel, paging: Paging, victims: Any, n: int) -> None:
     device = paging.device
     assert device is not None  # noqa: S101 - who gave out the slots else
+    why = None
     if kernel.contents:
-        ram = kernel.core.ram(kernel.npages)
-        pages = [ram[victim.pfn * PAGE_SIZE : (victim.pfn + 1) * PAGE_SIZE] for _, victim in run]
         try:
-            device.write(run[0][0], pages)
+            device.check()
         except OSError as error:
-            paging.failed = True
-            why = f"{device.name} can't be written any more: {error.strerror}; what is in memory is kept"
-            raise syscall_error("swap", errno.EIO, why) from None
-    for _, victim in run:
-        victim.written = 1
+            why = error.strerror
+    number = kernel.core.swap_write(victims, n) if why is None else 0
+    if number == errno.ENOMEM:  # of the host's
+        raise OutOfMemory(number, "swap: Cannot allocate memory (the host has no memory for it)")
+    if number:
+        why = os.strerror(number)
+    if why is not None:
+        paging.failed = True
+        why = f"{device.name} can't be written any more: {why}; what is in memory is kept"
+        raise syscall_error("swap", errno.EIO, why)
 
 
 def _read(kernel: Kernel, slot: int) -> bytes | memoryview:
+    if kernel.closed:
+        raise VmemuError("the machine is closed")
     assert kernel.paging is not None and kernel.paging.device is not None  # noqa: S101 - who gave out the slot else
     device = kernel.paging.device
     if not kernel.contents:

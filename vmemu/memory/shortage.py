@@ -11,7 +11,7 @@ from typing import TypeVar
 from vmemu._native import Trap
 from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
 from vmemu.kernel import Kernel, whole
-from vmemu.memory.reclaim import shrink
+from vmemu.memory.reclaim import share, shrink
 from vmemu.pids import INIT
 
 __all__ = ["call", "make_room", "relieve", "squeeze"]
@@ -72,7 +72,7 @@ def _relieve_now(kernel: Kernel, pid: int, cgroup: int, wanted: int, deaths: int
         return True
     if cgroup:
         group.event("max")
-    if kernel.oom_kills != deaths or (wanted and shrink(kernel, wanted, cgroup)):
+    if kernel.oom_kills != deaths or (wanted and shrink(kernel, max(wanted, share(kernel, cgroup)), cgroup)):
         return True
     if cgroup:
         group.event("oom")

@@ -17,7 +17,7 @@ from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError,
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.limits import Holder
-from vmemu.memory.reclaim import balance, in_vain, swap_in
+from vmemu.memory.reclaim import balance, hold_back, in_vain, swap_in
 from vmemu.memory.shortage import call, relieve
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
@@ -222,7 +222,11 @@ class Space(Holder):
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
         if trap.reason == c.TRAP_RECLAIM:
-            balance(self.kernel, in_vain(self.kernel, self.sid, trap.address))
+            vain = in_vain(self.kernel, self.sid, trap.address)
+            if trap.object:
+                hold_back(self.kernel, trap.object, vain)
+            else:
+                balance(self.kernel, vain)
             return None
         if trap.reason == c.TRAP_SWAP:
             try:

@@ -63,6 +63,7 @@ MACHINE: dict[str, Callable[[Kernel], bytes]] = {
     "stat": system.stat,
     "uptime": system.uptime,
     "vmstat": vmstat.vmstat_text,
+    "zoneinfo": system.zoneinfo,
     **{path: setting.read for path, setting in sysctl.SETTINGS.items()},
     **{path: _fixed(text) for path, text in system.FIXED.items()},
 }
