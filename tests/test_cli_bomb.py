@@ -10,11 +10,11 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import wait_until_it_has_worked
 
 from vmemu.bombs import SHAPES
 
@@ -160,7 +160,7 @@ def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) ->
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        time.sleep(4)
+        wait_until_it_has_worked(process.pid, 1.5)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
