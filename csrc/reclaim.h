@@ -58,6 +58,8 @@ struct reclaim {
 	pfn_t victims[];
 };
 
+/* Whether some frame might go, as far as frames alone tell. */
+int reclaim_possible(struct reclaim *r);
 /* Adds up to n victims. */
 void reclaim_pick(struct reclaim *r, uint32_t n);
 /* Whether there is a slot for a frame, and its cgroup may have one. */
