@@ -77,6 +77,7 @@ static void unmap_entry(struct reclaim *r, pfn_t table, pte_t *e, pfn_t pfn)
 	table_account(&r->vm->tables, table, *e, -1);
 	*e = new;
 	table_account(&r->vm->tables, table, new, 1);
+	r->mapped--;
 	if (--fr->refs == 0) { /* freed lazily, and not written since */
 		frame_free(f, pfn);
 		r->vm->events[VMEMU_EV_PGLAZYFREED]++;
@@ -87,7 +88,7 @@ static void unmap_entry(struct reclaim *r, pfn_t table, pte_t *e, pfn_t pfn)
 static void unmap_entries(struct reclaim *r, pfn_t table, struct table_info *info, pte_t *e)
 {
 	const uint8_t *marks = r->vm->reclaim.marks;
-	unsigned int left = info->used;
+	unsigned int left = r->mapped || r->aged ? info->used : 0;
 
 	for (unsigned int i = 0; left; i++) {
 		pfn_t pfn;
@@ -225,7 +226,7 @@ void reclaim_add(struct reclaim *r, pfn_t pfn)
 {
 	struct frames *f = &r->vm->frames;
 	struct frame *fr = frame_of(f, pfn);
-	uint32_t slot;
+	uint32_t slot, mapped = fr->refs - (fr->flags & FRAME_OBJECT || frame_swapcached(fr) ? 1 : 0);
 
 	if (r->nvictims == r->cap || r->vm->reclaim.marks[pfn] & MARK_VICTIM)
 		return;
@@ -239,7 +240,9 @@ void reclaim_add(struct reclaim *r, pfn_t pfn)
 		swap_cache(f, slot, pfn);
 		r->room--;
 	}
+	r->aged -= (r->vm->reclaim.marks[pfn] & MARK_AGED) != 0;
 	r->vm->reclaim.marks[pfn] |= MARK_VICTIM;
+	r->mapped += mapped;
 	r->victims[r->nvictims++] = pfn;
 }
 
@@ -313,7 +316,9 @@ uint32_t reclaim_end(struct reclaim *r, struct vmemu_victim *out)
 	if (r->nvictims || r->aged) {
 		spaces_stale(vm);
 		mark_peaks(vm);
-		each_table(r, 1, unmap_entries);
+		if (r->mapped || r->aged)
+			each_table(r, 1, unmap_entries);
+		VM_ASSERT(!r->mapped);
 		for (uint32_t id = 1; r->nvictims && id < vm->objects.capacity; id++) {
 			const struct object *obj = object_get(&vm->objects, id);
 

@@ -52,7 +52,8 @@ struct reclaim {
 	uint64_t used;	 /* frames from this one on were never used */
 	uint64_t room;	 /* slots of the swap device that are free */
 	uint64_t splits; /* folios that may be cut still */
-	int aged;	 /* a frame has MARK_AGED */
+	uint64_t aged;	 /* frames that have MARK_AGED and stay */
+	uint64_t mapped; /* entries of victims that have not been replaced yet */
 	uint32_t cap;
 	uint32_t nvictims;
 	pfn_t victims[];

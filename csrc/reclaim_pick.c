@@ -99,7 +99,7 @@ static int second_chance(struct reclaim *r, pfn_t pfn)
 	if (!(*mark & MARK_YOUNG) || *mark & MARK_AGED)
 		return 0;
 	*mark |= MARK_AGED;
-	r->aged = 1;
+	r->aged++;
 	return 1;
 }
 
