@@ -27,6 +27,21 @@ static void each_table(struct reclaim *r, int level, table_fn *fn)
 	}
 }
 
+/* Index of the first entry from i on that is not 0; there is one. Most tables of small processes hold few. */
+static inline unsigned int next_entry(const pte_t *e, unsigned int i)
+{
+	while (i % 8) {
+		if (e[i])
+			return i;
+		i++;
+	}
+	while (!(e[i] | e[i + 1] | e[i + 2] | e[i + 3] | e[i + 4] | e[i + 5] | e[i + 6] | e[i + 7]))
+		i += 8;
+	while (!e[i])
+		i++;
+	return i;
+}
+
 /* What the entries say of the frames. */
 static void look_at(struct reclaim *r, pfn_t table, struct table_info *info, pte_t *e)
 {
@@ -35,8 +50,7 @@ static void look_at(struct reclaim *r, pfn_t table, struct table_info *info, pte
 
 	(void)table;
 	for (unsigned int i = 0; left; i++) {
-		if (!e[i])
-			continue;
+		i = next_entry(e, i);
 		left--;
 		if (pte_mapped(e[i]))
 			marks[pte_pfn(e[i])] |=
@@ -63,6 +77,7 @@ static void unmap_entry(struct reclaim *r, pfn_t table, pte_t *e, pfn_t pfn)
 	table_account(&r->vm->tables, table, *e, -1);
 	*e = new;
 	table_account(&r->vm->tables, table, new, 1);
+	r->mapped--;
 	if (--fr->refs == 0) { /* freed lazily, and not written since */
 		frame_free(f, pfn);
 		r->vm->events[VMEMU_EV_PGLAZYFREED]++;
@@ -73,13 +88,12 @@ static void unmap_entry(struct reclaim *r, pfn_t table, pte_t *e, pfn_t pfn)
 static void unmap_entries(struct reclaim *r, pfn_t table, struct table_info *info, pte_t *e)
 {
 	const uint8_t *marks = r->vm->reclaim.marks;
-	unsigned int left = info->used;
+	unsigned int left = r->mapped || r->aged ? info->used : 0;
 
 	for (unsigned int i = 0; left; i++) {
 		pfn_t pfn;
 
-		if (!e[i])
-			continue;
+		i = next_entry(e, i);
 		left--;
 		pfn = pte_pfn(e[i]);
 		if (!pte_mapped(e[i]) || !(marks[pfn] & (MARK_AGED | MARK_VICTIM)))
@@ -212,7 +226,7 @@ void reclaim_add(struct reclaim *r, pfn_t pfn)
 {
 	struct frames *f = &r->vm->frames;
 	struct frame *fr = frame_of(f, pfn);
-	uint32_t slot;
+	uint32_t slot, mapped = fr->refs - (fr->flags & FRAME_OBJECT || frame_swapcached(fr) ? 1 : 0);
 
 	if (r->nvictims == r->cap || r->vm->reclaim.marks[pfn] & MARK_VICTIM)
 		return;
@@ -226,7 +240,9 @@ void reclaim_add(struct reclaim *r, pfn_t pfn)
 		swap_cache(f, slot, pfn);
 		r->room--;
 	}
+	r->aged -= (r->vm->reclaim.marks[pfn] & MARK_AGED) != 0;
 	r->vm->reclaim.marks[pfn] |= MARK_VICTIM;
+	r->mapped += mapped;
 	r->victims[r->nvictims++] = pfn;
 }
 
@@ -300,7 +316,9 @@ uint32_t reclaim_end(struct reclaim *r, struct vmemu_victim *out)
 	if (r->nvictims || r->aged) {
 		spaces_stale(vm);
 		mark_peaks(vm);
-		each_table(r, 1, unmap_entries);
+		if (r->mapped || r->aged)
+			each_table(r, 1, unmap_entries);
+		VM_ASSERT(!r->mapped);
 		for (uint32_t id = 1; r->nvictims && id < vm->objects.capacity; id++) {
 			const struct object *obj = object_get(&vm->objects, id);
 
@@ -341,6 +359,10 @@ int reclaim_run(struct vm *vm, const struct vmemu_reclaim *what, struct vmemu_vi
 	if (rc)
 		return rc;
 	r->what = what;
+	if (!vm->tables.huge && !reclaim_possible(r)) { /* without a look at who maps what */
+		*nvictims = reclaim_end(r, out);
+		return 0;
+	}
 	reclaim_mark_locked(vm, 1);
 	each_table(r, 1, look_at);
 	reclaim_pick(r, want);

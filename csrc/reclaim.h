@@ -52,12 +52,15 @@ struct reclaim {
 	uint64_t used;	 /* frames from this one on were never used */
 	uint64_t room;	 /* slots of the swap device that are free */
 	uint64_t splits; /* folios that may be cut still */
-	int aged;	 /* a frame has MARK_AGED */
+	uint64_t aged;	 /* frames that have MARK_AGED and stay */
+	uint64_t mapped; /* entries of victims that have not been replaced yet */
 	uint32_t cap;
 	uint32_t nvictims;
 	pfn_t victims[];
 };
 
+/* Whether some frame might go, as far as frames alone tell. */
+int reclaim_possible(struct reclaim *r);
 /* Adds up to n victims. */
 void reclaim_pick(struct reclaim *r, uint32_t n);
 /* Whether there is a slot for a frame, and its cgroup may have one. */

@@ -50,6 +50,22 @@ static enum evictable evictable(struct reclaim *r, pfn_t pfn)
 	return !r->what->sealed && reclaim_room(r, fr) ? EVICT_ANON : EVICT_NOT;
 }
 
+int reclaim_possible(struct reclaim *r)
+{
+	const struct frames *f = &r->vm->frames;
+
+	for (uint64_t pfn = 0; pfn < r->used; pfn++) {
+		const struct frame *fr = &f->of[pfn];
+
+		if (fr->flags & FRAME_USED && fr->flags & (FRAME_MAJOR | FRAME_LARGE | FRAME_LAZYFREE) &&
+		    !(fr->flags & FRAME_TABLE))
+			return 1; /* these have rules of their own */
+		if (evictable(r, (pfn_t)pfn) != EVICT_NOT || (frame_swapcached(fr) && wanted(r, fr)))
+			return 1;
+	}
+	return 0;
+}
+
 /* Nobody maps it and the device has it. */
 static int idle(const struct frame *fr)
 {
@@ -83,7 +99,7 @@ static int second_chance(struct reclaim *r, pfn_t pfn)
 	if (!(*mark & MARK_YOUNG) || *mark & MARK_AGED)
 		return 0;
 	*mark |= MARK_AGED;
-	r->aged = 1;
+	r->aged++;
 	return 1;
 }
 

@@ -100,7 +100,7 @@ def plot(report: PolicyReport, path: str) -> None:
     for policy in dict.fromkeys(run.policy for run in report.runs):
         runs = [run for run in report.runs if run.policy == policy and run.swap_ins is not None]
         points = sorted((run.memory / (1 << 20), run.swap_ins or 0) for run in runs)
-        style = {"color": "black", "linestyle": "--"} if policy == OPT else {}
+        style: dict[str, Any] = {"color": "black", "linestyle": "--"} if policy == OPT else {}
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=policy, **style)
     axes.set_xlabel("memory, MiB")
     axes.set_ylabel("pages read back from swap")

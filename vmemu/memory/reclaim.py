@@ -149,10 +149,11 @@ def _reclaim(kernel: Kernel, paging: Paging, npages: int, cgroup: int) -> int:
     while freed < npages:
         cap = min(npages - freed, _MOST)
         victims, n, done = kernel.core.reclaim(cap, paging.swappiness, groups, paging.failed)
+        found = done + n
         done += _write_out(kernel, paging, victims, n)
-        if not done:
-            break
         freed += done
+        if not done or found < cap:  # that is all there is
+            break
     kernel.files.forget_empty()
     return freed
 
