@@ -205,13 +205,13 @@ def run_bomb(m: Machine, shape: str, defence: str, **options: Any) -> bombs.Resu
 
 
 def _count_bombs() -> dict[str, Counters]:
-    """Every shape without a defence, and one under each."""
+    """Every shape without a defence, one under each, and two with swap on half the memory."""
     runs: list[tuple[str, str, int | str]] = [(shape, "none", 0) for shape in bombs.SHAPES]
     runs += [("classic", defence, 0) for defence in BOMB_DEFENCES if defence != "none"]
-    runs += [(shape, "none", "16MiB") for shape in ("classic", "touch")]
+    runs += [(shape, "none", "4MiB") for shape in ("classic", "touch")]
     found = {}
     for shape, defence, swap in runs:
-        with Machine(memory="32MiB", swap=swap, oom="kill") as m:
+        with Machine(memory="16MiB" if swap else "32MiB", swap=swap, oom="kill") as m:
             result = run_bomb(m, shape, defence)
             m.verify()
             found[f"bomb {shape}, {f'{swap} of swap' if swap else defence}"] = {**count(m), **result.counters()}
