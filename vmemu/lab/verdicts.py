@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import IO
 
@@ -23,6 +24,7 @@ ENDED = {
     Ended.GENERATIONS: "the limit of the experiment was reached",
     Ended.PIDS: "no pid was free",
     Ended.INTERRUPTED: "Ctrl-C",
+    Ended.SWAP: "the swap device failed",
 }
 _WIDE = 130
 """Columns of a terminal that has room for the table."""
@@ -41,6 +43,8 @@ def command(result: Result) -> str:
     words += [f"--memory {settings['memory']}"]
     if settings["swap"]:
         words.append(f"--swap {settings['swap']}")
+    if settings["swap_file"]:
+        words.append(f"--swap-file {shlex.quote(settings['swap_file'])}")
     if settings["policy"]:
         words.append(f"--policy {settings['policy']}")
     if settings["fork"]:
