@@ -199,6 +199,9 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> in
 
         print_result(result)
     status = _write_report(options, parser, lambda: _page(result))
+    if result.failure is not None:
+        print(f"{parser.prog}: error: --swap: {result.failure}", file=sys.stderr)
+        return 2
     return status or (INTERRUPTED if result.ended is Ended.INTERRUPTED else 0)
 
 

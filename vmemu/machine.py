@@ -350,6 +350,12 @@ class Machine:
             commit_limit=commit_limit(self._kernel) * PAGE_SIZE,
         )
 
+    @property
+    def swap_file(self) -> str | None:
+        """The file of the host that is the swap device; None if it is in memory, or there is none."""
+        paging = self._kernel.paging
+        return paging.device.name if paging is not None and isinstance(paging.device, HostFile) else None
+
     def vmstat(self) -> dict[str, int]:
         """/proc/vmstat: every name of Linux 6.18 in its order; pages, or events since boot. Snapshot."""
         return vmstat(self._kernel)

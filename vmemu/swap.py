@@ -23,6 +23,8 @@ POLICIES = ("clock", "fifo", "random", "lru", "aging")
 LEAST = 10 * PAGE_SIZE
 """Bytes that a swap file has at least (mkswap(8))."""
 _MOST_SLOTS = (1 << 32) - 2
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""And MAP_NORESERVE, which Python has from 3.12 on."""
 
 
 class SwapDevice(Protocol):
@@ -57,8 +59,13 @@ class HostMemory:
     name = "/dev/ram0"
 
     def __init__(self, nbytes: int) -> None:
-        self.npages = nbytes // PAGE_SIZE
-        self._map = mmap.mmap(-1, nbytes // PAGE_SIZE * PAGE_SIZE)
+        """Raises SyscallError ENOMEM if the host does not even promise so much."""
+        self.npages = min(nbytes // PAGE_SIZE, _MOST_SLOTS)
+        try:
+            self._map = mmap.mmap(-1, self.npages * PAGE_SIZE, flags=_PRIVATE)
+        except OSError as error:
+            why = f"this host has no room for {nbytes} bytes of swap"
+            raise syscall_error("swapon", error.errno or errno.ENOMEM, why) from None
         self.memory: memoryview | None = memoryview(self._map)
         self.fd = -1
         self.lent: object = None

@@ -45,6 +45,8 @@ class Ended(enum.StrEnum):
     """No pid was free."""
     INTERRUPTED = "interrupted"
     """Someone asked to stop (Ctrl-C)."""
+    SWAP = "swap"
+    """The machine's swap device failed."""
 
 
 class Refusal(enum.StrEnum):
@@ -187,6 +189,8 @@ class Result:
     bystander: Bystander
     sharing: Sharing | None
     """None unless asked for."""
+    failure: str | None = None
+    """What ended it before its time."""
 
     @property
     def digest(self) -> str:
@@ -224,6 +228,7 @@ class Result:
             "peak_processes": self.peak_processes,
             "peak_tick": self.peak_tick,
             "contained_at": self.contained_at,
+            "failure": self.failure,
             "bystander": {**dataclasses.asdict(self.bystander), "verdict": self.bystander.verdict},
             "events": len(self.events),
             "digest": self.digest,

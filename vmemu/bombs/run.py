@@ -14,7 +14,7 @@ from vmemu.bombs.services import Service, Watcher
 from vmemu.bombs.shapes import SHAPES
 from vmemu.bombs.swarm import Actor, Swarm
 from vmemu.cgroups import Cgroup
-from vmemu.errors import OutOfMemory, ProcessKilled
+from vmemu.errors import OutOfMemory, ProcessKilled, SwapError
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
@@ -53,6 +53,7 @@ class Run:
         self.service: Service | None = None
         self.watcher: Watcher | None = None
         self.ended: Ended | None = None
+        self.failure: str | None = None
         self.short_ticks = 0
         self.peak = self.peak_tick = 0
         self.trouble = 0
@@ -81,7 +82,10 @@ class Run:
             self._prepare(path, files.enter_context(synthetic_file("service", text)))
             while self.ended is None:
                 self.tick += 1
-                self._one_tick()
+                try:
+                    self._one_tick()
+                except SwapError as error:
+                    self.ended, self.failure = Ended.SWAP, str(error.strerror)
                 sample = self._sample()
                 self._judge(sample)
                 self.record.samples.append(sample)
@@ -138,6 +142,7 @@ class Run:
             "defences": options.defences.words,
             "memory": info.total,
             "swap": info.swap_total,
+            "swap_file": self.machine.swap_file,
             "policy": options.policy,
             "fork": None if options.fork is None else options.fork.name.lower().replace("_", "-"),
             "ticks": options.ticks,
@@ -166,6 +171,7 @@ class Run:
             contained_at=self.contained_at,
             bystander=self.service.fate if self.service else Bystander(None, 0, 0, None),
             sharing=self.sharing,
+            failure=self.failure,
         )
 
     # ---- a tick ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import IO
 
@@ -25,6 +26,7 @@ ENDED = {
     Ended.GENERATIONS: "the limit of the experiment was reached",
     Ended.PIDS: "no pid was free",
     Ended.INTERRUPTED: "Ctrl-C",
+    Ended.SWAP: "the swap device failed",
 }
 ENDED_GENERATIONS = {**ENDED, Ended.MEMORY: "no frame was left"}
 """Of a bomb without an OOM killer."""
@@ -47,6 +49,8 @@ def command(result: Result) -> str:
     words += [f"--memory {size_word(settings['memory'])}"]
     if settings["swap"]:
         words.append(f"--swap {size_word(settings['swap'])}")
+    if settings.get("swap_file"):
+        words.append(f"--swap-file {shlex.quote(settings['swap_file'])}")
     if settings.get("policy"):
         words.append(f"--policy {settings['policy']}")
     if settings["fork"]:

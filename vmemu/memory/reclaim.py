@@ -15,7 +15,7 @@ from typing import Any
 
 from vmemu._native import Trap
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, VmemuError, syscall_error
+from vmemu.errors import OutOfMemory, SwapError, VmemuError
 from vmemu.kernel import Kernel
 from vmemu.memory.args import TASK_SIZE
 from vmemu.swap import POLICIES, Paging, SwapDevice, watermarks
@@ -61,8 +61,7 @@ def start_paging(kernel: Kernel, device: SwapDevice | None, swappiness: int, pol
 
 def shrink(kernel: Kernel, npages: int, cgroup: int = 0) -> int:
     """Tries to free *npages* frames of the machine, or of those charged to a control group or one below it -> how many
-    it freed. Raises SyscallError EIO when the swap device fails: from then on nothing is written to it; nothing is
-    lost."""
+    it freed. SwapError when the swap device fails: from then on nothing is written to it; nothing is lost."""
     paging = kernel.paging
     if paging is None:
         return 0
@@ -201,7 +200,7 @@ def _write_slots(kernel: Kernel, paging: Paging, victims: Any, n: int) -> None:
     if why is not None:
         paging.failed = True
         why = f"{device.name} can't be written any more: {why}; what is in memory is kept"
-        raise syscall_error("swap", errno.EIO, why)
+        raise SwapError(errno.EIO, f"swap: Input/output error ({why})")
 
 
 def _read(kernel: Kernel, slot: int) -> bytes | memoryview:
@@ -215,7 +214,7 @@ def _read(kernel: Kernel, slot: int) -> bytes | memoryview:
         return device.read(slot)
     except OSError as error:
         why = f"page {slot} of {device.name} can't be read back: {error.strerror}"
-        raise syscall_error("swap", errno.EIO, why) from None
+        raise SwapError(errno.EIO, f"swap: Input/output error ({why})") from None
 
 
 def swap_in(kernel: Kernel, trap: Trap, major: bool = True) -> None:
