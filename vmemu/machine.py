@@ -85,7 +85,7 @@ class Machine:
     unless *swap* says less). When few frames are free, some are reclaimed, *swappiness* (0 to 200) of 200 from
     anonymous rather than file memory, by *policy*: ``"clock"`` (the default with swap), ``"fifo"``, ``"random"``,
     ``"lru"`` or ``"aging"``. Without swap and policy nothing is reclaimed. SyscallError as swapon(2) for a file that is
-    too small or can't be written.
+    too small or can't be written; SwapError from any access or call when the device fails later.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
     ProcessKilled if the caller was chosen.
     """
