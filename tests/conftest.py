@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import random
@@ -28,12 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "vmemu"]:
             del sys.modules[name]  # the plugin has been loaded from there
     os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
+    if sys.dont_write_bytecode and config.getini("cache_dir"):  # nor does each of them compile everything again
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str((ROOT / config.getini("cache_dir") / "pycache").absolute())
     try:
         importlib.import_module("vmemu._core")
     except ImportError as error:
         pytest.exit(
             f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4
         )
+
+
+def pytest_collection_finish() -> None:
+    """What was made up to here stays: the many collections that tests ask for need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
