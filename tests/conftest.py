@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FIRST = (
+    "test_packaging test_sanitizers test_fail_nth test_style test_state_machine test_interrupts test_execstop test_calls "
+    "test_cli_bomb test_livediff test_random test_fork_modes"
+).split()
+"""Files that take longest: workers begin with them, so that they end together."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(
             f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, files together."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 def pytest_collection_finish() -> None:
