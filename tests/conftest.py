@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = (
-    "test_packaging test_sanitizers test_fail_nth test_style test_state_machine test_interrupts test_execstop test_calls "
-    "test_cli_bomb test_livediff test_random test_fork_modes"
+    "test_packaging test_sanitizers test_fail_nth test_style test_state_machine test_interrupts test_execstop "
+    "test_calls test_cli_bomb test_livediff test_random test_fork_modes"
 ).split()
 """Files that take longest: workers begin with them, so that they end together."""
 
