@@ -34,9 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "vmemu"]:
             del sys.modules[name]  # the plugin has been loaded from there
     os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
-    if sys.dont_write_bytecode and config.getini("cache_dir"):  # nor does each of them compile everything again
+    if sys.dont_write_bytecode:  # nor does each of them, and each worker, compile everything again
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str((ROOT / config.getini("cache_dir") / "pycache").absolute())
+        sys.pycache_prefix = str((ROOT / config.getini("cache_dir") / "pycache").absolute())
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        sys.dont_write_bytecode = False
     try:
         importlib.import_module("vmemu._core")
     except ImportError as error:
