@@ -1,7 +1,8 @@
 """Builds vmemu._core from every csrc/*.c; setup.py names `ffi` here as its cffi module.
 
 `vmemu_cdef.h` is the one declaration of the C interface: it is given verbatim to `ffi.cdef()` and included by C.
-The environment decides how: VMEMU_SANITIZE=address,undefined adds those sanitizers, VMEMU_LTO=1 optimises across files.
+The environment decides how: VMEMU_SANITIZE=address,undefined adds those sanitizers, VMEMU_LTO=1 optimises across files;
+VMEMU_CFLAGS comes after all other flags.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ link_args = ["-pthread"]
 sanitizers = os.environ.get("VMEMU_SANITIZE", "")
 if sanitizers:
     flags = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer"]
-    compile_args += ["-O1", "-g", "-fno-sanitize-recover=all", *flags]
+    compile_args += ["-O1", "-g1", "-fno-sanitize-recover=all", *flags]
     link_args += flags
 if os.environ.get("VMEMU_LTO") == "1":
     compile_args.append("-flto")
     link_args += ["-flto", "-O2"]
+compile_args += os.environ.get("VMEMU_CFLAGS", "").split()
 
 ffi = FFI()
 ffi.cdef((HERE / "vmemu_cdef.h").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import random
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FIRST = (
+    "test_packaging test_sanitizers test_fail_nth test_style test_state_machine test_interrupts test_execstop "
+    "test_calls test_cli_bomb test_livediff test_random test_fork_modes"
+).split()
+"""Files that take longest: workers begin with them, so that they end together."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,12 +34,29 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "vmemu"]:
             del sys.modules[name]  # the plugin has been loaded from there
     os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
+    if sys.dont_write_bytecode:  # nor does each of them, and each worker, compile everything again
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.pycache_prefix = str((ROOT / config.getini("cache_dir") / "pycache").absolute())
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        sys.dont_write_bytecode = False
     try:
         importlib.import_module("vmemu._core")
     except ImportError as error:
         pytest.exit(
             f"vmemu is not installed here ({error}): run `pip install '.[test]'` or `pip install -e '.[dev]'`", 4
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, files together."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """What was made up to here stays: the many collections that tests ask for need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,20 +10,11 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from children import wait_until_it_has_worked
-
-COMMAND = [sys.executable, "-P", "-m", "vmemu"]
-
-
-def vmemu(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == status, (arguments, done.stdout, done.stderr)
-    return done
+from commands import COMMAND, vmemu, wait_until_busy
 
 
 def as_json(*arguments: str) -> dict[str, Any]:
@@ -215,7 +206,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 def test_interrupt_ends_with_the_report() -> None:
     command = [*COMMAND, "bomb", "--json", "--memory", "64GiB", "--max-processes", "100000000", "--fork", "on-demand"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until_it_has_worked(process.pid, 1)
+        wait_until_busy(process.pid, 1.0)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

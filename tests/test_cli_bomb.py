@@ -9,22 +9,20 @@ import re
 import select
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
-from children import wait_until_it_has_worked
 
 from vmemu.bombs import SHAPES
 
-COMMAND = [sys.executable, "-P", "-m", "vmemu", "bomb"]
+COMMAND = [*commands.COMMAND, "bomb"]
 
 
 def bomb(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == status, (arguments, done.stdout, done.stderr)
-    return done
+    """A matrix starts others and so wants a process that others can import."""
+    return commands.vmemu("bomb", *arguments, status=status, apart="--matrix" in arguments)
 
 
 def as_json(*arguments: str) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) ->
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        wait_until_it_has_worked(process.pid, 1.5)
+        commands.wait_until_busy(process.pid, 2.5 if "--matrix" in arguments else 1.0)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err

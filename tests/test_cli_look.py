@@ -7,22 +7,14 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from commands import COMMAND, vmemu
 from machines import PAGE, RW, SHARED
 
 from vmemu import Machine
-
-COMMAND = [sys.executable, "-P", "-m", "vmemu"]
-
-
-def vmemu(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == status, (arguments, done.stdout, done.stderr)
-    return done
 
 
 def on_terminal(columns: int, lines: int, *arguments: str) -> str:

@@ -6,6 +6,7 @@ The tests that build need a package index for their isolated environments and ar
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -38,6 +39,10 @@ print(vmemu.__file__)
 """
 
 
+PIP = importlib.util.find_spec("pip") is not None and int(importlib.metadata.version("pip").split(".")[0]) >= 23
+"""The pip here can install into other environments."""
+
+
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
@@ -53,15 +58,19 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 def install(python: Path, *what: str | Path, cwd: Path, **environment: str) -> None:
     """Pip install; skips the test if there is no index to install from."""
-    done = run(python, "-m", "pip", "install", "--quiet", *what, cwd=cwd, **environment)
+    there = ("-m", "pip", "install", "--quiet", "--no-compile")
+    if PIP:
+        done = run(sys.executable, "-m", "pip", "--python", python, *there[2:], *what, cwd=cwd, **environment)
+    else:
+        done = run(python, *there, *what, cwd=cwd, **environment)
     if done.returncode and ("No matching distribution" in done.stdout or "Connection" in done.stdout):
         pytest.skip(f"pip reaches no package index that has {what}")
     assert done.returncode == 0, done.stdout
 
 
 def make_venv(directory: Path) -> Path:
-    """A new venv; returns its python."""
-    venv.create(directory, with_pip=True)
+    """A new venv; returns its python. Copying pip into it takes most of the time, so that is done only if need be."""
+    venv.create(directory, with_pip=not PIP)
     return directory / "bin" / "python"
 
 
@@ -98,9 +107,10 @@ def sdist(root: Path, builder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, builder: Path) -> Path:
-    """Built from the sdist."""
+    """Built from the sdist, fast rather than to be fast."""
     command = ["-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w"]
-    done = run(builder, *command, sdist.parent, sdist, cwd=sdist.parent)
+    tool = [sys.executable, "-m", "pip", "--python", builder, *command[2:]] if PIP else [builder, *command]
+    done = run(*tool, sdist.parent, sdist, cwd=sdist.parent, VMEMU_CFLAGS="-O0")
     assert done.returncode == 0, done.stdout
     (path,) = sdist.parent.glob("*.whl")
     return path

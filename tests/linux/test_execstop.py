@@ -162,14 +162,15 @@ def test_stack_limits(limit: int) -> None:
         same("/bin/true", argv, stack_limit=limit)
 
 
-def test_scripts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [40, pytest.param(100, marks=pytest.mark.slow)])
+def test_scripts(n: int, tmp_path: Path) -> None:
     """Lines of all kinds, and scripts that name scripts."""
     rng = random.Random(4)
     names = [b"/bin/true", b"/bin/sh", b"", b"nosuch", b"/bin", b"./0", b"./1", b"./2", b"/bin/true/x", b"loop"]
     names += [b"/bin/" + b"./" * count + b"true" for count in (60, 120, 122, 123, 124, 130)]
     ends = [b"", b" ", b"\t", b" arg", b" two words ", b"\0", b" \0", b" a\0b", b" " + b"q" * 250, b" " * 240, b"\r"]
     (tmp_path / "loop").symlink_to("loop")
-    for _ in range(100):
+    for _ in range(n):
         for number in range(3):
             line = b"#!" + rng.choice([b"", b"", b" ", b"\t ", b" " * 200]) + rng.choice(names) + rng.choice(ends)
             tinyelf.save(tmp_path / str(number), line + rng.choice([b"", b"\n", b"\n", b"\nrest"]))
@@ -254,7 +255,8 @@ def greedy(content: bytes) -> bool:
     return any(row[6] > MEMORY_MAX for row in loads) or (bool(ends) and max(ends) - min(ends) > MEMORY_MAX)
 
 
-def test_mutated_headers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [250, pytest.param(600, marks=pytest.mark.slow)])
+def test_mutated_headers(n: int, tmp_path: Path) -> None:
     """What the kernel makes of broken programs: the same maps, or the same error."""
     rng = random.Random(8)
     two = [
@@ -270,7 +272,7 @@ def test_mutated_headers(tmp_path: Path) -> None:
         tinyelf.tiny(fixed, size=0x2000, interp=os.fsencode(tmp_path / "ld.so") + b"\0"),
     ]
     loader = originals[0]
-    for _ in range(600):
+    for _ in range(n):
         program, broken = rng.choice(originals), loader
         if rng.random() < 0.3:
             broken = mutated(loader, rng)

@@ -141,7 +141,8 @@ def test_read_only_tail_of_a_library_is_zeroed(tmp_path: Path, ld_so: bytes) -> 
     assert p.protect == ((first.start, first.end, Prot.READ),)
 
 
-def test_mutated_programs(tmp_path: Path, ld_so: bytes) -> None:
+@pytest.mark.parametrize("n", [1000, pytest.param(3000, marks=pytest.mark.slow)])
+def test_mutated_programs(n: int, tmp_path: Path, ld_so: bytes) -> None:
     """SyscallError is the only exception, whatever the headers of program, interpreter and library say."""
     tinyelf.save(tmp_path / "a", tinyelf.library("a"))
     relro = Part(tinyelf.PT_GNU_RELRO, R, 0x1000, 0x2000, 0x1000)
@@ -155,7 +156,7 @@ def test_mutated_programs(tmp_path: Path, ld_so: bytes) -> None:
     rng = random.Random(3)
     odd = [0, 1, 0xFFF, 0x1000, 0x200000, 0x7FFFFFFFF000, 2**47, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1]
     outcomes = set()
-    for _ in range(3000):
+    for _ in range(n):
         name = rng.choice(list(originals))
         content = bytearray(originals[name])
         for _ in range(rng.choice([1, 1, 2, 4])):
