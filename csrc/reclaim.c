@@ -27,21 +27,6 @@ static void each_table(struct reclaim *r, int level, table_fn *fn)
 	}
 }
 
-/* Index of the first entry from i on that is not 0; there is one. Most tables of small processes hold few. */
-static inline unsigned int next_entry(const pte_t *e, unsigned int i)
-{
-	while (i % 8) {
-		if (e[i])
-			return i;
-		i++;
-	}
-	while (!(e[i] | e[i + 1] | e[i + 2] | e[i + 3] | e[i + 4] | e[i + 5] | e[i + 6] | e[i + 7]))
-		i += 8;
-	while (!e[i])
-		i++;
-	return i;
-}
-
 /* What the entries say of the frames. */
 static void look_at(struct reclaim *r, pfn_t table, struct table_info *info, pte_t *e)
 {
@@ -50,7 +35,7 @@ static void look_at(struct reclaim *r, pfn_t table, struct table_info *info, pte
 
 	(void)table;
 	for (unsigned int i = 0; left; i++) {
-		i = next_entry(e, i);
+		i = table_next(e, i);
 		left--;
 		if (pte_mapped(e[i]))
 			marks[pte_pfn(e[i])] |=
@@ -93,7 +78,7 @@ static void unmap_entries(struct reclaim *r, pfn_t table, struct table_info *inf
 	for (unsigned int i = 0; left; i++) {
 		pfn_t pfn;
 
-		i = next_entry(e, i);
+		i = table_next(e, i);
 		left--;
 		pfn = pte_pfn(e[i]);
 		if (!pte_mapped(e[i]) || !(marks[pfn] & (MARK_AGED | MARK_VICTIM)))

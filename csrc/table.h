@@ -245,4 +245,19 @@ struct table_sum {
 };
 void table_sum(const struct tables *t, pfn_t root, struct table_sum *sum);
 
+/* Index of the first entry of a table from i on that is not 0; there is one. Most tables of small processes hold few. */
+static inline unsigned int table_next(const pte_t *e, unsigned int i)
+{
+	while (i % 8) {
+		if (e[i])
+			return i;
+		i++;
+	}
+	while (!(e[i] | e[i + 1] | e[i + 2] | e[i + 3] | e[i + 4] | e[i + 5] | e[i + 6] | e[i + 7]))
+		i += 8;
+	while (!e[i])
+		i++;
+	return i;
+}
+
 #endif

@@ -573,7 +573,7 @@ class Comparison(RuleBasedStateMachine):
             elif advice == Advice.REMOVE:
                 if "locked" in page.flags or page.object is None:
                     raise Failed("EINVAL")
-                if not page.shared or not page.prot & Prot.WRITE:
+                if not page.shared:  # VM_MAYWRITE is what counts, and the files are open for writing
                     raise Failed("EACCES")
                 page.object.pages.pop(page.index, None)
             elif advice in (Advice.POPULATE_READ, Advice.POPULATE_WRITE):

@@ -382,6 +382,14 @@ class Cgroups(Dictionary[str, Cgroup]):
         self.interrupted: Callable[[BaseException], None]
         """Mends what an exception left half done; the kernel sets it."""
 
+    def close(self, closed: Any) -> None:
+        """The machine is closed; *closed* stands in for its core and table. Nothing leads back to the machine, which
+        would stay for the garbage collector else."""
+        self.core = self.table = closed
+        self.kill = lambda _: None
+        self.squeeze = self.trim = lambda *_: None
+        self.owners = lambda _: ()
+
     # ---- a dictionary ----
 
     def _find(self, path: str) -> Cgroup | None:

@@ -348,6 +348,7 @@ class FileTable:
         self._by_key.clear()
         self._kept.clear()
         self.pager = None
+        self.make_room = lambda _: False
 
     # ---- names ----
 

@@ -187,6 +187,8 @@ class Kernel:
             if device is not None:
                 self.core.swap_lend(None, -1)
             closed: Any = Closed()
+            if not self.closed:
+                self.cgroups.close(closed)
             self.core = self.processes = self.cgroups = closed
             self.files.close(closed)
             if device is not None:
