@@ -34,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "vmemu"]:
             del sys.modules[name]  # the plugin has been loaded from there
     os.environ["PYTHONSAFEPATH"] = "1"  # nor do the Pythons that tests start look into the current directory
-    if sys.dont_write_bytecode:  # nor does each of them, and each worker, compile everything again
+    if sys.dont_write_bytecode and config.pluginmanager.has_plugin("cacheprovider"):
+        # it goes to pytest's cache then, so that not each worker, and each Python that is started, compiles everything
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.pycache_prefix = str((ROOT / config.getini("cache_dir") / "pycache").absolute())
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
