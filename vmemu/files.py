@@ -221,7 +221,7 @@ class File:
             before, done = self.size, 0
             if view and offset + len(view) > before:
                 self._clear_tail("pwrite")
-                self._table.core.object_resize(self._inode.object, offset + len(view))
+                self._table.insist(self._table.core.object_resize, self._inode.object, offset + len(view))
             try:
                 while done < len(view):
                     write = self._table.core.object_write
@@ -246,7 +246,7 @@ class File:
             before = self.size
             if size > before:
                 self._clear_tail("ftruncate")
-            self._table.core.object_resize(self._inode.object, size)
+            self._table.insist(self._table.core.object_resize, self._inode.object, size)
             if size < before:
                 self._clear_tail("ftruncate")
             self._inode.cut(size)
@@ -258,7 +258,7 @@ class File:
         if not inode.on_disk or not self.size % PAGE_SIZE:
             return
         if last in inode.disk:
-            self._table.fill(inode, last, 1, None, call)
+            self._table.insist(self._table.fill, inode, last, 1, None, call)
         self._table.core.object_clear_tail(inode.object, last < inode.blocks or last in inode.disk)
 
     def _read_in(self, index: int, call: str) -> None:

@@ -84,7 +84,8 @@ def _empty(kernel: Kernel, parent: int) -> int:
     if table.cgroup[parent]:
         kernel.cgroups.of(parent).refuse(1)
     pid = table.reserve_one("spawn")
-    sid = kernel.core.space_new(table.cgroup[parent], "spawn")
+    new = kernel.core.space_new
+    sid = call(kernel, parent, new, table.cgroup[parent], "spawn") if parent else new(0, "spawn")
     kernel.core.set_words(sid, EMPTY)
     table.unborn = (pid,)
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid, sid)
