@@ -102,11 +102,15 @@ def test_oom_score_adj_counts_thousandths_of_ram() -> None:
     with machine() as m:
         safe, other = holding(m, 1500, adj=-1000), holding(m, 10)
         a = safe.mmap(None, 16 * MIB, RW, LAZY)
-        with pytest.raises(OutOfMemory):
+        with pytest.raises(KernelPanic, match="deadlocked") as info:
             safe.touch(a, 16 * MIB, write=True)  # the other dies first, then nobody can
-        assert (safe.state, other.state, safe.faults.oom) == ("running", "gone", 1)
+        assert (safe.state, other.state, safe.faults.oom) == ("running", "gone", 0)
+        assert info.value.report is m.oom_reports[-1]
         assert [r.victim is None for r in m.oom_reports] == [False, True]
-        assert str(m.oom_reports[-1]).endswith("Out of memory and no killable processes...")
+        assert str(m.oom_reports[-1]).splitlines()[-2:] == [
+            "Out of memory and no killable processes...",
+            "Kernel panic - not syncing: System is deadlocked on memory",
+        ]
         m.verify()
 
 
@@ -403,6 +407,8 @@ def test_panic_on_oom() -> None:
         with pytest.raises(KernelPanic, match="Kernel panic - not syncing: Out of memory: system-wide") as info:
             fill(m, p)
         assert info.value.report is m.oom_reports[-1]
+        assert str(m.oom_reports[-1]).endswith("\n" + str(info.value))
+        assert "no killable" not in str(m.oom_reports[-1])
         assert p.state == "running"
         m.verify()
         m.procfs.write("sys/vm/panic_on_oom", "2")
@@ -476,9 +482,11 @@ def test_oom_group() -> None:
         assert {n for n, p in held.items() if p.state == "running"} == {"t", "j", "s"}
         assert part.memory_events["oom_group_kill"] == jail.memory_events["oom_group_kill"] == 1
         assert (part.memory_events["oom_kill"], m.vmstat()["oom_kill"]) == (2, 2)
-        assert str(m.oom_reports[0]).endswith(
-            "Tasks in /top/jail/part are going to be killed due to memory.oom.group set"
-        )
+        lines = str(m.oom_reports[0]).splitlines()
+        at = lines.index("Tasks in /top/jail/part are going to be killed due to memory.oom.group set")
+        killed = [line.split(" total-vm")[0] for line in lines[at - 1 :]]
+        words = [f"Memory cgroup out of memory: Killed process {held[n].pid} (init)" for n in ("d", "p", "d")]
+        assert [*killed[:1], *killed[2:]] == words
         m.verify()
 
 
@@ -524,6 +532,7 @@ def test_a_group_without_anybody_to_kill() -> None:
         with pytest.raises(OutOfMemory):
             p.touch(a, 4 * MIB, write=True)
         assert p.state == "running"
+        assert str(m.oom_reports[-1]).endswith("Out of memory and no killable processes...")
         m.verify()
 
 
@@ -569,7 +578,7 @@ def test_long_tables_are_limited_as_the_log_is() -> None:
         p.fork_many(100)
         needy = holding(m, 10, adj=-1000)
         a = needy.mmap(None, 16 * MIB, RW, LAZY)
-        with pytest.raises(OutOfMemory):
+        with pytest.raises(KernelPanic):
             needy.touch(a, 16 * MIB, write=True)
         listed = [r.candidates is not None for r in m.oom_reports]
         assert listed[:12] == [True] * 10 + [False] * 2

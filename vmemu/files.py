@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, VmemuError, own, syscall_error
+from vmemu.errors import KernelPanic, OutOfMemory, VmemuError, own, syscall_error
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["File", "FileTable", "Inode"]
@@ -229,7 +229,7 @@ class File:
                     done += n
                     if not n:
                         self._read_in((offset + done) // PAGE_SIZE, "pwrite")
-            except OutOfMemory:  # the size moves with what was written
+            except (OutOfMemory, KernelPanic):  # the size moves with what was written
                 self._table.core.object_resize(self._inode.object, max(before, offset + done if done else 0))
                 raise
         return len(view)

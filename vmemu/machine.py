@@ -79,7 +79,8 @@ class Machine:
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
-    ProcessKilled if the caller was chosen. NotImplementedError for what is not there yet: swap.
+    ProcessKilled if the caller was chosen, KernelPanic if nobody can be (of a control group at its limit: OutOfMemory).
+    NotImplementedError for what is not there yet: swap.
     """
 
     def __init__(

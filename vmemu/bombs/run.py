@@ -14,7 +14,7 @@ from vmemu.bombs.services import Service, Watcher
 from vmemu.bombs.shapes import SHAPES
 from vmemu.bombs.swarm import Actor, Swarm
 from vmemu.cgroups import Cgroup
-from vmemu.errors import OutOfMemory, ProcessKilled
+from vmemu.errors import KernelPanic, OutOfMemory, ProcessKilled
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
@@ -81,7 +81,10 @@ class Run:
             self._prepare(path, files.enter_context(synthetic_file("service", text)))
             while self.ended is None:
                 self.tick += 1
-                self._one_tick()
+                try:
+                    self._one_tick()
+                except KernelPanic:  # only those are left that may not be killed
+                    self.ended = Ended.MEMORY
                 sample = self._sample()
                 self._judge(sample)
                 self.record.samples.append(sample)
@@ -105,7 +108,7 @@ class Run:
         heap = 0 if options.program else _HEAP
         try:
             first, pages = start(machine, program, argv, options.dirty, heap, self._enter)
-        except OutOfMemory:
+        except (OutOfMemory, KernelPanic):
             self.ended = Ended.MEMORY
         except ProcessKilled:
             self._look_for_kills()

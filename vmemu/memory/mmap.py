@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.alignment import HUGE_PAGE
-from vmemu.errors import OutOfMemory, syscall_error
+from vmemu.errors import KernelPanic, OutOfMemory, syscall_error
 from vmemu.files import File
 from vmemu.limits import Resource
 from vmemu.memory import hugetlb
@@ -217,7 +217,7 @@ def _map(space: Space, wish: _Wish) -> int:
     if populate:
         try:
             _populate(space, start, end, vm_flags)
-        except OutOfMemory:
+        except (OutOfMemory, KernelPanic):
             space.insist(kernel.core.unmap, space.sid, start, end, CALL)
             raise
     return start
