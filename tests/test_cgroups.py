@@ -78,13 +78,32 @@ def test_bad_names_and_limits() -> None:
             {"pids_max": 1 << 23},
             {"memory_max": -1},
             {"memory_max": "lots"},
+            {"memory_max": "-1"},
+            {"memory_max": ""},
+            {"memory_swap_max": -PAGE},
             {"memory_high": "2MiB", "memory_max": "1MiB"},
         ):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 create("b", **wrong)
-        for wrong in ({"pids_max": "3"}, {"pids_max": True}, {"memory_max": 1.5}):
-            with pytest.raises(TypeError):
+        for wrong in (
+            {"pids_max": "3"},
+            {"pids_max": True},
+            {"pids_max": 1.0},
+            {"memory_max": 1.5},
+            {"memory_high": True},
+            {"memory_max": b"max"},
+            {"oom_group": "no"},
+            {"oom_group": 2},
+        ):
+            name = next(iter(wrong))
+            with pytest.raises(TypeError, match=name):
                 create("b", **wrong)
+            with pytest.raises(TypeError, match=name):
+                setattr(m.cgroups["a"], name, wrong[name])
+        a = m.cgroups["a"]
+        a.memory_max = a.memory_high = "1MiB"
+        a.memory_max = a.memory_high = a.memory_swap_max = a.pids_max = "max"
+        assert (a.memory_max, a.memory_high, a.memory_swap_max, a.pids_max) == (None,) * 4
         with pytest.raises(ValueError, match="root"):
             m.cgroups.root.memory_max = "1MiB"
         assert list(m.cgroups) == ["a"]
@@ -333,6 +352,46 @@ def test_the_limit_of_an_ancestor_holds() -> None:
         m.verify()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_least_limit_above_holds(seed: int) -> None:
+    """However deep a group lies and in whatever order limits are set: what its processes can have is the least."""
+    rng = random.Random(seed)
+    with Machine("32MiB", overcommit=Overcommit.ALWAYS) as m:
+        groups = [m.cgroups.create("/".join("abcdef"[: i + 1])) for i in range(6)]
+        limits = [rng.choice((None, *range(100, 1000, 50))) for _ in groups]
+        for i in rng.sample(range(6), 6):
+            most = limits[i]
+            groups[i].memory_max = None if most is None else most * PAGE
+            groups[i].pids_max = None if most is None else most // 50
+        known = [most for most in limits if most is not None] or [2000]
+        p = m.spawn()
+        p.cgroup = groups[-1]
+        a = p.mmap(None, 1500 * PAGE, RW, ANON)
+        done = 0
+        try:
+            for at in range(a, a + 1500 * PAGE, PAGE):
+                p.touch(at, PAGE, write=True)
+                done += 1
+        except OutOfMemory:
+            assert {g.memory_current for g in groups} == {min(known) * PAGE}
+            assert done == min(known) - p.page_tables // PAGE - 1  # and the root of the tables
+            stopped = [g.memory_events_local["max"] for g in groups]
+            assert stopped == [int(i == max(j for j in range(6) if limits[j] == min(known))) for i in range(6)]
+        else:
+            assert min(known) > 1500
+        for g in groups:
+            g.memory_max = None
+        n = 1
+        try:
+            while n < 30:
+                p.clone(Clone.VM | 17)
+                n += 1
+        except SyscallError as error:
+            assert error.errno == errno.EAGAIN
+        assert n == min(30, min(known) // 50)
+        m.verify()
+
+
 @pytest.mark.parametrize("thp", ["never", "always"])
 @pytest.mark.parametrize("seed", range(4))
 def test_peaks_are_the_most_that_was_charged(thp: str, seed: int) -> None:
@@ -443,7 +502,9 @@ def test_files() -> None:
             "cgroup.controllers": "memory pids\n",
             "cgroup.events": "populated 1\nfrozen 0\n",
             "cgroup.procs": f"{p.pid}\n",
+            "cgroup.subtree_control": "\n",
             "cgroup.threads": f"{p.pid}\n{t.tid}\n",
+            "cgroup.type": "domain\n",
             "memory.current": f"{10 * PAGE + tables}\n",
             "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
             "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
@@ -462,7 +523,14 @@ def test_files() -> None:
         }
         assert fs.read("jail/pids.max") == b"3\n"
         assert fs.read("jail/memory.max") == b"4194304\n"
-        assert fs.listdir() == ["cgroup.controllers", "cgroup.procs", "cgroup.threads", "jail"]
+        assert fs.listdir() == [
+            "cgroup.controllers",
+            "cgroup.procs",
+            "cgroup.subtree_control",
+            "cgroup.threads",
+            "jail",
+        ]
+        assert fs.read("cgroup.subtree_control") == b"memory pids\n"
         assert fs.read("cgroup.procs") == b"1\n"
         assert m.procfs.read(f"{p.pid}/cgroup") == b"0::/jail/in\n"
         fs.write("jail/cgroup.kill", "1")
@@ -496,6 +564,13 @@ def test_files() -> None:
         ("cgroup.procs", "-1", errno.EINVAL),
         ("pids.current", "1", errno.EINVAL),
         ("memory.stat", "1", errno.EINVAL),
+        ("cgroup.subtree_control", "+pids +memory", "memory pids\n"),
+        ("cgroup.subtree_control", "+memory -memory\n", "\n"),
+        ("cgroup.subtree_control", "", "\n"),
+        ("cgroup.subtree_control", "memory", errno.EINVAL),
+        ("cgroup.subtree_control", "+cpu", errno.EINVAL),
+        ("cgroup.type", "threaded", errno.EOPNOTSUPP),
+        ("cgroup.type", "domain", errno.EINVAL),
     ],
 )
 def test_writing(name: str, data: str, result: str | int) -> None:
@@ -507,6 +582,40 @@ def test_writing(name: str, data: str, result: str | int) -> None:
         else:
             assert m.cgroupfs.write(f"j/{name}", data) == len(data)
             assert m.cgroupfs.read(f"j/{name}").decode() == result
+
+
+def test_no_internal_processes() -> None:
+    """A group that hands the domain controller memory on has no processes, and the other way round."""
+    with Machine("16MiB") as m:
+        a = m.cgroups.create("a", memory_max="1MiB")
+        p, q = m.spawn(), m.spawn()
+        p.cgroup = a
+        b = m.cgroups.create("a/b", memory_max="512KiB")  # here the parent may have some
+        fails(errno.EBUSY, m.cgroupfs.write, "a/cgroup.subtree_control", "+pids +memory")
+        assert a.subtree_control == frozenset()
+        a.subtree_control = {"pids"}  # no domain controller, and nobody is below
+        q.cgroup = a
+        p.cgroup = b
+        fails(errno.EBUSY, setattr, p, "cgroup", a)  # now somebody is
+        a.subtree_control = ()
+        p.cgroup = a
+        for one in (p, q):
+            one.cgroup = b
+        m.cgroupfs.write("a/cgroup.subtree_control", "+memory")
+        fails(errno.EBUSY, setattr, p, "cgroup", a)
+        fails(errno.EBUSY, m.cgroupfs.write, "a/cgroup.procs", str(p.pid))
+        assert p.fork().cgroup is b
+        for one in (p, q, *p.children):
+            one.exit()
+        b.subtree_control = {"memory"}
+        fails(errno.EBUSY, setattr, a, "subtree_control", ())
+        fails(errno.EINVAL, setattr, a, "subtree_control", "cpu")
+        b.subtree_control = ()
+        a.subtree_control = ()
+        m.spawn().cgroup = a
+        m.cgroups.remove(b)
+        fails(errno.ENODEV, setattr, b, "subtree_control", {"pids"})
+        m.verify()
 
 
 def test_files_that_are_not_there() -> None:

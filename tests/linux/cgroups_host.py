@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Group", "Hog", "Tree", "build_hog", "controller", "group", "may_protect"]
+__all__ = ["Group", "Hog", "Tree", "build_hog", "controller", "group", "may_protect", "mounts"]
 
 PAGE = 4096
 
 
-def _mounts() -> Iterator[tuple[str, str, set[str]]]:
+def mounts() -> Iterator[tuple[str, str, set[str]]]:
     """(type, directory, options) of what is mounted."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, directory, kind, options = line.split()[:4]
@@ -32,7 +32,7 @@ def controller(name: str) -> tuple[int, Path] | str:
     """Where groups with a controller can be made: (version, directory); or why they cannot."""
     if os.geteuid():
         return "needs root"
-    for kind, directory, options in _mounts():
+    for kind, directory, options in mounts():
         at = Path(directory)
         if kind == "cgroup2" and name in (at / "cgroup.controllers").read_text().split():
             version = 2
