@@ -254,6 +254,7 @@ int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn
 		return rc;
 	}
 	insert(obj, node, index, *pfn);
+	o->env->account += object_page_charge(obj);
 	return 0;
 }
 
@@ -301,6 +302,7 @@ static void remove_one(struct objects *o, struct object *obj, uint64_t index)
 	node->count--;
 	obj->nframes--;
 	prune_root(o, obj, index);
+	o->env->account -= object_page_charge(obj);
 }
 
 void object_drop(struct objects *o, struct object *obj, uint64_t first, uint64_t last)
