@@ -169,6 +169,60 @@ def test_all_who_share_the_memory_die() -> None:
         m.verify()
 
 
+def test_memory_that_init_has_too() -> None:
+    """Who shares it is killed, init is not, and keeps it (__oom_kill_process())."""
+    with machine() as m:
+        c = m.init.clone(Clone.VM | signal.SIGCHLD)
+        a = c.mmap(None, 1000 * PAGE, RW, LAZY)
+        c.write(a, b"x" * (1000 * PAGE))
+        other = holding(m, 100)
+        fill(m)
+        assert m.oom_reports[0].killed == (c.pid,)
+        assert (c.state, m.init.state, m.init.read(a + 999 * PAGE, 1)) == ("gone", "running", b"x")
+        assert [r.victim.pid for r in m.oom_reports if r.victim][1:] in ([], [other.pid])
+        m.verify()
+
+
+def test_who_shares_memory_dies_whatever_its_adjustment() -> None:
+    """A write to one of them counts for all but who is in vfork; that one is not chosen, but dies with the others."""
+    with machine() as m:
+        p = holding(m, 2000)
+        c, v = p.clone(Clone.VM | signal.SIGCHLD), p.vfork()
+        v.set_oom_score_adj(-1000)
+        assert (p.oom_score_adj, c.oom_score_adj, v.oom_score_adj) == (0, 0, -1000)
+        c.set_oom_score_adj(7)
+        assert (p.oom_score_adj, c.oom_score_adj, v.oom_score_adj) == (7, 7, -1000)
+        fill(m)
+        assert set(m.oom_reports[0].killed) == {p.pid, c.pid, v.pid}
+        m.verify()
+
+
+def test_oom_score_adj_is_inherited(tmp_path: Path) -> None:
+    """By children however they are made, and kept by execve; a child's does not change the parent's."""
+    program = tinyelf.save(tmp_path / "program", tinyelf.tiny())
+    with machine() as m:
+        p = m.spawn(program)
+        p.set_oom_score_adj(300)
+        kids = [p.fork(), *p.fork_many(2), p.posix_spawn(program), p.clone(0), p.clone(Clone.VM | 17)]
+        kids[0].execve(program)
+        assert {k.oom_score_adj for k in kids} == {300}
+        kids[1].set_oom_score_adj(-1000)
+        grandchild = kids[1].fork()
+        assert (p.oom_score_adj, kids[0].oom_score_adj, grandchild.oom_score_adj) == (300, 300, -1000)
+        for wrong in (-1001, 1001, 1 << 40):
+            with pytest.raises(SyscallError) as info:
+                p.set_oom_score_adj(wrong)
+            assert info.value.errno == errno.EINVAL
+        for wrong in (None, 1.5, "0"):
+            with pytest.raises(TypeError):
+                p.set_oom_score_adj(wrong)  # type: ignore[arg-type]
+        assert p.oom_score_adj == 300
+        scores = {k.pid: int(m.procfs.read(f"{k.pid}/oom_score")) for k in (p, kids[1])}
+        assert scores[kids[1].pid] == 0
+        assert scores[p.pid] == (1000 + (300 * 4 + p.rss // PAGE + p.page_tables // PAGE) * 1000 // 4096) * 2 // 3
+        m.verify()
+
+
 def test_a_dead_leader_with_living_threads_is_chosen() -> None:
     """find_lock_task_mm(): the memory is that of any task."""
     with machine() as m:

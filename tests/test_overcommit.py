@@ -11,6 +11,7 @@ from linux import tinyelf
 
 from vmemu import (
     Advice,
+    Clone,
     File,
     ForkMode,
     Machine,
@@ -19,6 +20,7 @@ from vmemu import (
     Process,
     ProcessKilled,
     Prot,
+    Resource,
     SegmentationFault,
     SyscallError,
 )
@@ -359,6 +361,28 @@ def test_execve_promises_for_what_it_replaces(tmp_path: Path) -> None:
         with pytest.raises(ProcessKilled):  # its parent keeps the memory
             c.execve(program)
         assert (p.state, c.state) == ("running", "zombie")
+        m.verify()
+
+
+def test_all_limits_are_inherited(program: str) -> None:
+    """By children however they are made, and kept by execve; what one sets is its own."""
+    with Machine("16MiB") as m:
+        p = m.spawn()
+        for resource in Resource:
+            if resource not in (Resource.NPROC, Resource.STACK, Resource.AS, Resource.DATA):
+                p.setrlimit(resource, (100 + resource, 200 + resource))
+        limits = [p.getrlimit(r) for r in Resource]
+        kids = [p.fork(), *p.fork_many(2), p.clone(0), p.clone(Clone.VM | 17), p.posix_spawn(program)]
+        kids[0].execve(program)
+        t = p.clone(Clone.VM | Clone.THREAD | Clone.SIGHAND)
+        for one in (*kids, t, kids[1].fork()):
+            assert [one.getrlimit(r) for r in Resource] == limits
+            shown = m.procfs.read(f"{one.pid}/limits").decode()
+            assert f"{'Max pending signals':25} {111:<20} {211:<20} signals" in shown
+        kids[1].setrlimit(Resource.FSIZE, (0, 0))
+        assert [k.getrlimit(Resource.FSIZE) for k in (p, kids[0], kids[2])] == [(101, 201)] * 3
+        t.setrlimit(Resource.FSIZE, (5, 5))  # a thread's are its process's
+        assert p.getrlimit(Resource.FSIZE) == (5, 5)
         m.verify()
 
 
