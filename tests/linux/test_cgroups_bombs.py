@@ -167,7 +167,7 @@ def table() -> None:
         if program is None:
             sys.exit("no compiler that links statically")
         print(
-            "| bomb | steps | forks | victims here | victims of the kernel | peak here | of the kernel | its own memory | usage apart |"
+            "| bomb | steps | forks | victims here | of the kernel | peak here | of the kernel | its own | usage apart |"
         )
         for seed, ours in clear_bombs(int(sys.argv[1]) if len(sys.argv) > 1 else 8):
             with group("memory", where) as one:
