@@ -166,9 +166,7 @@ def table() -> None:
         program = build_bomb(Path(directory))
         if program is None:
             sys.exit("no compiler that links statically")
-        print(
-            "| bomb | steps | forks | victims here | of the kernel | peak here | of the kernel | its own | usage apart |"
-        )
+        print("| bomb | steps | forks | victims here | of the kernel | peak here | of the kernel | its own | apart |")
         for seed, ours in clear_bombs(int(sys.argv[1]) if len(sys.argv) > 1 else 8):
             with group("memory", where) as one:
                 theirs = real(one, program, ours.steps)
