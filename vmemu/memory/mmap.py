@@ -374,10 +374,11 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     end = addr + page_up(size)
     if end == addr:
         raise syscall_error(call, errno.EINVAL, "length 0")
-    lock = space.kernel.lock
+    lock, core = space.kernel.lock, space.kernel.core
     lock.acquire()
     try:
-        _unmap(space, addr, end, call)
+        if not core.unmap_plain(space.sid, addr, end, call):  # else there is nothing to refuse
+            _unmap(space, addr, end, call)
     except OutOfMemory as error:
         if not make_room(space.kernel, space.pid, error):
             raise
@@ -387,10 +388,8 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
 
 
 def _unmap(space: Space, start: int, end: int, call: str) -> None:
-    core = space.kernel.core
-    if not core.unmap_plain(space.sid, start, end, call):  # else there is nothing to refuse
-        _to_unmap(space, start, end, call)
-        core.unmap(space.sid, start, end, call)
+    _to_unmap(space, start, end, call)
+    space.kernel.core.unmap(space.sid, start, end, call)
 
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:
