@@ -125,6 +125,39 @@ def test_ties_go_to_the_later_task() -> None:
         m.verify()
 
 
+def test_ties_in_a_group_go_to_who_came_last() -> None:
+    """By birth or from elsewhere (css_set_move_task()); in the machine it is the last born whatever its group."""
+    with machine("64MiB") as m:
+        jail = m.cgroups.create("jail")
+        some = [m.spawn() for _ in range(4)]
+        for i in (2, 0, 3, 1):
+            some[i].cgroup = jail
+            some[i].touch(some[i].mmap(None, 300 * PAGE, RW, LAZY), 300 * PAGE, write=True)
+        child = some[0].fork()  # born there, after they came
+        some[2].cgroup = "/"
+        some[2].cgroup = jail
+        expected = [some[i].pid for i in (0, 3, 1)] + [child.pid, some[2].pid]
+        asks = m.spawn()
+        asks.cgroup = jail
+        asks.set_oom_score_adj(-1000)
+        a = asks.mmap(None, 8 * MIB, RW, LAZY)
+        jail.memory_max = jail.memory_current
+        for at in range(a, a + 8 * MIB, PAGE):
+            asks.touch(at, PAGE, write=True)
+            if len(m.oom_reports) == 5:
+                break
+        assert victims(m) == expected[::-1]
+        listed = m.oom_reports[0].candidates or ()
+        assert [c.pid for c in listed] == [*expected, asks.pid]
+        m.verify()
+    with machine() as m:
+        some = [holding(m, 800) for _ in range(3)]
+        m.cgroups.create("jail")
+        some[0].cgroup = "jail"
+        fill(m)
+        assert victims(m) == [some[2].pid]
+
+
 def test_the_one_who_asks_may_be_the_one() -> None:
     """Then the call raises ProcessKilled and the process is a zombie."""
     with machine() as m:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from typing import Any, SupportsIndex
 
 from vmemu._native import Core
 from vmemu.errors import syscall_error
-from vmemu.pids import PID_MAX, ProcessTable
+from vmemu.pids import BIRTH_NS, PID_MAX, ProcessTable
 from vmemu.types import PAGE_SIZE, parse_size
 
 __all__ = ["CONTROLLERS", "FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
@@ -376,6 +377,9 @@ class Cgroups(Dictionary[str, Cgroup]):
         self.root = Cgroup(self, 0, "", None)
         """Where every process is at first."""
         self.by_id = {0: self.root}
+        self._arrived: dict[int, tuple[int, int]] = {}
+        """By pid, of who was moved: when it was born, its place in the order of arrival."""
+        self._moves = 0
         self.kill: Callable[[list[int]], None]
         """Kills processes at once; the machine sets it."""
         self.squeeze: Callable[[int, int], None]
@@ -529,8 +533,23 @@ class Cgroups(Dictionary[str, Cgroup]):
         """The group of a task."""
         return self.by_id[self.table.cgroup[tid]]
 
-    def move(self, pid: int, group: Cgroup) -> None:
-        """Puts a living process, with all its tasks, into a group; limits on tasks do not count (pids_can_attach())."""
+    def arrivals(self) -> array[int]:
+        """By pid: what orders the processes of a group by when they came into it, by birth or from elsewhere
+        (css_set_move_task()). It is not to be changed."""
+        born = self.table.started_ns
+        if not self._arrived:
+            return born
+        places = array("Q", born)
+        for pid, (since, place) in list(self._arrived.items()):
+            if pid < len(born) and born[pid] == since and pid in self.table:
+                places[pid] = place
+            else:
+                del self._arrived[pid]
+        return places
+
+    def move(self, pid: int, group: Cgroup, now: int) -> None:
+        """Puts a living process, with all its tasks, into a group; limits on tasks do not count (pids_can_attach()).
+        *now*: ns on the machine's clock, at which the next one will be born."""
         table = self.table
         old, tids = self.of(pid), [pid, *table.threads.get(pid, ())]
         if old is group:
@@ -538,6 +557,8 @@ class Cgroups(Dictionary[str, Cgroup]):
         group.check_room()
         group.charge(len(tids))
         old.charge(-len(tids))
+        self._moves = self._moves % (BIRTH_NS - 2) + 1
+        self._arrived[pid] = table.started_ns[pid], now - BIRTH_NS + self._moves
         for tid in tids:
             table.cgroup[tid] = group.number
         sid = table.space[tids[0]] or table.space[tids[-1]]

@@ -139,16 +139,17 @@ def _choose(kernel: Kernel, cgroup: int, step: int) -> int:
     (select_bad_process())."""
     table = kernel.processes
     state, adjust = bytearray(table.state), cast("array[int]", table.oom_adj)
+    order = kernel.cgroups.arrivals() if cgroup else table.started_ns
     state[INIT] = ZOMBIE
     for child in table.lender:  # in_vfork()
         state[child] = ZOMBIE
     for pid, tids in table.threads.items():
         if table.state[pid] != RUNNING:  # the others have its memory
             if adjust is table.oom_adj:
-                adjust = array("h", adjust)
-            state[tids[0]], adjust[tids[0]] = RUNNING, adjust[pid]
+                adjust, order = array("h", adjust), array("Q", order)
+            state[tids[0]], adjust[tids[0]], order[tids[0]] = RUNNING, adjust[pid], order[pid]
     row = kernel.core.worst(
-        state, RUNNING, table.space, adjust, NEVER, table.started_ns, table.cgroup, _ranks(kernel, cgroup), step
+        state, RUNNING, table.space, adjust, NEVER, order, table.cgroup, _ranks(kernel, cgroup), step
     )
     return table.process(row) if row > 0 else 0
 
@@ -164,14 +165,15 @@ def _ranks(kernel: Kernel, cgroup: int) -> array[int] | None:
 
 
 def _scanned(kernel: Kernel, cgroup: int) -> list[int]:
-    """Living processes but init in order of birth, those of one group before those of the next one."""
+    """Living processes but init in order of birth; of a group and those below in order of arrival, those of one group
+    before those of the next one."""
     table = kernel.processes
-    started = table.started_ns
+    order = kernel.cgroups.arrivals() if cgroup else table.started_ns
     groups = [kernel.cgroups.root] if not cgroup else kernel.cgroups.by_id[cgroup].below()
     found: list[int] = []
     for group in groups:
         pids = kernel.cgroups.members(group) if cgroup else [pid for pid in table if table.alive(pid)]
-        found += sorted(pids, key=started.__getitem__)
+        found += sorted(pids, key=order.__getitem__)
     return [pid for pid in found if pid != INIT]
 
 

@@ -22,7 +22,7 @@ from vmemu.memory.args import MASK
 from vmemu.memory.shortage import call, make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
-from vmemu.pids import INIT, Flag
+from vmemu.pids import BIRTH_NS, INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
 __all__ = ["boot", "clone", "fork", "fork_many", "posix_spawn", "spawn", "vfork"]
@@ -39,8 +39,6 @@ NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone
 _ALWAYS, _HEURISTIC = Overcommit.ALWAYS, Overcommit.HEURISTIC
 _EXEC_FAILED = 127 << 8
 """Status of a child of posix_spawn that could not exec (SPAWN_ERROR)."""
-BIRTH_NS = 1_000_000
-"""What one call that makes processes takes on the machine's clock."""
 
 
 def boot(kernel: Kernel) -> int:
