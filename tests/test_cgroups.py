@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from vmemu import Clone, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, Prot, SyscallError
+from vmemu import Advice, Clone, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, Prot, SyscallError
 
 PAGE = 4096
 MIB = 1 << 20
@@ -272,6 +272,23 @@ def test_page_cache_and_shared_memory_are_of_who_touched_them_first() -> None:
         assert b.memory_stat["shmem"] == 48 * PAGE  # the file holds it
         g.truncate(0)
         assert a.memory_stat["shmem"] == b.memory_stat["shmem"] == 0
+        m.verify()
+
+
+def test_pages_read_ahead_are_of_who_asked() -> None:
+    """MADV_WILLNEED brings in what there is room for, and fails for no frame."""
+    with Machine("32MiB") as m:
+        a = m.cgroups.create("a", memory_max=MIB)
+        f = m.create_file("f", b"", writenotify=True)
+        f.truncate(2 * MIB)
+        p = m.spawn()
+        p.cgroup = a
+        at = p.mmap(None, 2 * MIB, Prot.READ, Map.SHARED, f)
+        p.madvise(at, 100 * PAGE, Advice.WILLNEED)
+        assert a.memory_stat["file"] == 100 * PAGE
+        p.madvise(at, 2 * MIB, Advice.WILLNEED)
+        assert 100 * PAGE < a.memory_current <= MIB
+        assert (a.memory_events["oom"], a.memory_events["oom_kill"]) == (0, 0)
         m.verify()
 
 

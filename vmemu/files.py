@@ -555,16 +555,24 @@ class FileTable:
         self.core.object_fill(inode.object, first, n, data, major, call, self._payer)
         return True
 
-    def read_ahead(self, object_: int, first: int, last: int, call: str) -> None:
-        """Brings the pages [first, last) into the cache as far as the file goes (force_page_cache_ra())."""
+    def read_ahead(self, object_: int, first: int, last: int, call: str, cgroup: int = 0) -> None:
+        """Brings the pages [first, last) into the cache, for which *cgroup* pays, as far as the file goes and there are
+        frames: nobody is killed for them (force_page_cache_ra())."""
         with self.lock:
             inode, info = self._by_object[object_], self.core.object_info(object_)
             last = min(last, -(-int(info.size) // PAGE_SIZE)) if info is not None else first
-            while first < last:
-                n = min(last - first, READ_AROUND)
-                if not self.fill(inode, first, n, None, call):
-                    return
-                first += n
+            self._payer = cgroup
+            try:
+                while first < last:
+                    n = min(last - first, READ_AROUND)
+                    if not self.fill(inode, first, n, None, call):
+                        return
+                    first += n
+            except OutOfMemory as error:
+                if error.cgroup is None:  # it is the host that has no memory
+                    raise
+            finally:
+                self._payer = 0
 
     def write_back(self, object_: int, first: int, last: int) -> None:
         """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here."""

@@ -158,7 +158,8 @@ def _will_need(space: Space, vma: Vma, start: int, end: int) -> None:
     if info is None or info.kind & c.OBJ_SHMEM:
         space.kernel.core.drain()
         return
-    space.kernel.files.read_ahead(vma.object, *_indexes(vma, start, end), CALL)
+    payer = space.kernel.processes.cgroup[space.pid]
+    space.kernel.files.read_ahead(vma.object, *_indexes(vma, start, end), CALL, payer)
 
 
 def _indexes(vma: Vma, start: int, end: int) -> tuple[int, int]:
