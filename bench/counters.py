@@ -1,4 +1,4 @@
-"""Workloads that always do the same, and what they count: faults by kind, frames copied, tables, bytes.
+"""Workloads that always do the same, and what they count: faults by kind, frames copied, tables, bytes; and fork bombs.
 
 They run through the public API. A count that differs from the baseline's is a change of what vmemu does, not of how
 fast it is; it is either a mistake or a reason for `--update`.
@@ -7,17 +7,33 @@ fast it is; it is either a mistake or a reason for `--update`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from bench.rows.common import MIB, PAGE, PRIVATE, RW, map_small, reap, resident
-from vmemu import Advice, ForkMode, Machine, Map, Process, Prot
+from vmemu import Advice, ForkMode, Machine, Map, Process, Prot, bombs
+from vmemu.swap import POLICIES
 
-__all__ = ["Counters", "count", "count_all", "differences"]
+__all__ = ["BOMB_DEFENCES", "Counters", "count", "count_all", "differences", "run_bomb"]
 
 Counters = dict[str, int]
 
-_EVENTS = ("pgalloc_normal", "pgfree", "pgreuse", "thp_fault_alloc", "thp_split_page", "thp_split_pmd", "cow_ksm")
+_EVENTS = (
+    "pswpin",
+    "pswpout",
+    "pgscan_anon",
+    "pgscan_file",
+    "pgsteal_anon",
+    "pgsteal_file",
+    "pgalloc_normal",
+    "pgfree",
+    "pgreuse",
+    "thp_fault_alloc",
+    "thp_split_page",
+    "thp_split_pmd",
+    "cow_ksm",
+)
 
 
 def count(machine: Machine) -> Counters:
@@ -124,6 +140,21 @@ def _huge(m: Machine) -> None:
     parent.munmap(address + 5 * MIB, MIB // 2)
 
 
+def _swap(m: Machine) -> None:
+    """Twice what there is of memory, shared with a child, and a file that is larger than what is left."""
+    parent = m.spawn()
+    address = parent.mmap(None, 8 * MIB, RW, PRIVATE)
+    parent.touch(address, 8 * MIB, write=True)
+    child = parent.fork()
+    child.touch(address + MIB, 2 * MIB, write=True)
+    file = m.create_file("data", bytes(range(256)) * 4096)
+    child.touch(child.mmap(None, MIB, Prot.READ, PRIVATE, file), MIB)
+    rng = np.random.default_rng(0)
+    where = np.uint64(address) + rng.zipf(1.2, 5_000).astype(np.uint64) * np.uint64(PAGE) % np.uint64(8 * MIB)
+    child.access(where, rng.random(5_000) < 0.3)
+    parent.touch(address, 8 * MIB)
+
+
 def _ksm(m: Machine) -> None:
     process = m.spawn()
     address = process.mmap(None, 64 * PAGE, RW, PRIVATE)
@@ -135,7 +166,7 @@ def _ksm(m: Machine) -> None:
     process.touch(address, 16 * PAGE, write=True)
 
 
-WORKLOADS: dict[str, tuple[Callable[[Machine], None], dict[str, object]]] = {
+WORKLOADS: dict[str, tuple[Callable[[Machine], None], dict[str, Any]]] = {
     **{f"fork {mode.name.lower()}": (_forked(mode), {}) for mode in ForkMode},
     "fork cow, no contents": (_forked(ForkMode.COW), {"contents": False}),
     "fork cow, no reuse": (_forked(ForkMode.COW), {"reuse": False}),
@@ -149,14 +180,49 @@ WORKLOADS: dict[str, tuple[Callable[[Machine], None], dict[str, object]]] = {
     "files": (_files, {}),
     "huge": (_huge, {"thp": "madvise"}),
     "ksm": (_ksm, {}),
+    **{f"swap {policy}": (_swap, {"memory": "4MiB", "swap": "16MiB", "policy": policy}) for policy in POLICIES},
 }
+
+
+BOMB_DEFENCES: dict[str, list[str]] = {
+    "none": [],
+    "nproc": ["nproc=60"],
+    "pids.max": ["pids.max=60"],
+    "memory.max": ["memory.max=8MiB"],
+    "overcommit": ["overcommit=2"],
+    "protect": ["protect"],
+    "watcher": ["watcher=50"],
+}
+"""What the bombs meet on 32 MiB, by name."""
+
+
+def run_bomb(m: Machine, shape: str, defence: str, **options: Any) -> bombs.Result:
+    """A bomb of the built-in program, from beginning to end."""
+    scenario = bombs.scenario(m, shape, defences=BOMB_DEFENCES[defence], seed=1, ticks=300, **options)
+    for _ in scenario:
+        pass
+    return scenario.result
+
+
+def _count_bombs() -> dict[str, Counters]:
+    """Every shape without a defence, one under each, and two with swap on half the memory."""
+    runs: list[tuple[str, str, int | str]] = [(shape, "none", 0) for shape in bombs.SHAPES]
+    runs += [("classic", defence, 0) for defence in BOMB_DEFENCES if defence != "none"]
+    runs += [(shape, "none", "4MiB") for shape in ("classic", "touch")]
+    found = {}
+    for shape, defence, swap in runs:
+        with Machine(memory="16MiB" if swap else "32MiB", swap=swap, oom="kill") as m:
+            result = run_bomb(m, shape, defence)
+            m.verify()
+            found[f"bomb {shape}, {f'{swap} of swap' if swap else defence}"] = {**count(m), **result.counters()}
+    return found
 
 
 def count_all() -> dict[str, Counters]:
     """Workload -> its counters; each machine proves itself consistent too."""
-    found = {}
+    found = _count_bombs()
     for name, (work, options) in WORKLOADS.items():
-        with Machine(memory="256MiB", **options) as m:  # type: ignore[arg-type]
+        with Machine(**{"memory": "256MiB", **options}) as m:
             work(m)
             m.verify()
             found[name] = count(m)

@@ -114,6 +114,7 @@ static int fault_and_mark(struct fault *f, uint64_t va, int access, uint64_t npa
 	e = table_walk_next(&vm->tables, f->space->root, va + f->before * PAGE_BYTES, &f->walk);
 	VM_ASSERT(e && access_allowed(*e, f->walk.writable, access)); /* one fault makes the access possible */
 	access_mark(vm, e, access);
+	frame_stamp(&vm->frames, pte_pfn(*e));
 	return kind;
 }
 
@@ -130,8 +131,9 @@ static void fetch_ahead(const struct vm *vm, pte_t e)
 		__builtin_prefetch(bytes + i, 0);
 }
 
-int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
-		 struct vmemu_trap *trap)
+/* Made twice: where each access is stamped, and where none is. */
+static inline __attribute__((always_inline)) int touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length,
+						       int access, uint64_t *counts, struct vmemu_trap *trap, int exact)
 {
 	uint64_t done = 0, bytes = 0;
 	uint32_t cost = 0;
@@ -147,6 +149,8 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 			return stop(trap, at, done, -VMEMU_TRAP_PAUSE);
 		if (e && access_allowed(*e, f.walk.writable, access)) {
 			access_mark(vm, e, access);
+			if (exact)
+				frame_stamp(&vm->frames, pte_pfn(*e));
 			f.before = 0;
 		} else {
 			pages = ((at & PAGE_MASK) + min_u64(length - bytes, TASK_SIZE) + PAGE_MASK) >> PAGE_SHIFT;
@@ -169,6 +173,13 @@ int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, i
 	}
 	trap->done = done;
 	return 0;
+}
+
+int access_touch(struct vm *vm, struct space *s, uint64_t va, uint64_t length, int access, uint64_t *counts,
+		 struct vmemu_trap *trap)
+{
+	return vm->frames.recency ? touch(vm, s, va, length, access, counts, trap, 1)
+				  : touch(vm, s, va, length, access, counts, trap, 0);
 }
 
 /* An entry that was found, its address; in bit 0 whether the path to it may be written. Never NULL. */
@@ -237,6 +248,7 @@ static int all_plain(const staged_t *at, const uint8_t *writes, uint32_t n, int 
 int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, const uint8_t *writes, int access,
 		 uint64_t n, uint8_t *kinds, struct vmemu_trap *trap)
 {
+	const int exact = vm->frames.recency != NULL;
 	staged_t ahead[AHEAD];
 	uint64_t i = 0, structure;
 	uint32_t cost = 0, m, k;
@@ -249,7 +261,7 @@ int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, cons
 		m = k = (uint32_t)min_u64(AHEAD, n - i);
 		stage(vm, s, addresses + i, m, ahead, &f.walk);
 		memset(kinds + i, VMEMU_NONE, m);
-		if (all_plain(ahead, writes ? writes + i : NULL, m, access))
+		if (!exact && all_plain(ahead, writes ? writes + i : NULL, m, access))
 			continue;
 		structure = vm->tables.structure;
 		for (k = 0; k < m && structure == vm->tables.structure; k++) {
@@ -260,6 +272,8 @@ int access_batch(struct vm *vm, struct space *s, const uint64_t *addresses, cons
 				access = writes[i + k] ? VMEMU_WRITE : VMEMU_READ;
 			if (access_allowed(*e, ahead[k] & 1, access)) {
 				access_mark(vm, e, access);
+				if (exact)
+					frame_stamp(&vm->frames, pte_pfn(*e));
 				continue;
 			}
 			cost += SLICE_FAULT;

@@ -16,7 +16,7 @@ static inline int access_allowed(pte_t e, int writable, int access)
 	       (access != VMEMU_FETCH || !(e & PTE_NX));
 }
 
-/* What an access that is allowed leaves behind: A and D. */
+/* What an access that is allowed leaves behind: A and D (and frame_stamp). */
 static inline void access_mark(const struct vm *vm, pte_t *e, int access)
 {
 	pte_t bits = access & VMEMU_WRITE ? PTE_A | PTE_D : PTE_A;
@@ -38,6 +38,7 @@ static inline pte_t *access_hit(const struct vm *vm, const struct space *s, uint
 	if (!e || !access_allowed(*e, writable, access))
 		return NULL;
 	access_mark(vm, e, access);
+	frame_stamp(&vm->frames, pte_pfn(*e));
 	return e;
 }
 

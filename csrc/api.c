@@ -3,7 +3,9 @@
 
 #include "check.h"
 #include "look.h"
+#include "reclaim.h"
 #include "space.h"
+#include "swap.h"
 #include "trace.h"
 
 vmemu_machine *vmemu_machine_new(uint64_t nframes, uint32_t options, uint32_t around)
@@ -47,6 +49,8 @@ void vmemu_machine_free(vmemu_machine *m)
 	objects_destroy(&vm->objects);
 	look_mapcounts_free(vm);
 	trace_forget(vm);
+	reclaim_destroy(vm);
+	swap_destroy(&vm->frames);
 	tables_destroy(&vm->tables);
 	frames_destroy(&vm->frames);
 	free(m);

@@ -40,6 +40,9 @@ int vmemu_cgroup_free(vmemu_machine *m, uint32_t id)
 			left--;
 		}
 	}
+	for (uint32_t slot = 1; slot < f->swap.fresh; slot++)
+		if (f->swap.payer[slot] == id)
+			f->swap.payer[slot] = g->parent;
 	for (uint32_t i = 1; i < m->vm.capacity; i++)
 		if (m->vm.spaces[i] && m->vm.spaces[i]->cgroup == id)
 			m->vm.spaces[i]->cgroup = g->parent;
@@ -47,7 +50,7 @@ int vmemu_cgroup_free(vmemu_machine *m, uint32_t id)
 	return leave(m, 0);
 }
 
-int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high)
+int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high, uint64_t swap)
 {
 	struct cgroup *g = enter_cgroup(m, id);
 
@@ -55,6 +58,19 @@ int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t hig
 		return -ENOENT;
 	g->max = max;
 	g->high = high;
+	g->swap_max = swap;
+	return leave(m, 0);
+}
+
+int vmemu_cgroup_settled(vmemu_machine *m, uint32_t id, uint64_t more)
+{
+	struct cgroup *g = enter_cgroup(m, id);
+
+	if (!g)
+		return -ENOENT;
+	g->again = g->usage > g->high ? g->usage + more : 0;
+	if (m->vm.frames.cgroups.over == id)
+		m->vm.frames.cgroups.over = 0;
 	return leave(m, 0);
 }
 
@@ -69,6 +85,10 @@ int vmemu_cgroup_info(vmemu_machine *m, uint32_t id, struct vmemu_cgroup_info *o
 	memcpy(out->kinds, g->kinds, sizeof(out->kinds));
 	out->high = g->highs;
 	out->high_local = g->highs_local;
+	out->swap = g->swap;
+	out->swap_peak = g->swap_peak;
+	memcpy(out->swap_refused, g->swap_refused, sizeof(out->swap_refused));
+	out->cached = g->cached;
 	return leave(m, 0);
 }
 

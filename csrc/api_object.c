@@ -103,7 +103,7 @@ static int fill_page(struct vm *vm, struct object *obj, uint64_t index, uint64_t
 	pfn_t pfn;
 	int rc;
 
-	if (object_lookup(obj, index) != NO_PFN)
+	if (object_lookup(obj, index) != NO_PFN || object_slot(obj, index))
 		return 0;
 	rc = object_add(&vm->objects, obj, index, &pfn);
 	if (rc)
@@ -139,9 +139,15 @@ int vmemu_object_fill(vmemu_machine *m, uint32_t object, uint64_t index, uint64_
 	return leave(m, major == UINT64_MAX ? rc : 0);
 }
 
+/* A page that is not in memory has bytes all the same: in the file, or on the swap device. */
+static int is_elsewhere(const struct object *obj, uint64_t index)
+{
+	return obj->kind & VMEMU_OBJ_FILE || object_slot(obj, index);
+}
+
 int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, void *buffer, uint64_t length)
 {
-	const struct object *obj = enter_object(m, object);
+	struct object *obj = enter_object(m, object);
 	uint8_t *to = buffer;
 	uint64_t done = 0, n;
 
@@ -151,12 +157,14 @@ int64_t vmemu_object_read(vmemu_machine *m, uint32_t object, uint64_t offset, vo
 		return leave(m, -EINVAL);
 	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
 	for (; done < length; done += n) {
-		pfn_t pfn = object_lookup(obj, (offset + done) >> PAGE_SHIFT);
+		pfn_t pfn = object_find(&m->vm.objects, obj, (offset + done) >> PAGE_SHIFT);
 		uint64_t in = (offset + done) & PAGE_MASK;
 
 		n = min_u64(PAGE_BYTES - in, length - done);
-		if (pfn == NO_PFN && obj->kind & VMEMU_OBJ_FILE)
+		if (pfn == NO_PFN && is_elsewhere(obj, (offset + done) >> PAGE_SHIFT))
 			break;
+		if (pfn != NO_PFN)
+			frame_stamp(&m->vm.frames, pfn);
 		if (pfn == NO_PFN || !m->vm.frames.contents)
 			memset(to + done, 0, n);
 		else
@@ -180,16 +188,17 @@ int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, c
 	length = offset < obj->size ? min_u64(length, obj->size - offset) : 0;
 	for (; done < length; done += n) {
 		uint64_t index = (offset + done) >> PAGE_SHIFT, in = (offset + done) & PAGE_MASK;
-		pfn_t pfn = object_lookup(obj, index);
+		pfn_t pfn = object_find(&m->vm.objects, obj, index);
 
 		n = min_u64(PAGE_BYTES - in, length - done);
 		if (pfn == NO_PFN) {
-			if (obj->kind & VMEMU_OBJ_FILE)
+			if (is_elsewhere(obj, index))
 				break;
 			rc = object_add(&m->vm.objects, obj, index, &pfn);
 			if (rc)
 				break;
 		}
+		frame_stamp(&m->vm.frames, pfn);
 		if (m->vm.frames.contents)
 			memcpy(frame_bytes(&m->vm.frames, pfn) + in, from + done, n);
 		frame_of(&m->vm.frames, pfn)->flags |= FRAME_DIRTY;
@@ -201,10 +210,10 @@ int64_t vmemu_object_write(vmemu_machine *m, uint32_t object, uint64_t offset, c
 }
 
 /* Nothing if the last page is full or not in the cache. */
-static void clear_tail(struct vm *vm, const struct object *obj, int written)
+static void clear_tail(struct vm *vm, struct object *obj, int written)
 {
 	uint64_t used = obj->size & PAGE_MASK;
-	pfn_t pfn = used ? object_lookup(obj, obj->size >> PAGE_SHIFT) : NO_PFN;
+	pfn_t pfn = used ? object_find(&vm->objects, obj, obj->size >> PAGE_SHIFT) : NO_PFN;
 
 	if (pfn == NO_PFN)
 		return;

@@ -26,8 +26,11 @@ uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_ch
 	}
 	c->of[id].kinds[kind] += n;
 	for (uint32_t i = id; high && i; i = c->of[i].parent) /* reclaim_high() */
-		if (c->of[i].usage > c->of[i].high)
+		if (c->of[i].usage > c->of[i].high) {
 			count_high(c, i);
+			if (c->of[i].usage >= c->of[i].again)
+				c->over = i;
+		}
 	return 0;
 }
 
@@ -38,6 +41,57 @@ void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_char
 	for (; id; id = c->of[id].parent)
 		c->of[id].usage -= n;
 }
+
+/* ---- swap ---- */
+
+uint64_t cgroup_swap_room(const struct cgroups *c, uint32_t id)
+{
+	uint64_t room = UINT64_MAX;
+
+	for (; id; id = c->of[id].parent) {
+		const struct cgroup *g = &c->of[id];
+
+		if (g->swap_max != UINT64_MAX)
+			room = min_u64(room, g->swap_max > g->swap ? g->swap_max - g->swap : 0);
+	}
+	return room;
+}
+
+void cgroup_charge_swap(struct cgroups *c, uint32_t id)
+{
+	for (; id; id = c->of[id].parent) {
+		struct cgroup *g = &c->of[id];
+
+		g->swap++;
+		g->swap_peak = max_u64(g->swap_peak, g->swap);
+	}
+}
+
+void cgroup_uncharge_swap(struct cgroups *c, uint32_t id)
+{
+	for (; id; id = c->of[id].parent)
+		c->of[id].swap--;
+}
+
+void cgroup_refuse_swap(struct cgroups *c, uint32_t id, uint32_t run)
+{
+	int limit = 0;
+
+	if (!id || c->of[id].refused_run == run)
+		return;
+	for (uint32_t i = id; i; i = c->of[i].parent) {
+		if (!c->of[i].swap_max)
+			return;
+		limit |= c->of[i].swap >= c->of[i].swap_max;
+	}
+	c->of[id].refused_run = run;
+	for (; id; id = c->of[id].parent) {
+		c->of[id].swap_refused[0] += (uint64_t)limit;
+		c->of[id].swap_refused[1]++;
+	}
+}
+
+/* ---- groups ---- */
 
 int cgroup_new(struct cgroups *c, uint32_t id, uint32_t parent)
 {
@@ -62,7 +116,13 @@ int cgroup_new(struct cgroups *c, uint32_t id, uint32_t parent)
 		c->of = of;
 		c->n = n;
 	}
-	c->of[id] = (struct cgroup){ .max = UINT64_MAX, .high = UINT64_MAX, .parent = (uint16_t)parent, .used = 1 };
+	c->of[id] = (struct cgroup){
+		.max = UINT64_MAX,
+		.high = UINT64_MAX,
+		.swap_max = UINT64_MAX,
+		.parent = (uint16_t)parent,
+		.used = 1,
+	};
 	return 0;
 }
 
@@ -72,7 +132,11 @@ void cgroup_free(struct cgroups *c, uint32_t id)
 
 	for (int kind = 0; parent && kind < VMEMU_NCHARGES; kind++)
 		c->of[parent].kinds[kind] += c->of[id].kinds[kind];
+	if (parent)
+		c->of[parent].cached += c->of[id].cached;
 	c->of[id].used = 0;
+	if (c->over == id)
+		c->over = 0;
 }
 
 void cgroups_destroy(struct cgroups *c)

@@ -67,6 +67,10 @@ static int check_leaf_entry(const struct check *c, pfn_t table, pte_t e, uint32_
 
 	if (e == PTE_GUARD)
 		return 0;
+	if (pte_swapped(e)) {
+		resident[RESIDENT_SWAP]++;
+		return check_slot(c, pte_slot(e));
+	}
 	CHECK(pte_mapped(e), "table %u: entry %#llx holds nothing", table, (unsigned long long)e);
 	CHECK(pfn < f->nframes && f->of[pfn].flags & FRAME_USED && !(f->of[pfn].flags & FRAME_TABLE),
 	      "table %u: entry %#llx maps a frame that is free or a table", table, (unsigned long long)e);
@@ -182,7 +186,7 @@ static int check_objects(const struct check *c)
 
 	for (uint32_t id = 1; id < o->capacity; id++) {
 		const struct object *obj = object_get(o, id);
-		uint64_t n = 0;
+		uint64_t n = 0, swapped = 0;
 
 		if (!obj)
 			continue;
@@ -199,6 +203,17 @@ static int check_objects(const struct check *c)
 			      pfn);
 			c->refs[pfn]++;
 		}
+		for (uint64_t i = object_next_any(obj, 0); i != UINT64_MAX; i = object_next_any(obj, i + 1)) {
+			int rc = object_slot(obj, i) ? check_slot(c, object_slot(obj, i)) : 0;
+
+			if (rc)
+				return rc;
+			swapped += object_slot(obj, i) != 0;
+			CHECK(i < object_pages(obj), "object %u: page %llu is beyond its end", id,
+			      (unsigned long long)i);
+		}
+		CHECK(swapped == obj->nswapped, "object %u: %llu pages on the swap device, counted %llu", id,
+		      (unsigned long long)obj->nswapped, (unsigned long long)swapped);
 		CHECK(n == obj->nframes, "object %u: %llu frames, counted %llu", id, (unsigned long long)obj->nframes,
 		      (unsigned long long)n);
 	}
@@ -301,7 +316,8 @@ static int check_refs(const struct check *c)
 			continue;
 		CHECK(fr->refs == c->refs[pfn], "frame %llu (flags %#x): %u references, found %u",
 		      (unsigned long long)pfn, fr->flags, fr->refs, c->refs[pfn]);
-		CHECK(!(fr->flags & FRAME_EXCLUSIVE) || (fr->flags & FRAME_ANON && fr->refs == 1),
+		CHECK(!(fr->flags & FRAME_EXCLUSIVE) ||
+			      (fr->flags & FRAME_ANON && fr->refs == 1u + (unsigned int)frame_swapcached(fr)),
 		      "frame %llu: exclusive with %u references", (unsigned long long)pfn, fr->refs);
 	}
 	CHECK(idle == f->idle && huge == f->huge, "%llu folios mapped whole, %llu frames unmapped, counted %llu, %llu",
@@ -361,12 +377,15 @@ int check_machine(struct vm *vm, char *msg, size_t size)
 
 	c.refs = calloc(min_u64(vm->frames.virgin * BLOCK_FRAMES, vm->frames.nframes) + 1, sizeof(*c.refs));
 	c.entire = calloc(vm->frames.virgin + 1, sizeof(*c.entire));
-	if (c.refs && c.entire)
+	c.slots = calloc(vm->frames.swap.nslots + UINT64_C(1), sizeof(*c.slots));
+	if (c.refs && c.entire && c.slots)
 		rc = check_frames(&c);
 	if (!rc)
 		rc = check_tables(&c);
 	if (!rc)
 		rc = check_objects(&c);
+	if (!rc)
+		rc = check_swap(&c);
 	if (!rc)
 		rc = check_refs(&c);
 	if (!rc)
@@ -375,5 +394,6 @@ int check_machine(struct vm *vm, char *msg, size_t size)
 		rc = check_charges(&c);
 	free(c.refs);
 	free(c.entire);
+	free(c.slots);
 	return rc;
 }

@@ -12,6 +12,7 @@ struct check {
 	struct vm *vm;
 	uint32_t *refs;	  /* leaf entries and other references recounted, by pfn */
 	uint32_t *entire; /* huge entries, by block */
+	uint32_t *slots;  /* swap entries and pages of objects, by slot of the swap device */
 	char *msg;
 	size_t size;
 };
@@ -24,6 +25,10 @@ int check_broken(const struct check *c, const char *format, ...) __attribute__((
 		if (!(cond))                                                                                           \
 			return check_broken(c, __VA_ARGS__);                                                           \
 	} while (0)
+
+/* In check_swap.c: an entry, or a page of an object, that holds a slot; and, these counted, all slots. */
+int check_slot(const struct check *c, uint32_t slot);
+int check_swap(const struct check *c);
 
 /* Every space, and what spaces share. */
 int check_spaces(const struct check *c);

@@ -29,6 +29,12 @@ static int check_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 			      vc->space->id, at);
 			continue;
 		}
+		if (pte_swapped(e[i])) {
+			CHECK(!(v->flags & (VMEMU_VM_SHARED | VMEMU_VM_HUGETLB)) && v->anon,
+			      "space %u: %#llx: swap entry in a mapping that has no anonymous memory", vc->space->id,
+			      at);
+			continue;
+		}
 		CHECK(v->start <= va && va + leaf_bytes(e[i]) <= v->end,
 		      "space %u: huge entry at %#llx reaches out of its mapping", vc->space->id, at);
 		fr = frame_of(&c->vm->frames, pte_pfn(e[i]));
@@ -226,9 +232,11 @@ int check_spaces(const struct check *c)
 	}
 	if (rc)
 		return rc;
-	for (uint32_t id = 1; id < vm->objects.capacity; id++)
-		account += object_charge(&vm->objects.of[id]) +
-			   object_page_charge(&vm->objects.of[id]) * vm->objects.of[id].nframes;
+	for (uint32_t id = 1; id < vm->objects.capacity; id++) {
+		const struct object *obj = &vm->objects.of[id];
+
+		account += object_charge(obj) + object_page_charge(obj) * (obj->nframes + obj->nswapped);
+	}
 	CHECK(account == vm->env.account, "%llu pages charged, counted %llu", (unsigned long long)vm->env.account,
 	      (unsigned long long)account);
 	CHECK(n == vm->nspaces, "%u spaces, counted %u", vm->nspaces, n);

@@ -57,8 +57,8 @@ enum fault_action fault_classify(const struct fault_facts *f)
 		return f->vma->flags & VMEMU_VM_GROWSDOWN ? ACT_GROW_STACK : ACT_NO_MAPPING;
 	if (!fault_allowed(f->vma->flags, f->access))
 		return ACT_FORBIDDEN;
-	if (f->pte == PTE_GUARD)
-		return ACT_NO_MAPPING;
+	if (f->pte && !pte_mapped(f->pte))
+		return f->pte == PTE_GUARD ? ACT_NO_MAPPING : ACT_SWAP_IN;
 	if (f->vma->flags & VMEMU_VM_HUGETLB)
 		return !pte_mapped(f->pte) ? ACT_FILL_POOL : write && !(f->pte & PTE_W) ? ACT_WRITE_POOL : ACT_SPURIOUS;
 	if (pte_mapped(f->pte))

@@ -2,6 +2,7 @@
 #include "fault.h"
 
 #include "faultlog.h"
+#include "swap.h"
 
 int fault_prepare_anon(struct fault *f)
 {
@@ -67,6 +68,7 @@ static int (*const handlers[NACTIONS])(struct fault *f) = {
 	[ACT_MAP_ZERO] = fault_map_zero,
 	[ACT_FILL] = fault_fill,
 	[ACT_REPLACE_ZERO] = fault_fill,
+	[ACT_SWAP_IN] = fault_swap_in,
 	[ACT_FILL_POOL] = fault_fill_pool,
 	[ACT_WRITE_POOL] = fault_write_pool,
 	[ACT_FILL_HUGE] = fault_fill_huge,
@@ -81,6 +83,18 @@ static int (*const handlers[NACTIONS])(struct fault *f) = {
 	[ACT_WRITE_CACHED] = fault_write_cached,
 };
 
+/* References to the frame of an entry that others have, and this one: of a folio, or of a frame that may be in the swap cache. */
+static uint32_t owners(const struct frames *frames, pte_t e)
+{
+	const struct frame *fr = frame_of(frames, pte_pfn(e));
+
+	if (pte_huge(e))
+		return folio_of(frames, pte_pfn(e))->refs;
+	if (fr->flags & FRAME_LARGE)
+		return folio_reusable(frames, pte_pfn(e)) ? 1 : 2;
+	return fr->refs - (uint32_t)swap_can_leave(frames, pte_pfn(e));
+}
+
 void fault_look(struct fault *f, pte_t e)
 {
 	const struct frames *frames = &f->vm->frames;
@@ -93,10 +107,8 @@ void fault_look(struct fault *f, pte_t e)
 	fr = frame_of(frames, pte_pfn(e));
 	facts->frame_flags = fr->flags;
 	facts->frame_refs = fr->refs;
-	if (pte_huge(e))
-		facts->frame_refs = folio_of(frames, pte_pfn(e))->refs;
-	else if (fr->flags & FRAME_LARGE)
-		facts->frame_refs = folio_reusable(frames, pte_pfn(e)) ? 1 : 2;
+	if (__builtin_expect(fr->flags & (FRAME_LARGE | FRAME_SWAPCACHE), 0))
+		facts->frame_refs = owners(frames, e);
 }
 
 /* What there is at f->va. -ENOMEM. */
@@ -145,6 +157,22 @@ static const vma_t *find_mapping(struct fault *f)
 	return &f->vma;
 }
 
+/* So few frames are free that an access has to wait for some, unless nothing came of the last attempt to get them. */
+static int must_wait(const struct vm *vm)
+{
+	const struct reclaim_state *s = &vm->reclaim;
+
+	if (vm->frames.free >= s->low)
+		return 0;
+	return vm->frames.free < s->floor || vm->events[VMEMU_EV_PGFREE] - s->stalled >= STALL_FREED;
+}
+
+/* Pages of a run that leave the frames that should be free. */
+static uint64_t within_watermark(const struct vm *vm, uint64_t npages)
+{
+	return min_u64(npages, vm->frames.free > vm->reclaim.low ? vm->frames.free - vm->reclaim.low : 1);
+}
+
 static void count(struct fault *f, int kind, uint64_t n)
 {
 	f->space->faults[kind] += n;
@@ -166,6 +194,17 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 {
 	int kind, mapped;
 
+	if (__builtin_expect(f->vm->reclaim.low != 0, 0)) {
+		uint32_t over = f->vm->frames.cgroups.over;
+
+		if (over || must_wait(f->vm)) {
+			f->before = 0;
+			f->trap->access = (uint32_t)access;
+			f->trap->object = over;
+			return -VMEMU_TRAP_RECLAIM;
+		}
+		npages = within_watermark(f->vm, npages);
+	}
 	f->va = f->facts.va = va;
 	f->access = f->facts.access = access;
 	f->before = 0;

@@ -22,6 +22,7 @@ enum fault_action {
 	ACT_MAP_ZERO,	       /* anonymous read */
 	ACT_FILL,	       /* anonymous write, or read without a zero page */
 	ACT_REPLACE_ZERO,      /* write on the zero page */
+	ACT_SWAP_IN,	       /* the page is in a slot of the swap device */
 	ACT_FILL_POOL,	       /* nothing is mapped where pages of a pool belong */
 	ACT_WRITE_POOL,	       /* write on one that is write-protected */
 	ACT_FILL_HUGE,	       /* anonymous write where a huge page fits */
@@ -120,6 +121,7 @@ int fault_copy_cached(struct fault *f);
 int fault_write_cached(struct fault *f);
 int fault_fill(struct fault *f);
 int fault_map_zero(struct fault *f);
+int fault_swap_in(struct fault *f);
 int fault_fill_huge(struct fault *f);
 int fault_map_huge_zero(struct fault *f);
 int fault_replace_huge_zero(struct fault *f);

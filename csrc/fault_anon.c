@@ -4,6 +4,8 @@
  */
 #include "fault.h"
 
+#include "swap.h"
+
 /* A run goes on with the next page: the leaf is its entry. 0: it ends. The decision is made for each page. */
 static int goes_on(struct fault *f, struct leaf *leaf)
 {
@@ -116,7 +118,12 @@ int fault_reuse(struct fault *f)
 		return VMEMU_OOM;
 	f->kind = VMEMU_COW_REUSE;
 	do {
-		frame_of(&f->vm->frames, pte_pfn(*leaf.pte))->flags |= FRAME_EXCLUSIVE;
+		struct frame *fr = frame_of(&f->vm->frames, pte_pfn(*leaf.pte));
+
+		if (__builtin_expect((f->facts.frame_flags & (FRAME_SWAPCACHE | FRAME_EXCLUSIVE)) == FRAME_SWAPCACHE,
+				     0))
+			swap_leave(&f->vm->frames, pte_pfn(*leaf.pte));
+		fr->flags |= FRAME_EXCLUSIVE;
 		*leaf.pte = pte_written(*leaf.pte);
 		f->vm->events[VMEMU_EV_PGREUSE] += !pte_huge(*leaf.pte); /* do_huge_pmd_wp_page() does not count it */
 	} while (goes_on(f, &leaf));

@@ -1,6 +1,8 @@
 /* Page faults: the effects on mappings of files and shared memory. See fault.h. Source: Linux mm/memory.c, mm/filemap.c. */
 #include "fault.h"
 
+#include "swap.h"
+
 int fault_mkwrite(struct fault *f)
 {
 	struct leaf leaf;
@@ -83,15 +85,37 @@ int fault_beyond_eof(struct fault *f)
 	return VMEMU_BUS_ADRERR;
 }
 
+/* The fault that finds a page in the cache: major if it was read for it, shared memory from the swap device. */
+static int found(const struct frame *fr)
+{
+	if (!(fr->flags & FRAME_MAJOR))
+		return VMEMU_FILE_MINOR;
+	return fr->flags & FRAME_SHMEM ? VMEMU_SWAP_IN : VMEMU_FILE_MAJOR;
+}
+
 /* The page's frame in the cache. Returns the kind of fault it makes, or a trap or OOM. */
 static int cached(struct fault *f, pfn_t *pfn)
 {
-	*pfn = object_lookup(f->object, f->index);
+	*pfn = object_find(&f->vm->objects, f->object, f->index);
 	if (*pfn != NO_PFN) {
 		struct frame *fr = frame_of(&f->vm->frames, *pfn);
 
 		fr->flags &= (uint16_t)~FRAME_RECLAIM;
-		return fr->flags & FRAME_MAJOR ? VMEMU_FILE_MAJOR : VMEMU_FILE_MINOR;
+		return found(fr);
+	}
+	if (object_slot(f->object, f->index)) {
+		int rc = swap_bring(&f->vm->frames, object_slot(f->object, f->index), FRAME_SHMEM | FRAME_MAJOR, NULL,
+				    pfn);
+
+		if (rc == -ENOMEM)
+			return VMEMU_OOM;
+		if (!rc) {
+			object_swap_in(&f->vm->objects, f->object, f->index, *pfn);
+			return VMEMU_SWAP_IN;
+		}
+		f->trap->object = f->vma.object;
+		f->trap->index = f->index;
+		return -VMEMU_TRAP_SWAP;
 	}
 	if (f->object->kind & VMEMU_OBJ_SHMEM)
 		return object_add(&f->vm->objects, f->object, f->index, pfn) ? VMEMU_OOM : VMEMU_SHM_FILL;
@@ -121,7 +145,7 @@ int fault_map_cached(struct fault *f)
 	e = table_walk(&f->vm->tables, f->space->root, f->va, &writable);
 	if (e && *e) {
 		pfn = pte_pfn(*e);
-		return finish(f, pfn, frame_of(&f->vm->frames, pfn)->flags & FRAME_MAJOR ? VMEMU_FILE_MAJOR : kind);
+		return finish(f, pfn, found(frame_of(&f->vm->frames, pfn)));
 	}
 	kind = cached(f, &pfn);
 	if (kind < 0 || kind == VMEMU_OOM)
@@ -143,7 +167,7 @@ int fault_copy_cached(struct fault *f)
 	rc = fault_copy_from(f, pfn);
 	if (rc == VMEMU_OOM)
 		return rc;
-	return finish(f, pfn, kind == VMEMU_FILE_MAJOR ? kind : VMEMU_COW_COPY);
+	return finish(f, pfn, kind == VMEMU_FILE_MAJOR || kind == VMEMU_SWAP_IN ? kind : VMEMU_COW_COPY);
 }
 
 int fault_write_cached(struct fault *f)

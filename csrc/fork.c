@@ -2,6 +2,7 @@
 #include "fork.h"
 
 #include "space.h"
+#include "swap.h"
 
 /* vma_needs_copy(): without an anonymous frame or a guard every page can be found again by a fault. */
 static int needs_copy(const vma_t *v)
@@ -22,9 +23,15 @@ static int copy_entry(struct copier *c, const vma_t *v, pte_t *e, pte_t *copy)
 	struct frame *fr;
 	pfn_t pfn;
 
-	*copy = *e;
-	if (!pte_mapped(*e))
+	if (!pte_mapped(*e)) {
+		if (pte_swapped(*e)) { /* shared, in eager mode too (copy_nonpresent_pte()) */
+			*e &= ~PTE_SWAP_EXCLUSIVE;
+			swap_get(frames, pte_slot(*e));
+		}
+		*copy = *e;
 		return 0;
+	}
+	*copy = *e;
 	pfn = pte_pfn(*e);
 	fr = frame_of(frames, pfn);
 	*copy &= v->flags & VMEMU_VM_SHARED ? ~(PTE_A | PTE_D) : ~PTE_A;

@@ -198,6 +198,11 @@ uint64_t frames_whole(const struct frames *f)
 	return n;
 }
 
+static void stamp_new(struct frames *f, pfn_t pfn)
+{
+	f->stamps[pfn] = f->stamps[f->nframes] += f->step;
+}
+
 /* A free frame, of which there is one, for nobody yet. */
 static pfn_t hand_out(struct frames *f, uint32_t flags, int *zeroed)
 {
@@ -244,24 +249,29 @@ static inline int take(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed
 	return 0;
 }
 
-/* The same for who pays. */
-static __attribute__((noinline)) int take_paid(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
+/* The same where somebody pays or it gets an age. */
+static __attribute__((noinline)) int take_marked(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
-	int rc = pay(f, flags, 1);
+	int rc = f->payer ? pay(f, flags, 1) : 0;
 
 	if (rc)
 		return rc;
 	rc = take(f, flags, pfn, zeroed);
-	if (rc)
+	if (rc && f->payer)
 		cgroup_uncharge(&f->cgroups, f->payer, 1, charge_of(flags));
-	else
-		frame_of(f, *pfn)->cgroup = (uint16_t)f->payer;
-	return rc;
+	if (rc)
+		return rc;
+	frame_of(f, *pfn)->cgroup = (uint16_t)f->payer;
+	if (f->stamps)
+		stamp_new(f, *pfn);
+	return 0;
 }
 
 static inline int get(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
 {
-	return __builtin_expect(f->payer != 0, 0) ? take_paid(f, flags, pfn, zeroed) : take(f, flags, pfn, zeroed);
+	int marked = (f->payer | f->stamped) != 0;
+
+	return __builtin_expect(marked, 0) ? take_marked(f, flags, pfn, zeroed) : take(f, flags, pfn, zeroed);
 }
 
 int frame_alloc(struct frames *f, uint32_t flags, pfn_t *pfn, int *zeroed)
@@ -299,6 +309,8 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 	f->free -= BLOCK_FRAMES;
 	f->events[VMEMU_EV_PGALLOC] += BLOCK_FRAMES;
 	count(f, flags, BLOCK_FRAMES);
+	for (uint32_t i = 0; f->stamps && i < BLOCK_FRAMES; i++)
+		stamp_new(f, *head + i);
 	if (zeroed && blk->dirty && f->contents)
 		memset(frame_bytes(f, *head), 0, BLOCK_FRAMES * PAGE_BYTES);
 	return 0;
@@ -423,6 +435,17 @@ void frame_free(struct frames *f, pfn_t pfn)
 	}
 }
 
+void frame_make_shared(struct frames *f, struct frame *fr)
+{
+	f->anon--;
+	f->shmem++;
+	fr->flags = (uint16_t)((fr->flags & ~FRAME_ANON) | FRAME_SHMEM);
+	if (fr->cgroup) {
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_ANON]--;
+		f->cgroups.of[fr->cgroup].kinds[VMEMU_CHARGE_SHMEM]++;
+	}
+}
+
 void frame_free_block(struct frames *f, pfn_t head)
 {
 	struct block *blk = &f->blocks[head / BLOCK_FRAMES];
@@ -458,4 +481,6 @@ void frame_put(struct frames *f, pfn_t pfn)
 	VM_ASSERT(fr->refs > 0 && !(fr->flags & FRAME_TABLE));
 	if (--fr->refs == 0)
 		frame_free(f, pfn);
+	else if (fr->refs == 1 && frame_swapcached(fr))
+		swap_idle(f, pfn);
 }

@@ -5,8 +5,8 @@
  * tables and data do not share a block as long as whole blocks last. A block that empties may be given back to the host.
  *
  * Invariants: a record of zeros is a free frame never used; a free frame links through its record, never through its
- * contents; refs counts leaf entries, plus one for the object or the boot that holds the frame; the zero page is not
- * counted. For a table, refs counts parent entries and the spaces of which it is the root. A frame with FRAME_LARGE is part
+ * contents; refs counts leaf entries, plus one for the object, the swap cache or the boot that holds the frame; the zero
+ * page is not counted. For a table, refs counts parent entries and the spaces of which it is the root. A frame with FRAME_LARGE is part
  * of a folio (folio.h) and lives as long as that.
  * Callers: table, object, fault, fork, access, check.
  */
@@ -28,10 +28,11 @@ enum frame_flag {
 	FRAME_LARGE = 1 << 9,	  /* part of a folio */
 	FRAME_HUGETLB = 1 << 10,  /* of a reserved pool */
 	FRAME_RECLAIM = 1 << 11,  /* page cache: to be dropped once written; fault-around passes it over (PG_reclaim) */
-	FRAME_MLOCKED = 1 << 12,  /* scratch of lru.c: mapped by a locked mapping */
-	FRAME_KSM = 1 << 15,	  /* anonymous, the one frame for many equal pages: never written again */
-	FRAME_FREEING = 1 << 13,  /* about to be FRAME_LAZYFREE; until then one reference is not an owner's */
-	FRAME_LAZYFREE = 1 << 14, /* anonymous, need not be kept once clean (PageSwapBacked is off) */
+	FRAME_SWAPCACHE = 1 << 11, /* the same bit, of anonymous and shared memory: in the swap cache (swap.h) */
+	FRAME_MLOCKED = 1 << 12,   /* scratch of reclaim.c: mapped by a locked mapping */
+	FRAME_KSM = 1 << 15,	   /* anonymous, the one frame for many equal pages: never written again */
+	FRAME_FREEING = 1 << 13,   /* about to be FRAME_LAZYFREE; until then one reference is not an owner's */
+	FRAME_LAZYFREE = 1 << 14,  /* anonymous, need not be kept once clean (PageSwapBacked is off) */
 };
 
 #define FRAME_OBJECT (FRAME_FILE | FRAME_SHMEM)
@@ -87,6 +88,22 @@ struct pool {
 
 #define NO_FRAME_LEFT UINT32_MAX
 
+/* Slots of the swap device, and the frames that hold what is in one (the swap cache); see swap.h. */
+struct swap {
+	uint32_t *count; /* by slot: swap entries, and memory objects, that hold it */
+	uint32_t *frame; /* by slot: the frame in the swap cache, plus one; of a free slot: the next free one */
+	uint32_t *slot;	 /* by pfn: its slot, 0: not in the swap cache */
+	uint16_t *payer; /* by slot: the cgroup that it is charged to */
+	uint32_t nslots; /* numbered from 1 on; 0: no swap */
+	uint32_t used;
+	uint32_t cached; /* frames in the swap cache */
+	uint32_t fresh;	 /* slots from this one on were never used */
+	uint32_t head;	 /* last slot freed */
+	uint8_t *memory; /* where slot 1 is, if the caller lends the device as memory, */
+	int fd;		 /* or the file that it is; -1: neither, then the caller reads and writes */
+	uint64_t ins;	 /* pages read since boot */
+};
+
 struct frames {
 	uint8_t *ram; /* at a multiple of 2 MiB, so that a block can be a huge page of the host's */
 	struct frame *of;
@@ -114,6 +131,7 @@ struct frames {
 	pfn_t huge_zero;   /* first frame of the huge zero page or NO_PFN */
 	uint32_t contents; /* data frames hold bytes */
 	uint32_t filled;   /* frames zeroed or copied during this call */
+	uint32_t stamped;  /* there are stamps */
 	uint32_t payer;	   /* cgroup to which frames are charged during this call, 0: the root, that is none */
 	uint32_t
 		refused; /* why a frame could not be had during this call: the cgroup at its limit, or NO_FRAME_LEFT; 0: it could,
@@ -121,6 +139,10 @@ struct frames {
 	struct host *host;
 	uint64_t *events; /* the machine's, by enum vmemu_event */
 	struct cgroups cgroups;
+	uint64_t *stamps;  /* ages by pfn, [nframes] the last one given, for policies that need them; NULL: none does */
+	uint64_t *recency; /* the same array if each access is to be stamped, else NULL */
+	uint64_t step;	   /* between stamps of frames that are taken */
+	struct swap swap;
 };
 
 /* Requires nframes >= 1. On failure -ENOMEM, nothing to undo. */
@@ -155,6 +177,10 @@ void folio_get_frame(struct frames *f, pfn_t pfn);
 void folio_put_frame(struct frames *f, pfn_t pfn);
 /* In folio.c: one huge entry less. */
 void folio_put(struct frames *f, pfn_t head);
+/* What was taken for anonymous memory is shared memory. */
+void frame_make_shared(struct frames *f, struct frame *fr);
+/* In swap.c: nothing maps a frame of the swap cache any more. */
+void swap_idle(struct frames *f, pfn_t pfn);
 /* In folio.c: dissolves a folio that is partly unmapped (the deferred split list), or frees the unused huge zero page; 0: there
  * is neither. */
 int folio_reclaim(struct frames *f);
@@ -189,10 +215,23 @@ static inline int frame_share(struct frame *fr)
 	return 1;
 }
 
+/* In the swap cache, which has a reference. */
+static inline int frame_swapcached(const struct frame *fr)
+{
+	return fr->flags & FRAME_SWAPCACHE && fr->flags & (FRAME_ANON | FRAME_SHMEM);
+}
+
+/* The frame was accessed. */
+static inline void frame_stamp(const struct frames *f, pfn_t pfn)
+{
+	if (__builtin_expect(f->recency != NULL, 0))
+		f->recency[pfn] = ++f->recency[f->nframes];
+}
+
 /* An ordinary anonymous frame that others have too loses a reference; 0: it is something else, nothing done. */
 static inline int frame_leave(struct frame *fr)
 {
-	if (fr->refs <= 1 || (fr->flags & (FRAME_ANON | FRAME_LARGE)) != FRAME_ANON)
+	if (fr->refs <= 1 || (fr->flags & (FRAME_ANON | FRAME_LARGE | FRAME_SWAPCACHE)) != FRAME_ANON)
 		return 0;
 	fr->refs--;
 	return 1;

@@ -1,6 +1,8 @@
 /* Looking without touching. See look.h. */
 #include "look.h"
 
+#include "swap.h"
+
 /* ---- mapcounts ---- */
 
 /* Adds each table's paths to what its entries point to. Tables of one level are done before those below them. */
@@ -77,7 +79,7 @@ uint64_t look_mapcount(const struct vm *vm, pfn_t pfn)
 		return vm->mapcounts.of[pfn];
 	if (fr->flags & FRAME_LARGE)
 		return fr->refs + folio_of(&vm->frames, pfn)->entire;
-	return fr->refs - (fr->flags & FRAME_OBJECT ? 1u : 0u);
+	return fr->refs - (fr->flags & FRAME_OBJECT || frame_swapcached(fr) ? 1u : 0u);
 }
 
 void look_sharing(const struct vm *vm, uint64_t *mapped, uint64_t *shared)
@@ -103,6 +105,7 @@ enum kpf {
 	KPF_BUDDY = 10,
 	KPF_MMAP = 11,
 	KPF_ANON = 12,
+	KPF_SWAPCACHE = 13,
 	KPF_SWAPBACKED = 14,
 	KPF_COMPOUND_HEAD = 15,
 	KPF_COMPOUND_TAIL = 16,
@@ -145,7 +148,9 @@ uint64_t look_frame_flags(const struct vm *vm, pfn_t pfn)
 		out |= UINT64_C(1) << KPF_SWAPBACKED;
 	if (f & FRAME_KSM)
 		out |= UINT64_C(1) << KPF_KSM | UINT64_C(1) << KPF_REFERENCED;
-	if (f & FRAME_RECLAIM)
+	if (frame_swapcached(frame_of(&vm->frames, pfn)))
+		out |= UINT64_C(1) << KPF_SWAPCACHE;
+	else if (f & FRAME_RECLAIM)
 		out |= UINT64_C(1) << KPF_RECLAIM;
 	if (f & FRAME_DIRTY)
 		out |= UINT64_C(1) << KPF_DIRTY;
@@ -195,6 +200,13 @@ static uint64_t pagemap_entry(const struct vm *vm, pte_t e, pfn_t pfn)
 	return bits;
 }
 
+/* Type 0; the offset is the slot (pte_to_pagemap_entry()). */
+static uint64_t pagemap_swapped(const struct vm *vm, pte_t e)
+{
+	return PM_SWAP | (uint64_t)pte_slot(e) << 5 |
+	       (e & PTE_SWAP_SOFT && vm->options & VMEMU_OPT_SOFT_DIRTY ? PM_SOFT_DIRTY : 0);
+}
+
 static int pagemap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
 {
 	const struct pagemap_ctx *c = ctx;
@@ -205,6 +217,8 @@ static int pagemap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 
 		if (e[i] == PTE_GUARD) /* a swap entry: its type and offset, which are those of the marker */
 			c->out[(va - c->va) >> PAGE_SHIFT] = PM_GUARD | PM_SWAP | 31 | 4 << 5;
+		else if (pte_swapped(e[i]))
+			c->out[(va - c->va) >> PAGE_SHIFT] = pagemap_swapped(c->vm, e[i]);
 		for (; pte_mapped(e[i]) && from < min_u64(end, c->end); from += PAGE_BYTES)
 			c->out[(from - c->va) >> PAGE_SHIFT] = pagemap_entry(c->vm, e[i], leaf_pfn(e[i], from));
 		va = end;
@@ -271,6 +285,11 @@ static int usage_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 		uint64_t from = max_u64(va, c->start), end = min_u64(va + leaf_bytes(e[i]), c->end);
 
 		va += leaf_bytes(e[i]);
+		if (pte_swapped(e[i])) { /* smaps_pte_entry(): by the holders of its slot */
+			c->out->swap += PAGE_BYTES;
+			c->out->swap_pss += (PAGE_BYTES << 12) / c->vm->frames.swap.count[pte_slot(e[i])];
+			continue;
+		}
 		if (!pte_mapped(e[i]) || frame_of(&c->vm->frames, pte_pfn(e[i]))->flags & FRAME_ZERO)
 			continue;
 		if (frame_of(&c->vm->frames, pte_pfn(e[i]))->flags & FRAME_HUGETLB) {
@@ -328,12 +347,18 @@ uint64_t look_peek(const struct vm *vm, const struct space *s, uint64_t va, uint
 		int writable;
 		const pte_t *e = table_walk(&vm->tables, s->root, at, &writable);
 
-		if (!v || v->start > at || v->object || (e && *e == PTE_GUARD))
+		pfn_t pfn = NO_PFN; /* in the swap cache */
+
+		if (e && pte_swapped(*e))
+			pfn = swap_find(&vm->frames, pte_slot(*e));
+		if (!v || v->start > at || v->object || (e && *e && !pte_mapped(*e) && pfn == NO_PFN))
 			break;
 		if (!(v->flags & (VMEMU_VM_READ | VMEMU_VM_WRITE | VMEMU_VM_EXEC)))
 			break;
 		n = min_u64(PAGE_BYTES - (at & PAGE_MASK), length - done);
-		if (vm->frames.contents && !look_translate(vm, s, at, &t))
+		if (vm->frames.contents && pfn != NO_PFN)
+			memcpy(to + done, frame_bytes(&vm->frames, pfn) + (at & PAGE_MASK), n);
+		else if (vm->frames.contents && !look_translate(vm, s, at, &t))
 			memcpy(to + done, frame_bytes(&vm->frames, (pfn_t)t.pfn) + (at & PAGE_MASK), n);
 		else
 			memset(to + done, 0, n);
@@ -362,7 +387,9 @@ int look_mincore(const struct vm *vm, const struct space *s, uint64_t start, uin
 		obj = v->object && !(v->flags & VMEMU_VM_HUGETLB) ? object_get(&vm->objects, v->object) : NULL;
 		e = table_walk(&vm->tables, s->root, va, &writable);
 		out[(va - start) >> PAGE_SHIFT] =
-			(e && pte_mapped(*e)) || (obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
+			(e && pte_mapped(*e)) ||
+			(e && pte_swapped(*e) && swap_find(&vm->frames, pte_slot(*e)) != NO_PFN) ||
+			(obj && object_lookup(obj, vma_index_of(v, va)) != NO_PFN);
 	}
 	return 0;
 }
@@ -377,6 +404,7 @@ void look_space(const struct vm *vm, const struct space *s, struct vmemu_space_i
 	out->file = sum.resident[RESIDENT_FILE];
 	out->shmem = sum.resident[RESIDENT_SHMEM];
 	out->hugetlb = sum.resident[RESIDENT_HUGETLB];
+	out->swap = sum.resident[RESIDENT_SWAP];
 	out->tables = sum.tables;
 	out->shared_tables = sum.shared;
 	out->peak_rss = max_u64(s->peak_rss, out->anon + out->file + out->shmem);
@@ -394,6 +422,7 @@ void look_size(const struct vm *vm, const struct space *s, struct vmemu_space_si
 		.file = sum.resident[RESIDENT_FILE],
 		.shmem = sum.resident[RESIDENT_SHMEM],
 		.tables = sum.tables ? sum.tables - 1 : 0,
+		.swap = sum.resident[RESIDENT_SWAP],
 	};
 }
 

@@ -1,7 +1,9 @@
 /* Pages that may go. See lru.h. */
 #include "lru.h"
 
+#include "reclaim.h"
 #include "space.h"
+#include "swap.h"
 
 /* Sets and takes away flags of a frame, of a folio for all that it consists of. Returns how many frames that are. */
 static uint32_t set_flags(struct vm *vm, pfn_t pfn, uint32_t set, uint32_t clear)
@@ -113,7 +115,7 @@ static int whole_folio(const pte_t *e, unsigned int first, unsigned int last)
 /* This entry is the only one to map the frame. */
 static int mapped_once(const struct frame *fr)
 {
-	return fr->refs == (fr->flags & FRAME_OBJECT ? 2u : 1u);
+	return fr->refs == (fr->flags & FRAME_OBJECT || frame_swapcached(fr) ? 2u : 1u);
 }
 
 /* The frame of entry `i` in an owned table, to which something may be done: NULL if there is none, it is a zero page or one of a
@@ -154,42 +156,11 @@ struct freeing {
 	int marked; /* FRAME_MLOCKED says which frames locked mappings hold */
 };
 
-static int mark_locked(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
-{
-	const struct freeing *f = ctx;
-
-	(void)table;
-	(void)va;
-	for (unsigned int i = first; i < last; i++) {
-		if (pte_mapped(e[i]))
-			(void)set_flags(f->vm, pte_pfn(e[i]), f->marked ? FRAME_MLOCKED : 0,
-					f->marked ? 0 : FRAME_MLOCKED);
-	}
-	return 0;
-}
-
-/* Sets or, if they are set, takes away the marks. */
-static void flip_marks(struct freeing *f)
-{
-	struct vm *vm = f->vm;
-
-	f->marked = !f->marked;
-	for (uint32_t id = 1; id < vm->capacity; id++) {
-		struct space *s = vm->spaces[id];
-		struct vma_pos pos;
-		const vma_t *v = s && vmas_sums(&s->vmas)->locked ? vmas_find(&s->vmas, 0, &pos) : NULL;
-
-		for (; v; v = vmas_next(&s->vmas, &pos))
-			if (v->flags & VMEMU_VM_LOCKED)
-				(void)table_visit(&vm->tables, s->root, v->start, v->end, mark_locked, f);
-	}
-}
-
 /* Another space has the frame in a locked mapping (folio_test_unevictable()); this one has not. */
 static int locked_elsewhere(struct freeing *f, const struct frame *fr)
 {
 	if (!f->marked)
-		flip_marks(f);
+		reclaim_mark_locked(f->vm, f->marked = 1);
 	return (fr->flags & FRAME_MLOCKED) != 0;
 }
 
@@ -198,14 +169,21 @@ static int free_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 	struct freeing *f = ctx;
 	struct vm *vm = f->vm;
 
-	(void)table;
 	(void)va;
 	for (unsigned int i = first; i < last; i++) {
+		struct leaf leaf = { table, i, &e[i] };
 		int once;
 		struct frame *fr = frame_in(vm, f->space, e, first, last, i, &once);
 
+		if (pte_swapped(e[i])) /* free_swap_and_cache_nr() */
+			table_set(&vm->tables, &leaf, 0);
 		if (!fr)
 			continue;
+		if (frame_swapcached(fr)) { /* folio_free_swap() */
+			if (!swap_can_leave(&vm->frames, pte_pfn(e[i])))
+				continue;
+			swap_leave(&vm->frames, pte_pfn(e[i]));
+		}
 		if (fr->flags & FRAME_DIRTY) { /* that is everybody's, not for one of them to take back */
 			if (!once)
 				continue;
@@ -234,7 +212,7 @@ int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 	lru_drain(vm);
 	rc = each(vm, s, start, end, free_entries, &ctx);
 	if (ctx.marked)
-		flip_marks(&ctx);
+		reclaim_mark_locked(vm, 0);
 	return rc;
 }
 
@@ -272,6 +250,7 @@ struct pageout {
 	struct vm *vm;
 	const struct space *space;
 	const vma_t *vma;
+	struct reclaim *reclaim; /* NULL: there is no swap */
 };
 
 /* Without swap a page of anonymous memory goes if nobody wants it any more; one that was written since is wanted
@@ -322,6 +301,25 @@ static int pageout_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first,
 			object_drop(&vm->objects, object_get(&vm->objects, p->vma->object), index, index + 1);
 		else if (fr->flags & FRAME_FILE)
 			fr->flags |= FRAME_RECLAIM;
+		else if (p->reclaim)
+			reclaim_add(p->reclaim, object_lookup(object_get(&vm->objects, p->vma->object), index));
+	}
+	return 0;
+}
+
+/* What is left of anonymous memory goes to the swap device; folios that were in the way have been cut. */
+static int swap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, unsigned int last, uint64_t va)
+{
+	const struct pageout *p = ctx;
+
+	(void)table;
+	(void)va;
+	for (unsigned int i = first; i < last; i++) {
+		const struct frame *fr = pte_mapped(e[i]) ? frame_of(&p->vm->frames, pte_pfn(e[i])) : NULL;
+
+		if (fr && (fr->flags & (FRAME_ANON | FRAME_LARGE | FRAME_KSM | FRAME_LAZYFREE)) == FRAME_ANON &&
+		    mapped_once(fr))
+			reclaim_add(p->reclaim, pte_pfn(e[i]));
 	}
 	return 0;
 }
@@ -330,9 +328,28 @@ int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 {
 	struct vma_pos pos;
 	vma_t v = *vmas_find(&s->vmas, start, &pos);
-	struct pageout ctx = { vm, s, &v };
+	struct pageout ctx = { vm, s, &v, NULL };
 
 	space_mark_peak(vm, s, 0, TASK_SIZE); /* a folio that is split gives pages back beyond the range */
 	lru_drain(vm);
 	return each(vm, s, start, end, pageout_entries, &ctx);
+}
+
+int lru_swap_out(struct vm *vm, struct space *s, uint64_t start, uint64_t end, struct vmemu_victim *out, uint32_t cap,
+		 uint32_t *nvictims)
+{
+	struct vma_pos pos;
+	vma_t v = *vmas_find(&s->vmas, start, &pos);
+	struct pageout ctx = { vm, s, &v, NULL };
+	int rc = reclaim_begin(vm, cap, &ctx.reclaim);
+
+	if (rc)
+		return rc;
+	space_mark_peak(vm, s, 0, TASK_SIZE);
+	lru_drain(vm);
+	rc = each(vm, s, start, end, pageout_entries, &ctx);
+	if (!rc)
+		(void)table_visit(&vm->tables, s->root, start, end, swap_entries, &ctx);
+	*nvictims = reclaim_end(ctx.reclaim, out);
+	return rc;
 }

@@ -1,7 +1,7 @@
 /* Pages that may go: what MADV_FREE, MADV_COLD and MADV_PAGEOUT do to the pages of one mapping.
  *
- * There is no swap, so anonymous memory goes only if it was freed lazily and not written since; a clean page of the page cache
- * goes for good, a dirty one leaves the mapping and stays in the cache. Pages that others map too are left alone.
+ * Anonymous memory goes if it was freed lazily and not written since, else to the swap device, if there is one; a clean page of
+ * the page cache goes for good, a dirty one leaves the mapping and stays in the cache. Pages that others map too are left alone.
  * Ranges are page aligned, inside the user half and inside one mapping; the door has checked.
  * Source: Linux mm/madvise.c, mm/swap.c, shrink_folio_list(). Callers: api.
  */
@@ -19,5 +19,8 @@ int lru_free(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 int lru_cold(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
 /* Pages are reclaimed. -ENOMEM: nothing happened. */
 int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end);
+/* The same where there is swap; at most cap pages, those that must be written into out. */
+int lru_swap_out(struct vm *vm, struct space *s, uint64_t start, uint64_t end, struct vmemu_victim *out, uint32_t cap,
+		 uint32_t *nvictims);
 
 #endif

@@ -95,6 +95,8 @@ static int clear_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, u
 	for (unsigned int i = first; i < last; i++) {
 		const struct frame *fr = pte_mapped(e[i]) ? frame_of(&c->vm->frames, pte_pfn(e[i])) : NULL;
 
+		if (pte_swapped(e[i]) && c->bits & PTE_SOFT)
+			e[i] &= ~PTE_SWAP_SOFT;
 		if (fr && !(fr->flags & FRAME_HUGETLB))
 			e[i] &= ~c->bits;
 	}

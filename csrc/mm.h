@@ -53,6 +53,22 @@ struct fault_log {
 	uint64_t nowners;
 };
 
+/* When frames are reclaimed, and which; see reclaim.h. */
+struct reclaim_state {
+	uint64_t low;	  /* fewer free frames than that stop an access; 0: none do */
+	uint64_t stalled; /* frames given back since boot when nothing more could be reclaimed, */
+	uint64_t floor;	  /* and free ones below which it is tried again all the same */
+	uint8_t *marks;	  /* by pfn, scratch of one run; NULL until first needed */
+	uint32_t policy;  /* enum vmemu_policy */
+	uint32_t runs;	  /* made so far */
+	uint64_t random;  /* state of the generator */
+	pfn_t hand[2];	  /* where the clock is, for anonymous memory and for files */
+	uint64_t counts[VMEMU_NRECLAIM];
+};
+
+/* Frames given back that are worth another attempt at reclaim where the last one failed. */
+#define STALL_FREED 32u
+
 struct trace_way;
 
 struct vm {
@@ -77,6 +93,7 @@ struct vm {
 	uint32_t around; /* pages that a read fault on a file may map */
 	uint64_t faults[VMEMU_NKINDS];
 	uint64_t events[VMEMU_NEVENTS]; /* since boot */
+	struct reclaim_state reclaim;
 };
 
 /* What a space holds is about to change: what it is worth is not known any more. */

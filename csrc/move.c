@@ -69,7 +69,8 @@ static int move_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, un
 		if (table_own(&mv->vm->tables, &mv->to_space->root, va + (i - first) * PAGE_BYTES + mv->delta, &to))
 			VM_ASSERT(!"the tables were made before");
 		table_exchange(&mv->vm->tables, &from, 0);
-		table_exchange(&mv->vm->tables, &to, pte_mapped(entry) ? entry | PTE_SOFT : entry);
+		entry |= pte_mapped(entry) ? PTE_SOFT : pte_swapped(entry) ? PTE_SWAP_SOFT : 0;
+		table_exchange(&mv->vm->tables, &to, entry);
 	}
 	return 0;
 }

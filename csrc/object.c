@@ -2,24 +2,36 @@
 #include "object.h"
 
 #include "pool.h"
+#include "swap.h"
 
 #define FANOUT_BITS 6
 #define FANOUT (1u << FANOUT_BITS)
 #define MAX_HEIGHT 9 /* 54 bits of page index */
 
 struct node {
-	void *slot[FANOUT]; /* nodes, or at the bottom frames as pfn + 1 */
+	void *slot[FANOUT]; /* nodes, or at the bottom frames and slots of the swap device, as below */
 	uint32_t count;
 };
 
 static void *from_pfn(pfn_t pfn)
 {
-	return (void *)((uintptr_t)pfn + 1);
+	return (void *)(((uintptr_t)pfn + 1) << 1);
 }
 
 static pfn_t to_pfn(const void *p)
 {
-	return (pfn_t)((uintptr_t)p - 1);
+	return (pfn_t)(((uintptr_t)p >> 1) - 1);
+}
+
+static void *from_slot(uint32_t slot)
+{
+	return (void *)((uintptr_t)slot << 1 | 1);
+}
+
+/* 0: it is none. */
+static uint32_t to_slot(const void *p)
+{
+	return (uintptr_t)p & 1 ? (uint32_t)((uintptr_t)p >> 1) : 0;
 }
 
 static unsigned int slot_of(uint64_t index, uint32_t height)
@@ -96,7 +108,7 @@ static void free_if_unused(struct objects *o, uint32_t id)
 	if (!obj || obj->held || o->env->users.of[id].count)
 		return;
 	object_drop(o, obj, 0, UINT64_MAX);
-	VM_ASSERT(!obj->root && !obj->nframes);
+	VM_ASSERT(!obj->root && !obj->nframes && !obj->nswapped);
 	o->env->account -= object_charge(obj);
 	pool_of(o, obj)->shared -= reserve_of(obj);
 	obj->kind = 0;
@@ -137,15 +149,28 @@ void objects_destroy(struct objects *o)
 
 /* ---- the tree ---- */
 
-pfn_t object_lookup(const struct object *obj, uint64_t index)
+/* What the tree holds at an index; NULL: nothing. */
+static const void *look_up(const struct object *obj, uint64_t index)
 {
 	const void *p = obj->root;
 
 	if (!in_reach(obj, index))
-		return NO_PFN;
+		return NULL;
 	for (uint32_t h = obj->height; h && p; h--)
 		p = ((const struct node *)p)->slot[slot_of(index, h)];
-	return p ? to_pfn(p) : NO_PFN;
+	return p;
+}
+
+pfn_t object_lookup(const struct object *obj, uint64_t index)
+{
+	const void *p = look_up(obj, index);
+
+	return p && !to_slot(p) ? to_pfn(p) : NO_PFN;
+}
+
+uint32_t object_slot(const struct object *obj, uint64_t index)
+{
+	return obj->nswapped ? to_slot(look_up(obj, index)) : 0;
 }
 
 static uint64_t next_below(const struct node *node, uint32_t height, uint64_t base, uint64_t index)
@@ -164,9 +189,18 @@ static uint64_t next_below(const struct node *node, uint32_t height, uint64_t ba
 	return UINT64_MAX;
 }
 
-uint64_t object_next(const struct object *obj, uint64_t index)
+uint64_t object_next_any(const struct object *obj, uint64_t index)
 {
 	return obj->root && in_reach(obj, index) ? next_below(obj->root, obj->height, 0, index) : UINT64_MAX;
+}
+
+uint64_t object_next(const struct object *obj, uint64_t index)
+{
+	uint64_t at = object_next_any(obj, index);
+
+	while (obj->nswapped && at != UINT64_MAX && to_slot(look_up(obj, at)))
+		at = object_next_any(obj, at + 1);
+	return at;
 }
 
 static struct node *node_new(struct objects *o)
@@ -233,6 +267,53 @@ static struct node *grow_to(struct objects *o, struct object *obj, uint64_t inde
 	return node;
 }
 
+/* The place of an index that the tree holds. */
+static void **place_of(const struct object *obj, uint64_t index)
+{
+	struct node *node = obj->root;
+
+	for (uint32_t h = obj->height; h > 1; h--)
+		node = node->slot[slot_of(index, h)];
+	return &node->slot[slot_of(index, 1)];
+}
+
+void object_swap_out(struct object *obj, uint64_t index, uint32_t slot)
+{
+	*place_of(obj, index) = from_slot(slot);
+	obj->nframes--;
+	obj->nswapped++;
+}
+
+void object_swap_in(struct objects *o, struct object *obj, uint64_t index, pfn_t pfn)
+{
+	void **place = place_of(obj, index);
+	uint32_t slot = to_slot(*place);
+	struct frame *fr = frame_of(o->frames, pfn);
+
+	*place = from_pfn(pfn);
+	obj->nframes++;
+	obj->nswapped--;
+	if (frame_swapcached(fr)) {
+		fr->refs++; /* the object's; the cache's goes */
+		swap_leave(o->frames, pfn);
+	}
+	if (fr->flags & FRAME_ANON) { /* read in by who knew no more than the slot */
+		frame_make_shared(o->frames, fr);
+	}
+	fr->flags |= FRAME_DIRTY;
+	swap_put(o->frames, slot);
+}
+
+pfn_t object_find(struct objects *o, struct object *obj, uint64_t index)
+{
+	uint32_t slot = object_slot(obj, index);
+	pfn_t pfn = slot ? swap_find(o->frames, slot) : object_lookup(obj, index);
+
+	if (slot && pfn != NO_PFN)
+		object_swap_in(o, obj, index, pfn);
+	return pfn;
+}
+
 static void insert(struct object *obj, struct node *node, uint64_t index, pfn_t pfn)
 {
 	VM_ASSERT(!node->slot[slot_of(index, 1)]);
@@ -294,20 +375,27 @@ static void remove_one(struct objects *o, struct object *obj, uint64_t index)
 {
 	struct node *node = obj->root;
 	unsigned int i = slot_of(index, 1);
+	uint32_t slot;
 
 	for (uint32_t h = obj->height; h > 1; h--)
 		node = node->slot[slot_of(index, h)];
-	let_go(o, obj, to_pfn(node->slot[i]));
+	slot = to_slot(node->slot[i]);
+	if (slot) {
+		swap_put(o->frames, slot);
+		obj->nswapped--;
+	} else {
+		let_go(o, obj, to_pfn(node->slot[i]));
+		obj->nframes--;
+	}
 	node->slot[i] = NULL;
 	node->count--;
-	obj->nframes--;
 	prune_root(o, obj, index);
 	o->env->account -= object_page_charge(obj);
 }
 
 void object_drop(struct objects *o, struct object *obj, uint64_t first, uint64_t last)
 {
-	for (uint64_t i = object_next(obj, first); i < last; i = object_next(obj, i))
+	for (uint64_t i = object_next_any(obj, first); i < last; i = object_next_any(obj, i))
 		remove_one(o, obj, i);
 	if (first == 0 && last == UINT64_MAX)
 		prune_root(o, obj, 0);

@@ -2,7 +2,7 @@
  *
  * The map is a radix tree of 64-way nodes. An object lives as long as its creator's hold or a mapping (vma_users) needs it;
  * objects_reap frees those that nobody needs.
- * Invariants: each frame in the tree has one reference for being there and FRAME_FILE or FRAME_SHMEM; no frame at or beyond
+ * Invariants: each frame in the tree has one reference for being there and FRAME_FILE or FRAME_SHMEM; no page at or beyond
  * the end of the object (its size rounded up to a page).
  * Callers: fault, space, look, check, api.
  */
@@ -17,8 +17,9 @@ struct object {
 	uint32_t held; /* holds of the creator */
 	uint64_t size; /* bytes */
 	uint64_t nframes;
-	void *root;	 /* radix node, or a frame at height 0 */
-	uint32_t height; /* levels of nodes */
+	uint64_t nswapped; /* pages in slots of the swap device; of shared memory only */
+	void *root;	   /* radix node, or a frame at height 0 */
+	uint32_t height;   /* levels of nodes */
 };
 
 struct objects {
@@ -62,6 +63,16 @@ static inline uint64_t object_page_charge(const struct object *obj)
 pfn_t object_lookup(const struct object *obj, uint64_t index);
 /* Index of the first page in memory at or after `index`; UINT64_MAX if there is none. */
 uint64_t object_next(const struct object *obj, uint64_t index);
+/* The same, of pages in slots of the swap device too. */
+uint64_t object_next_any(const struct object *obj, uint64_t index);
+/* Slot of the swap device where the page at an index is, 0 if it is in none. */
+uint32_t object_slot(const struct object *obj, uint64_t index);
+/* As object_lookup, but a page of the swap cache comes back first. */
+pfn_t object_find(struct objects *o, struct object *obj, uint64_t index);
+/* A slot, which the caller has had held, stands in for a frame, whose reference is the caller's then. */
+void object_swap_out(struct object *obj, uint64_t index, uint32_t slot);
+/* A frame stands in for a slot, which is let go of: one of the swap cache leaves that; another comes with a reference. */
+void object_swap_in(struct objects *o, struct object *obj, uint64_t index, pfn_t pfn);
 /* A zeroed frame for a page that has none. On failure -ENOMEM. */
 int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn);
 /* The same for an object of huge pages: a page of a pool, its reference the object's. index: that of its first 4 KiB. */

@@ -3,7 +3,10 @@
  *   63 NX | 62..59 pkey | 58..52 software | 51..12 frame | 11..9 software | G PS D A PCD PWT US RW P
  *
  * An entry without P is one of: 0 (none); PROT_NONE, which keeps its frame and has G set, as in Linux; a marker, which holds
- * no frame and has 31 in its pkey bits, Linux's swap type for markers.
+ * no frame and has 31 in its pkey bits, Linux's swap type for markers; a swap entry, which says where the page is:
+ *
+ *   63..59 type | 58..9 offset, inverted | 8 and 7: 0 | 3 exclusive | 1 soft-dirty | 0: 0
+ *
  * PS in a table of level 2 or 3 makes the entry a leaf: a huge page of 2 MiB or 1 GiB, its frame the first of them.
  * Intel SDM vol. 3A, 4.5; arch/x86/include/asm/pgtable_types.h.
  */
@@ -28,6 +31,14 @@ typedef uint64_t pte_t;
 /* A guard region: any access is as if nothing were mapped (PTE_MARKER_GUARD). */
 #define PTE_GUARD (UINT64_C(31) << 59 | UINT64_C(4) << 9)
 
+/* Bits of a swap entry. */
+#define PTE_SWAP_SOFT (UINT64_C(1) << 1)
+#define PTE_SWAP_EXCLUSIVE (UINT64_C(1) << 3) /* the page was FRAME_EXCLUSIVE (pte_swp_exclusive()) */
+#define PTE_SWAP_SHIFT 9
+#define PTE_SWAP_MASK ((UINT64_C(1) << 50) - 1)
+#define PTE_TYPE_SHIFT 59
+#define PTE_TYPE_MARKER 31
+
 #define LEVELS 4 /* 4: root, 1: the table whose entries map 4 KiB */
 #define TABLE_ENTRIES 512u
 #define LEVEL_SHIFT(level) (PAGE_SHIFT + 9 * ((level) - 1))
@@ -49,6 +60,22 @@ static inline pfn_t pte_pfn(pte_t e)
 static inline int pte_mapped(pte_t e)
 {
 	return (e & (PTE_P | PTE_PROTNONE)) != 0;
+}
+
+/* Says in which slot of the swap device the page is. */
+static inline int pte_swapped(pte_t e)
+{
+	return e && !pte_mapped(e) && e >> PTE_TYPE_SHIFT != PTE_TYPE_MARKER;
+}
+
+static inline pte_t pte_swap(uint32_t slot, pte_t bits)
+{
+	return (~(uint64_t)slot & PTE_SWAP_MASK) << PTE_SWAP_SHIFT | bits;
+}
+
+static inline uint32_t pte_slot(pte_t e)
+{
+	return (uint32_t)(~e >> PTE_SWAP_SHIFT & PTE_SWAP_MASK);
 }
 
 /* Entry that points to a table. */

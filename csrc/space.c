@@ -66,7 +66,7 @@ void space_mark_peak(struct vm *vm, struct space *s, uint64_t start, uint64_t en
 		return;
 	table_sum(&vm->tables, s->root, &sum);
 	for (int kind = 0; kind < NRESIDENT; kind++)
-		rss += kind == RESIDENT_HUGETLB ? 0 : sum.resident[kind];
+		rss += kind == RESIDENT_HUGETLB || kind == RESIDENT_SWAP ? 0 : sum.resident[kind];
 	s->peak_rss = max_u64(s->peak_rss, rss);
 }
 

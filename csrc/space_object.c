@@ -17,6 +17,8 @@ static int zap_entries(void *ctx, pfn_t table, pte_t *e, unsigned int first, uns
 		struct leaf leaf = { table, i, &e[i] };
 		int cached;
 
+		if (z->copies && pte_swapped(e[i]))
+			table_set(&z->vm->tables, &leaf, 0);
 		if (!pte_mapped(e[i]) || pte_huge(e[i]))
 			continue;
 		cached = (frame_of(&z->vm->frames, pte_pfn(e[i]))->flags & FRAME_OBJECT) != 0;

@@ -2,6 +2,8 @@
  * table_range.c, huge entries in table_huge.c. */
 #include "table.h"
 
+#include "swap.h"
+
 int tables_init(struct tables *t, struct frames *frames)
 {
 	memset(t, 0, sizeof(*t));
@@ -48,21 +50,38 @@ void table_get(struct tables *t, pfn_t table)
 	t->structure++;
 }
 
+/* The same of an entry that has no frame: it may have a slot of the swap device. */
+static __attribute__((noinline, cold)) void release_unmapped(struct tables *t, pte_t e)
+{
+	if (pte_swapped(e))
+		swap_put(t->frames, pte_slot(e));
+}
+
+static __attribute__((noinline, cold)) void account_unmapped(struct table_info *info, pte_t e, int by)
+{
+	if (pte_swapped(e))
+		info->resident[RESIDENT_SWAP] += (uint32_t)by;
+}
+
 /* An entry lets go of its frame; what was written through it is the page cache's to keep (folio_mark_dirty() at zap). */
 void table_release(struct tables *t, pte_t e)
 {
 	struct frame *fr;
 
-	if (!pte_mapped(e))
+	if (!pte_mapped(e)) {
+		if (__builtin_expect(e != 0, 0))
+			release_unmapped(t, e);
 		return;
+	}
 	if (pte_huge(e)) {
 		folio_put(t->frames, pte_pfn(e));
 		return;
 	}
 	fr = frame_of(t->frames, pte_pfn(e));
-	if (e & PTE_D && fr->flags & FRAME_OBJECT)
+	if (e & PTE_D && fr->flags & (FRAME_OBJECT | FRAME_SWAPCACHE))
 		fr->flags |= FRAME_DIRTY;
-	if (fr->refs > 1 && !(fr->flags & (FRAME_LARGE | FRAME_ZERO))) /* most entries of a process that exits */
+	if (fr->refs > 1 &&
+	    !(fr->flags & (FRAME_LARGE | FRAME_ZERO | FRAME_SWAPCACHE))) /* most entries of a process that exits */
 		fr->refs--;
 	else
 		frame_put(t->frames, pte_pfn(e));
@@ -163,6 +182,9 @@ static int table_unshare(struct tables *t, pfn_t old, pfn_t *copy)
 			table_get(t, pte_pfn(oe[i]));
 		} else if (pte_mapped(oe[i])) {
 			unshare_leaf(t, &oe[i]);
+		} else if (pte_swapped(oe[i])) {
+			oe[i] &= ~PTE_SWAP_EXCLUSIVE;
+			swap_get(t->frames, pte_slot(oe[i]));
 		}
 		ne[i] = oe[i];
 	}
@@ -280,8 +302,10 @@ void table_account(struct tables *t, pfn_t table, pte_t e, int by)
 	if (!e)
 		return;
 	info->used = (uint16_t)(info->used + by);
-	if (!pte_mapped(e))
+	if (!pte_mapped(e)) {
+		account_unmapped(info, e, by);
 		return;
+	}
 	fr = frame_of(t->frames, pte_pfn(e));
 	if (!(fr->flags & FRAME_ZERO)) {
 		uint32_t *n = &info->resident[resident_kind(fr)], frames = pte_frames(e);

@@ -8,7 +8,7 @@
  *
  * Invariants: refs of a table = parent entries + spaces of which it is the root; a shared table is reached only through
  * entries without W (the root has no entry: its refs say it), so a walk that finds W all the way may write; `used`
- * counts entries that are not 0, `resident` the frames that leaf entries map, by kind; zero pages are in `used` only; a
+ * counts entries that are not 0, `resident` the frames that leaf entries map, by kind, and swap entries; zero pages are in `used` only; a
  * table of level 2 has as many spares as huge entries.
  * Anything that changes what one space maps first owns the path. Bits A may be set, W and EXCLUSIVE cleared, in place.
  * Callers: fault, space, fork, look, check.
@@ -19,7 +19,7 @@
 #include "folio.h"
 #include "pte.h"
 
-enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, RESIDENT_HUGETLB, NRESIDENT };
+enum resident_kind { RESIDENT_ANON, RESIDENT_FILE, RESIDENT_SHMEM, RESIDENT_HUGETLB, RESIDENT_SWAP, NRESIDENT };
 
 /* What the host keeps beside each table. */
 struct table_info {

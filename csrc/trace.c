@@ -169,6 +169,7 @@ static int hit(const struct vm *vm, const struct space *s, uint64_t va, int acce
 	if (!e || !access_allowed(*e, writable, access))
 		return 0;
 	access_mark(vm, e, access);
+	frame_stamp(&vm->frames, pte_pfn(*e));
 	return 1;
 }
 
@@ -189,7 +190,7 @@ int trace_run(struct vm *vm, const struct vmemu_record *records, uint64_t n, con
 			return VMEMU_TRAP_PAUSE;
 		if (!run->bytes) {
 			uint64_t most = min_u64(n - run->at, (uint64_t)work);
-			uint64_t hits = count_plain(vm, r, most, spaces, nlabels);
+			uint64_t hits = vm->frames.recency ? 0 : count_plain(vm, r, most, spaces, nlabels);
 
 			counts[VMEMU_NONE] += hits;
 			work -= (int64_t)hits;

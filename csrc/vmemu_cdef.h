@@ -62,22 +62,27 @@ enum vmemu_access { VMEMU_READ = 0, VMEMU_WRITE = 1, VMEMU_FETCH = 2, VMEMU_GUP_
 
 /* Why an access stopped before its end. */
 enum vmemu_trap_reason {
-	VMEMU_TRAP_FAULT = 1,  /* fatal: `kind` says which signal or OOM */
-	VMEMU_TRAP_PAGE = 2,   /* page `index` of `object` is not in memory: fill it */
-	VMEMU_TRAP_STACK = 3,  /* below a stack: grow it or treat as SEGV_MAPERR */
-	VMEMU_TRAP_PAUSE = 4,  /* time slice used up: call again */
-	VMEMU_TRAP_CALL = 5,   /* the next record of a trace is a system call */
-	VMEMU_TRAP_CHARGE = 9, /* memory cgroup `object` is at its limit */
-	VMEMU_TRAP_FRAMES = 8  /* no frame is left, with VMEMU_OPT_RELIEVE */
+	VMEMU_TRAP_FAULT = 1, /* fatal: `kind` says which signal or OOM */
+	VMEMU_TRAP_PAGE = 2,  /* page `index` of `object` is not in memory: fill it */
+	VMEMU_TRAP_STACK = 3, /* below a stack: grow it or treat as SEGV_MAPERR */
+	VMEMU_TRAP_PAUSE = 4, /* time slice used up: call again */
+	VMEMU_TRAP_CALL = 5,  /* the next record of a trace is a system call */
+	VMEMU_TRAP_SWAP =
+		6, /* the page is on the swap device and not in memory: in slot `index`, or page `index` of `object` */
+	VMEMU_TRAP_RECLAIM =
+		7, /* fewer frames are free than should be, or cgroup `object` is beyond its `high`: reclaim some */
+	VMEMU_TRAP_FRAMES = 8, /* no frame is left, with VMEMU_OPT_RELIEVE */
+	VMEMU_TRAP_CHARGE = 9  /* memory cgroup `object` is at its limit */
 };
 
 struct vmemu_trap {
 	uint64_t address; /* first byte that was not accessed */
 	uint64_t done;	  /* bytes (read, write), pages (touch) or accesses (access) completed by this call */
-	uint64_t index;	  /* TRAP_PAGE: page index in the object */
-	uint32_t object;  /* TRAP_PAGE; TRAP_CHARGE: the cgroup; TRAP_FRAMES: 0 */
-	uint32_t kind;	  /* TRAP_FAULT: enum vmemu_kind */
-	uint32_t access;  /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
+	uint64_t index;	  /* TRAP_PAGE: page index in the object; TRAP_SWAP: the same, or the slot */
+	uint32_t
+		object; /* TRAP_PAGE; TRAP_SWAP: 0 for anonymous memory; TRAP_CHARGE, TRAP_RECLAIM: the cgroup, or 0; TRAP_FRAMES: 0 */
+	uint32_t kind;	 /* TRAP_FAULT: enum vmemu_kind */
+	uint32_t access; /* TRAP_PAGE, TRAP_STACK: enum vmemu_access, GUP_WRITE as WRITE */
 };
 
 /* What a record of a trace does: an access of enum vmemu_access, or a system call, which is the caller's to make. The values
@@ -236,6 +241,7 @@ struct vmemu_space_info {
 	uint64_t file;
 	uint64_t shmem;
 	uint64_t hugetlb; /* pages of 4 KiB in huge pages of a pool; not resident in Linux's sense */
+	uint64_t swap;	  /* swap entries */
 	uint64_t tables;  /* table frames in reach, the root included; shared ones count in full */
 	uint64_t shared_tables;
 	uint64_t peak_rss;   /* most pages that were resident at once (VmHWM) */
@@ -257,6 +263,10 @@ struct vmemu_cgroup_info {
 	uint64_t kinds[4];   /* VMEMU_NCHARGES: to itself */
 	uint64_t high;	     /* charges beyond its `high` or that of one below, */
 	uint64_t high_local; /* beyond its own */
+	uint64_t swap;	     /* slots of the swap device that it and those below have */
+	uint64_t swap_peak;
+	uint64_t swap_refused[2]; /* pages of theirs that stayed for a limit, and for that or a full device */
+	uint64_t cached;	  /* frames in the swap cache, of its own */
 };
 
 /* Rows of a table of tasks, by column, one of which is to be chosen for what its space holds. */
@@ -282,6 +292,7 @@ struct vmemu_space_size {
 	uint64_t file;
 	uint64_t shmem;
 	uint64_t tables; /* the root not counted, shared ones in full */
+	uint64_t swap;	 /* swap entries */
 };
 
 struct vmemu_machine_info {
@@ -322,6 +333,8 @@ struct vmemu_usage {
 	uint64_t anon_huge;	 /* mapped by huge entries */
 	uint64_t shared_hugetlb; /* pages of a pool; not in rss or pss */
 	uint64_t private_hugetlb;
+	uint64_t swap;	   /* pages in slots of the swap device */
+	uint64_t swap_pss; /* the same, each divided by the holders of its slot; bytes << 12 */
 };
 
 /* A page that may be merged with equal ones, and a space that has had such pages. */
@@ -385,6 +398,52 @@ struct vmemu_fault {
 struct vmemu_log_info {
 	uint64_t n;    /* records in the ring */
 	uint64_t next; /* sequence number of the next one */
+};
+
+/* Which frames go first; the values are in the order of vmemu.memory.reclaim.POLICIES. */
+enum vmemu_policy {
+	VMEMU_POLICY_CLOCK = 0, /* in the order of frames, accessed ones at the second visit */
+	VMEMU_POLICY_FIFO = 1,	/* as they came */
+	VMEMU_POLICY_RANDOM = 2,
+	VMEMU_POLICY_LRU = 3,	/* whose last access is longest ago; each access is recorded */
+	VMEMU_POLICY_AGING = 4, /* the older of two generations; accessed ones join the younger */
+	VMEMU_NPOLICIES = 5
+};
+
+/* What reclaim counts since boot, in pages. */
+enum vmemu_reclaim_count {
+	VMEMU_RC_SWPIN = 0, /* read from the swap device */
+	VMEMU_RC_SWPOUT = 1,
+	VMEMU_RC_SCAN_ANON = 2, /* looked at by a policy, shared memory included */
+	VMEMU_RC_SCAN_FILE = 3,
+	VMEMU_RC_STEAL_ANON = 4, /* freed */
+	VMEMU_RC_STEAL_FILE = 5,
+	VMEMU_NRECLAIM = 6
+};
+
+struct vmemu_reclaim {
+	uint64_t npages; /* frames wanted */
+	uint32_t
+		swappiness; /* 0 to 200: how much of it from anonymous rather than mapped file memory, in halves of a percent */
+	uint32_t ncgroups;	/* those with cgroups[id] != 0 only; */
+	const uint8_t *cgroups; /* NULL: all */
+	uint32_t sealed;	/* nothing is to be written to the swap device */
+};
+
+/* A frame on its way out that the caller has to write first. */
+struct vmemu_victim {
+	uint64_t index;	 /* of a file: the page, */
+	uint32_t object; /* in this object; else 0 */
+	uint32_t slot;	 /* of the swap device, or 0 */
+	uint32_t pfn;
+	uint32_t written; /* the caller's answer */
+};
+
+struct vmemu_swap {
+	uint64_t total; /* slots */
+	uint64_t free;
+	uint64_t cached;    /* frames in the swap cache */
+	uint64_t counts[6]; /* VMEMU_NRECLAIM */
 };
 
 typedef struct vmemu_machine vmemu_machine;
@@ -452,7 +511,8 @@ int64_t vmemu_space_end(vmemu_machine *m, uint32_t space, uint64_t *faults);
 /* Frees n spaces in order, all or, if one is unknown, none (-EBADF); the faults that each had are in minor[i] and major[i]. */
 int vmemu_space_end_many(vmemu_machine *m, const uint32_t *spaces, uint32_t n, uint64_t *minor, uint64_t *major);
 int vmemu_space_info(vmemu_machine *m, uint32_t space, struct vmemu_space_info *out);
-/* Index of the task whose space is worth most: resident pages, page tables and what it counts as besides (oom_badness()). -ESRCH:
+/* Index of the task whose space is worth most: resident pages, those in swap, page tables and what it counts as besides
+ * (oom_badness()). -ESRCH:
  * none. What spaces are worth is remembered from one time to the next. */
 int64_t vmemu_machine_worst(vmemu_machine *m, const struct vmemu_tasks *tasks);
 /* The sizes of n spaces into out[n]; zeros for those that are not there. */
@@ -522,8 +582,11 @@ int vmemu_space_extend(vmemu_machine *m, uint32_t space, uint64_t edge, uint64_t
 int vmemu_cgroup_new(vmemu_machine *m, uint32_t id, uint32_t parent);
 /* What is charged to it is its parent's then, and so are spaces. -EBUSY: there are groups below. */
 int vmemu_cgroup_free(vmemu_machine *m, uint32_t id);
-/* In frames; UINT64_MAX for none. Nothing is done about what is there already. */
-int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high);
+/* In frames, and slots of the swap device; UINT64_MAX for none. Nothing is done about what is there already. */
+int vmemu_cgroup_limit(vmemu_machine *m, uint32_t id, uint64_t max, uint64_t high, uint64_t swap);
+/* It was tried to bring a group down to its `high`: TRAP_RECLAIM does not ask for that any more, or if it is beyond it still, only
+ * after `more` frames. */
+int vmemu_cgroup_settled(vmemu_machine *m, uint32_t id, uint64_t more);
 int vmemu_cgroup_info(vmemu_machine *m, uint32_t id, struct vmemu_cgroup_info *out);
 /* Who pays for frames that the space gets from now on; children of fork inherit it. */
 int vmemu_space_cgroup(vmemu_machine *m, uint32_t space, uint32_t id);
@@ -594,6 +657,40 @@ int vmemu_space_ksm_merge(vmemu_machine *m, uint32_t space, uint64_t address, ui
 int vmemu_space_ksm_break(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end);
 /* Pages merged with the zero page. */
 int64_t vmemu_space_ksm_zero_pages(vmemu_machine *m, uint32_t space);
+
+/* ---- swap and reclaim ---- */
+
+/* A swap device of n pages, numbered from 1 on; once. -EBUSY: there is one. */
+int vmemu_swap_on(vmemu_machine *m, uint32_t n);
+int vmemu_swap_info(vmemu_machine *m, struct vmemu_swap *out);
+/* The device's bytes, so that pages come back without a trap: memory that is lent until the next call, from slot 1 on, or if that is
+ * NULL, a file of the host, -1: none. What can't be read from it stops with TRAP_SWAP all the same.
+ * -EINVAL: there is no device. */
+int vmemu_swap_lend(vmemu_machine *m, void *memory, int fd);
+/* Writes those of n victims that have a slot to a device that is lent, and sets `written`. -errno: some of them may be written. */
+int vmemu_swap_write(vmemu_machine *m, struct vmemu_victim *victims, uint32_t n);
+/* The bytes of a slot, for an access that stopped with TRAP_SWAP; 0 also if they are not needed any more. */
+int vmemu_swap_fill(vmemu_machine *m, uint32_t slot, const void *data);
+/* The slot where a page of shared memory is, 0 if it is in none or in memory still; and its bytes, major != 0: for a fault. */
+int64_t vmemu_object_slot(vmemu_machine *m, uint32_t object, uint64_t index);
+int vmemu_object_swap_fill(vmemu_machine *m, uint32_t object, uint64_t index, const void *data, int major);
+/* Begins anew with a policy: enum vmemu_policy. */
+int vmemu_machine_policy(vmemu_machine *m, uint32_t policy, uint64_t seed);
+/* Free frames. */
+int64_t vmemu_machine_free_frames(vmemu_machine *m);
+/* Accesses that fault stop with TRAP_RECLAIM while fewer frames than `low` are free; 0: never. */
+int vmemu_machine_watermark(vmemu_machine *m, uint64_t low);
+/* Nothing can be reclaimed now: accesses go on until some frames were freed, or half of those that are free are used. */
+int vmemu_machine_stalled(vmemu_machine *m);
+/* Frees frames, or gets them ready to be: out[cap] are to be written and then told to vmemu_machine_reclaimed. Returns how many
+ * these are. Few may come of it where huge pages were cut: ask again as long as something does. *done: frames freed. */
+int vmemu_machine_reclaim(vmemu_machine *m, const struct vmemu_reclaim *what, struct vmemu_victim *out, uint32_t cap,
+			  uint64_t *done);
+/* Returns how many of n victims are free now. */
+int vmemu_machine_reclaimed(vmemu_machine *m, const struct vmemu_victim *victims, uint32_t n);
+/* MADV_PAGEOUT for [start, end) in one mapping, where there is swap: out[cap] as vmemu_machine_reclaim. */
+int vmemu_space_swap_out(vmemu_machine *m, uint32_t space, uint64_t start, uint64_t end, struct vmemu_victim *out,
+			 uint32_t cap);
 
 /* ---- fault log ---- */
 

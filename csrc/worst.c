@@ -7,7 +7,7 @@ uint64_t worst_points(const struct vm *vm, const struct space *s)
 
 	table_sum(&vm->tables, s->root, &sum);
 	return sum.resident[RESIDENT_ANON] + sum.resident[RESIDENT_FILE] + sum.resident[RESIDENT_SHMEM] +
-	       (sum.tables ? sum.tables - 1 : 0);
+	       sum.resident[RESIDENT_SWAP] + (sum.tables ? sum.tables - 1 : 0);
 }
 
 static int64_t points_of(const struct vm *vm, uint32_t id)

@@ -11,7 +11,7 @@
 
 /* As vmemu_machine_worst. */
 int64_t worst_of(struct vm *vm, const struct vmemu_tasks *t);
-/* Resident pages and page tables. */
+/* Resident pages, those in swap, and page tables. */
 uint64_t worst_points(const struct vm *vm, const struct space *s);
 
 #endif

@@ -47,6 +47,8 @@ from vmemu import (
     Process,
     VmemuError,
 )
+from vmemu.memory.reclaim import shrink
+from vmemu.swap import POLICIES
 
 PAGE = 4096
 THREAD = Clone.VM | Clone.SIGHAND | Clone.THREAD
@@ -55,6 +57,7 @@ TOP = 1 << 64
 EDGES = (0, PAGE, 65536, 1 << 21, 1 << 30, 1 << 39, TASK_SIZE - PAGE, TASK_SIZE, 1 << 47, 1 << 52, 1 << 63, TOP - PAGE)
 ARENA = 0x4000_0000
 HUGE = 2 << 20
+SWAP_ERRORS = (errno.EINVAL, errno.ENOMEM)
 ARENA_PAGES = 1200
 """Where most mappings go, so that they meet: two leaf tables and a half."""
 
@@ -139,6 +142,10 @@ class Api(Round):
             thp=r.choice(("never", "never", "madvise", "always")),
             hugepages={"2MiB": r.choice((0, 0, 3))} if memory >= 20000 * PAGE else None,
             oom=r.choice(("raise", "kill")),
+            swap=r.choice((0, 0, 40, 1000)) * PAGE,
+            policy=r.choice((None, *POLICIES)),
+            swappiness=r.choice((0, 60, 200)),
+            seed=r.randrange(100),
         ) as m:
             self.machine = m
             self.files: list[File] = []
@@ -297,6 +304,9 @@ class Api(Round):
             assert not lost or len(self.log_) == self.log_.capacity
             if r.random() < 0.3:
                 self.log_.clear()
+
+    def do_shrink(self) -> None:
+        shrink(self.machine._kernel, self.rng.choice((1, 3, 40, 5000)))
 
     def do_merge(self) -> None:
         ksm = self.machine.ksm
@@ -533,6 +543,11 @@ class Border(Round):
         self.trap = ffi.new("struct vmemu_trap *")
         self.lent: list[object] = []
         self.ring, self.capacity = ffi.NULL, 0
+        self.device: dict[int, bytes] = {}
+        if r.random() < 0.6:
+            nslots = r.choice((1, 20, 500))
+            if self.ok(lib.vmemu_swap_on(m, nslots), errno.ENOMEM) == 0 and r.random() < 0.7:
+                self.lend(nslots)
         try:
             calls = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
             weights = [8 if f.__name__ in ("do_map", "do_write", "do_touch", "do_fork") else 3 for f in calls]
@@ -643,7 +658,7 @@ class Border(Round):
             if rc == 0:
                 del self.groups[one]
         elif which == 2:
-            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(2)]
+            limits = [r.choice((0, 1, 10, 100, 2**64 - 1)) for _ in range(3)]
             self.ok(lib.vmemu_cgroup_limit(m, one, *limits), errno.ENOENT, say=f"{limits}")
         elif which == 3:
             info = ffi.new("struct vmemu_cgroup_info *")
@@ -870,14 +885,27 @@ class Border(Round):
 
     def access(self, rc: int) -> None:
         self.ok(rc, errno.EBADF, errno.EINVAL)
-        assert rc <= lib.VMEMU_TRAP_PAUSE or rc in (lib.VMEMU_TRAP_FRAMES, lib.VMEMU_TRAP_CHARGE)
+        assert rc <= lib.VMEMU_TRAP_CHARGE and rc != lib.VMEMU_TRAP_CALL
         if rc == lib.VMEMU_TRAP_CHARGE:
             assert self.trap.object in self.groups
+        if rc == lib.VMEMU_TRAP_SWAP:
+            self.bring_back()
+        if rc == lib.VMEMU_TRAP_RECLAIM and self.trap.object:
+            self.ok(lib.vmemu_cgroup_settled(self.m, self.trap.object, self.rng.choice((0, 1, 32))))
         if rc == lib.VMEMU_TRAP_PAGE:  # as the caller would
             size = self.rng.choice((0, 1, 5000, 32 * PAGE))
             data = ffi.from_buffer(bytes(size))
             index, object_ = self.trap.index, self.trap.object
             self.ok(lib.vmemu_object_fill(self.m, object_, index, 32, data, size, index, self.group()), errno.ENOMEM)
+
+    def bring_back(self) -> None:
+        """What an access asked for, from the swap device."""
+        m, trap, page = self.m, self.trap, bytes(PAGE)
+        if trap.object:
+            self.ok(lib.vmemu_object_swap_fill(m, trap.object, trap.index, page, 1), errno.ENOMEM)
+        else:
+            assert trap.index in self.device
+            self.ok(lib.vmemu_swap_fill(m, trap.index, page), errno.ENOMEM)
 
     def do_read(self) -> None:
         s, a, n = self.space(), self.address(), self.rng.choice((0, 1, 5000, 70000))
@@ -928,6 +956,8 @@ class Border(Round):
                 break
             if rc == lib.VMEMU_TRAP_CALL or rc == -errno.ESRCH or r.random() < 0.5:
                 at.at, at.bytes, at.worst = at.at + 1, 0, 0
+            elif rc == lib.VMEMU_TRAP_SWAP:
+                self.bring_back()
             elif rc == lib.VMEMU_TRAP_PAGE:
                 data = ffi.from_buffer(bytes(PAGE))
                 self.ok(
@@ -1010,6 +1040,62 @@ class Border(Round):
                 self.holds[o] -= 1
             if rc != -errno.EINVAL and not self.holds[o] and o in self.objects[1:]:
                 self.objects.remove(o)
+
+    def lend(self, nslots: int) -> None:
+        """The device's bytes: memory, a file, perhaps one that is too short, or none any more."""
+        which = self.rng.randrange(3)
+        if which == 0:
+            self.lent.append(memory := ffi.new("uint8_t[]", nslots * PAGE))
+            self.ok(lib.vmemu_swap_lend(self.m, memory, -1), errno.EINVAL)
+        elif which == 1:
+            self.lent.append(file := tempfile.TemporaryFile())  # noqa: SIM115 - as long as the machine
+            file.truncate(self.rng.randrange(nslots + 1) * PAGE)
+            self.ok(lib.vmemu_swap_lend(self.m, ffi.NULL, file.fileno()), errno.EINVAL)
+        else:
+            self.ok(lib.vmemu_swap_lend(self.m, ffi.NULL, -1), errno.EINVAL)
+
+    def do_swap(self) -> None:
+        r, m = self.rng, self.m
+        self.ok(lib.vmemu_swap_on(m, r.choice((0, 7, 2**32 - 1))), errno.EBUSY, errno.EINVAL, errno.ENOMEM)
+        self.ok(lib.vmemu_machine_policy(m, r.choice((0, 1, 2, 3, 4, 5, 2**32 - 1)), r.getrandbits(64)), *SWAP_ERRORS)
+        self.ok(lib.vmemu_machine_watermark(m, r.choice((0, 0, 0, 1, 8, 2**64 - 1))))
+        info = ffi.new("struct vmemu_swap *")
+        lib.vmemu_swap_info(m, info)
+        if r.random() < 0.1:
+            self.lend(info.total)
+        self.ok(lib.vmemu_swap_fill(m, r.choice((0, 1, 2, 3, info.total, 2**32 - 1)), bytes(PAGE)), *SWAP_ERRORS)
+        object_, index = self.object(), r.choice((0, 1, 2, 5, 2**63))
+        slot = self.ok(lib.vmemu_object_slot(m, object_, index), errno.EBADF)
+        if slot > 0 or r.random() < 0.1:
+            rc = lib.vmemu_object_swap_fill(m, object_, index, self.device.get(slot, bytes(PAGE)), r.getrandbits(1))
+            self.ok(rc, errno.EBADF, errno.ENOMEM)
+
+    def do_reclaim(self) -> None:
+        r, m = self.rng, self.m
+        cap = r.choice((0, 1, 5, 60, 600))
+        out, done = ffi.new("struct vmemu_victim[]", cap), ffi.new("uint64_t *")
+        if r.random() < 0.2:
+            start, end = self.range()
+            n = lib.vmemu_space_swap_out(m, self.space(), start, end, out, cap)
+        else:
+            what = ffi.new("struct vmemu_reclaim *", {"npages": r.choice((0, 1, 5, 60, 600, 2**64 - 1))})
+            what.swappiness, what.sealed = r.choice((0, 60, 60, 200, 201)), r.random() < 0.1
+            groups = ffi.new("uint8_t[]", 4)
+            groups[0] = r.getrandbits(1)
+            if r.random() < 0.2:
+                what.cgroups, what.ncgroups = groups, r.choice((0, 1, 4))
+            n = lib.vmemu_machine_reclaim(m, what, out, cap, done)
+        n = self.ok(n, errno.EINVAL, errno.ENOMEM, errno.EBADF)
+        for victim in out[0 : max(0, n)]:
+            self.device[victim.slot] = bytes(PAGE)
+            victim.written = r.random() < 0.9
+        if n > 0 and r.random() < 0.5:
+            self.ok(lib.vmemu_swap_write(m, out, n), errno.ENOMEM, errno.ENXIO)
+        assert n <= cap
+        if n > 0:
+            self.ok(lib.vmemu_machine_reclaimed(m, out, n))
+        if r.random() < 0.1:
+            self.ok(lib.vmemu_machine_stalled(m))
 
     def do_page_cache(self) -> None:
         r, m, o = self.rng, self.m, self.object()

@@ -35,6 +35,7 @@ _SOFT_DIRTY = 1 << 55
 _PFN = (1 << 55) - 1
 _EXCLUSIVE = 1 << 56
 _PRESENT = 1 << 63
+_SWAPPED = 1 << 62
 _MMAP, _HUGE, _THP, _ZERO_PAGE = (np.uint64(1 << bit) for bit in (11, 17, 22, 24))
 """Of kpageflags."""
 
@@ -123,6 +124,7 @@ def recount(m: Machine) -> Counter[int]:
     thp = set(np.flatnonzero(flags & _THP).tolist())
     mapped: dict[int, list[tuple[int, int, bool]]] = {}
     users = spaces(m)
+    swapped: Counter[int] = Counter()
     for pid, p in users.items():
         mine = mapped.setdefault(pid, [])
         for mapping in p.maps():
@@ -130,6 +132,9 @@ def recount(m: Machine) -> Counter[int]:
             for i in np.flatnonzero(entries).tolist():
                 entry = int(entries[i])
                 if entry & ~_SOFT_DIRTY in (0, GUARD):
+                    continue
+                if entry & _SWAPPED:
+                    swapped[pid] += 1
                     continue
                 assert entry & _PRESENT
                 if entry & _PFN in pooled:
@@ -146,6 +151,7 @@ def recount(m: Machine) -> Counter[int]:
         p = users[pid]
         assert p.rss == PAGE * len(mine)
         assert p.pss == sum((PAGE << 12) // seen[frame] for frame, _, _ in mine) >> 12
+        assert swapped[pid] * PAGE == sum(usage.swap for usage in p.smaps())
         assert p.uss == PAGE * sum(seen[frame] == 1 for frame, _, _ in mine)
         assert all(exclusive == (seen[says] == 1) for _, says, exclusive in mine)
     stats, info = m.frame_stats(), m.meminfo()

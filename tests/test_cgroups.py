@@ -235,7 +235,8 @@ def test_first_toucher_pays_copier_pays_and_charges_stay() -> None:
         p.cgroup = a
         at = filled(p, 100)
         tables = p.page_tables + PAGE
-        assert a.memory_stat == {"anon": 100 * PAGE, "file": 0, "kernel": tables, "pagetables": tables, "shmem": 0}
+        stat = {"anon": 100 * PAGE, "file": 0, "kernel": tables, "pagetables": tables, "shmem": 0, "swapcached": 0}
+        assert a.memory_stat == stat
         assert a.memory_current == a.memory_peak == 100 * PAGE + tables
         c = p.fork()
         c.cgroup = b
@@ -529,9 +530,11 @@ def test_files() -> None:
             "memory.max": "max\n",
             "memory.oom.group": "0\n",
             "memory.peak": f"{10 * PAGE + tables}\n",
-            "memory.stat": f"anon {10 * PAGE}\nfile 0\nkernel {tables}\npagetables {tables}\nshmem 0\n",
+            "memory.stat": f"anon {10 * PAGE}\nfile 0\nkernel {tables}\npagetables {tables}\nshmem 0\nswapcached 0\n",
             "memory.swap.current": "0\n",
+            "memory.swap.events": "high 0\nmax 0\nfail 0\n",
             "memory.swap.max": "max\n",
+            "memory.swap.peak": "0\n",
             "pids.current": "2\n",
             "pids.events": "max 0\n",
             "pids.events.local": "max 0\n",

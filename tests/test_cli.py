@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import wait_until_it_has_worked
 
 COMMAND = [sys.executable, "-P", "-m", "vmemu"]
 
@@ -215,7 +215,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 def test_interrupt_ends_with_the_report() -> None:
     command = [*COMMAND, "bomb", "--json", "--memory", "64GiB", "--max-processes", "100000000", "--fork", "on-demand"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(1.5)
+        wait_until_it_has_worked(process.pid, 1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -10,11 +10,11 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import wait_until_it_has_worked
 
 from vmemu.bombs import SHAPES
 
@@ -87,6 +87,8 @@ def test_again_is_the_same_again() -> None:
 
 def test_report(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
+    bomb("--memory", "16MiB", "--report", str(file))
+    assert "generation" in file.read_text()
     bomb("--bomb", "classic", "--memory", "16MiB", "--built-in", "--report", str(file))
     assert file.read_text().startswith("<!DOCTYPE html>")
 
@@ -124,7 +126,7 @@ def test_procfs(tmp_path: Path) -> None:
         (["--bomb", "classic", "--dirty", "99999999"], "dirty: 99999999 pages are more than"),
         (["--defence", "nproc=3"], "--defence needs --bomb or --matrix"),
         (["--ticks", "3"], "--ticks needs --bomb or --matrix"),
-        (["--report", "x.html"], "--report needs --bomb or --matrix"),
+        (["--report", "/no/such/directory/x.html"], "--report: /no/such/directory/x.html: No such"),
         (["--matrix", "--bomb", "classic"], "no --bomb with it"),
         (["--matrix", "--defence", "protect"], "no --defence with it"),
         (["--matrix", "/bin/sh"], "no PROGRAM with it"),
@@ -158,7 +160,7 @@ def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) ->
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        time.sleep(4)
+        wait_until_it_has_worked(process.pid, 1.5)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err

@@ -11,7 +11,7 @@ import pytest
 PYTHON = """
     __init__ __main__
     cli workloads testing
-    cli_look cli_bomb
+    cli_look cli_bomb cli_policy
     cli_common
     lab
     bombs
@@ -30,7 +30,7 @@ PYTHON = """
     handles
     kernel
     cgroups
-    files pids interned limits credentials dispositions
+    files pids interned limits credentials dispositions swap
     _native
     errors options
     types alignment columns
@@ -39,31 +39,32 @@ PYTHON = """
 
 PACKAGES = {
     "bombs": "__init__ / scenarios / run / services swarm / options record / program result defences shapes",
-    "_native": "__init__ / accesses builds cgroups looks machine objects pages spaces traces / border",
-    "lab": "compare startup listing page / pictures verdicts / live matrix processes / explode bomb tables "
-    "/ report charts / console style __init__",
+    "_native": "__init__ / accesses builds cgroups looks machine objects pages reclaims spaces traces / border",
+    "lab": "compare startup listing page policy_table / pictures verdicts / live matrix processes "
+    "/ explode policy / bomb tables optimum / film / report charts / console style __init__",
     "loader": "__init__ / plan / linker elfmap / initstack / sketch bprm / elf / seen",
     "lifecycle": "birth / mending exits sending waiting identity check / program / death / signals / memory / __init__",
     "memory": "clear_refs / mprotect mremap madvise mlock brk view census / mmap thp / place / hugetlb / space "
-    "/ limits shortage / commit reclaim / args bits words / __init__",
+    "/ limits / shortage / reclaim / commit / args bits words / __init__",
     "procfs": "__init__ / tree / export / index / clearing limits maps meminfo names oom pages status strings sysctl "
     "vmstat / numbers system / subject",
 }
 """The order inside each package, rows apart by slashes."""
 
 C = """
-    api api_build api_cgroup api_huge api_ksm api_mark api_object api_oom api_short api_space api_trace
+    api api_build api_cgroup api_huge api_ksm api_mark api_object api_oom api_reclaim api_short api_space api_trace
     trace
-    access check check_space fork huge look
+    access check check_space check_swap fork huge look
     worst
     ksm lru mark move
+    reclaim reclaim_pick
     space space_build space_object space_pool
-    fault fault_anon fault_file fault_huge fault_pool classify
+    fault fault_anon fault_file fault_huge fault_pool fault_swap classify
     faultlog
     mm
     object table table_huge table_range
     pool
-    folio
+    folio swap
     frame vma vma_hole vma_rule pte
     cgroup page
     base
@@ -79,16 +80,20 @@ C_PARTS = {
     "api_mark": "api",
     "api_object": "api",
     "api_oom": "api",
+    "api_reclaim": "api",
     "api_short": "api",
     "api_space": "api",
     "api_trace": "api",
     "check_space": "check",
+    "check_swap": "check",
     "classify": "fault",
     "fault_anon": "fault",
     "fault_file": "fault",
     "fault_huge": "fault",
     "fault_pool": "fault",
+    "fault_swap": "fault",
     "move": "space",
+    "reclaim_pick": "reclaim",
     "space_build": "space",
     "space_object": "space",
     "space_pool": "space",

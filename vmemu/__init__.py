@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         ProcessKilled,
         SegmentationFault,
+        SwapError,
         SyscallError,
         TraceError,
         VmemuError,
@@ -105,6 +106,7 @@ __all__ = [
     "Resource",
     "RunResult",
     "SegmentationFault",
+    "SwapError",
     "SyscallError",
     "TraceError",
     "Translation",
@@ -117,7 +119,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "cgroups": "Cgroup Cgroups",
     "errors": "BusError FaultsLost InvariantError KernelPanic MemoryFault OutOfMemory ProcessKilled "
-    "SegmentationFault SyscallError TraceError VmemuError",
+    "SegmentationFault SwapError SyscallError TraceError VmemuError",
     "faultlog": "FAULT_DTYPE NO_FRAME FaultLog",
     "files": "File",
     "ksm": "KsmCounts KsmStat",

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager
-from typing import Any, SupportsIndex
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 from vmemu._native import Core
 from vmemu.errors import syscall_error
@@ -43,7 +45,9 @@ FILES = (
     "memory.peak",
     "memory.stat",
     "memory.swap.current",
+    "memory.swap.events",
     "memory.swap.max",
+    "memory.swap.peak",
     "pids.current",
     "pids.events",
     "pids.events.local",
@@ -260,32 +264,49 @@ class Cgroup:
 
     @property
     def memory_high(self) -> int | None:
-        """Bytes beyond which charges are counted as events; what else Linux does then is to slow down."""
+        """Bytes beyond which charges are counted as events, and memory is reclaimed where that is on; what else Linux
+        does then is to slow down."""
         return _bytes(self._high)
 
     @memory_high.setter
     def memory_high(self, most: int | str | None) -> None:
         self._settable("memory_high")
         self._limit(self._max, _pages(most, "memory_high"))
+        if self._high is not None:
+            with self._groups.lock:
+                self._groups.trim(self.number, self._high)
 
     def _limit(self, most: int | None, high: int | None) -> None:
         self._max, self._high = most, high
-        self._groups.core.cgroup_limit(self.number, most, high)
+        self._groups.core.cgroup_limit(self.number, most, high, self._swap_max)
 
     @property
     def memory_swap_max(self) -> int | None:
-        """Bytes that it and those below may have in swap."""
+        """Bytes that it and those below may have in swap. What is there stays."""
         return _bytes(self._swap_max)
 
     @memory_swap_max.setter
     def memory_swap_max(self, most: int | str | None) -> None:
         self._settable("memory_swap_max")
         self._swap_max = _pages(most, "memory_swap_max")
+        self._limit(self._max, self._high)
 
     @property
     def memory_swap_current(self) -> int:
-        """Bytes that they have."""
-        return 0
+        """Bytes that they have; 0 for the root."""
+        return int(self._info().swap) * PAGE_SIZE
+
+    @property
+    def memory_swap_peak(self) -> int:
+        """The most that there were."""
+        return int(self._info().swap_peak) * PAGE_SIZE
+
+    @property
+    def memory_swap_events(self) -> dict[str, int]:
+        """memory.swap.events, here and below: batches of reclaim in which pages stayed because of the limit (`max`), or
+        of that or a full device (`fail`); `high` stays 0, there is no memory.swap.high."""
+        most, fail = self._info().swap_refused
+        return {"high": 0, "max": int(most), "fail": int(fail)}
 
     @property
     def memory_events(self) -> dict[str, int]:
@@ -299,19 +320,31 @@ class Cgroup:
 
     @property
     def memory_stat(self) -> dict[str, int]:
-        """What it and those below are charged for, in bytes: `anon`, `file` (with `shmem`), `shmem`, `pagetables`."""
-        sums = [0] * 4
+        """What it and those below are charged for, in bytes: `anon`, `file` (with `shmem`), `shmem`, `pagetables`, and
+        of anon and shmem what is in the swap cache, `swapcached`."""
+        sums = [0] * 5
         with self._groups.lock:
             for group in self.below():
-                sums = [a + int(b) * PAGE_SIZE for a, b in zip(sums, group._info().kinds, strict=True)]
-        anon, file, shmem, tables = sums
-        return {"anon": anon, "file": file + shmem, "kernel": tables, "pagetables": tables, "shmem": shmem}
+                info = group._info()
+                sums = [a + int(b) * PAGE_SIZE for a, b in zip(sums, (*info.kinds, info.cached), strict=True)]
+        anon, file, shmem, tables, cached = sums
+        return {
+            "anon": anon,
+            "file": file + shmem,
+            "kernel": tables,
+            "pagetables": tables,
+            "shmem": shmem,
+            "swapcached": cached,
+        }
 
     def event(self, name: str) -> None:
         """Counts one (memcg_memory_event())."""
-        self.events_local[name] += 1
-        for group in self.above():
-            group.events[name] += 1
+        for events in self.counters():
+            events[name] += 1
+
+    def counters(self) -> list[dict[str, int]]:
+        """Where its events are counted."""
+        return [*(group.events for group in self.above()), self.events_local]
 
     # ---- for the machine ----
 
@@ -328,9 +361,9 @@ class Cgroup:
             if group is full:
                 break
             group._pids_peak = max(group._pids_peak, group._pids + n)
-        full.pids_events_local += 1
         for group in full.above():
             group.pids_events += 1
+        full.pids_events_local += 1
         why = f"pids.max: cgroup {full.path} may have {full._pids_max} tasks"
         raise syscall_error("fork", errno.EAGAIN, why)
 
@@ -367,6 +400,27 @@ def _count(most: SupportsIndex | str | None) -> int | None:
     return number
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _whole(call: Callable[Concatenate[Cgroups, _P], _R]) -> Callable[Concatenate[Cgroups, _P], _R]:
+    """Of Cgroups: what changes the tree is done as a whole or not at all."""
+
+    @wraps(call)
+    def made(groups: Cgroups, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with groups.lock:
+            try:
+                return call(groups, *args, **kwargs)
+            except BaseException as error:
+                table = groups.table
+                table.torn, table.plain, table.quiet = True, False, False
+                groups.interrupted(error)
+                raise
+
+    return made
+
+
 class Cgroups(Dictionary[str, Cgroup]):
     """`Machine.cgroups`: path -> `Cgroup` of all groups but the root, parents before their children; a live view."""
 
@@ -380,12 +434,18 @@ class Cgroups(Dictionary[str, Cgroup]):
         self._arrived: dict[int, tuple[int, int]] = {}
         """By pid, of who was moved: when it was born, its place in the order of arrival."""
         self._moves = 0
+        self._doubtful: Cgroup | None = None
+        """A group that is being made or removed, which the core may have while it is not in the tree."""
         self.kill: Callable[[list[int]], None]
         """Kills processes at once; the machine sets it."""
         self.squeeze: Callable[[int, int], None]
-        """Brings a group, by number, down to so many pages; the machine sets it."""
+        """Brings a group, by number, down to so many pages, whatever that takes; the machine sets it."""
+        self.trim: Callable[[int, int], None]
+        """The same by reclaim alone."""
         self.owners: Callable[[int], Iterable[int]] = lambda sid: ()
         """By space: who uses it, if there are several, the eldest first; the kernel sets it."""
+        self.interrupted: Callable[[BaseException], None]
+        """Mends what an exception left half done; the kernel sets it."""
 
     # ---- a dictionary ----
 
@@ -420,6 +480,7 @@ class Cgroups(Dictionary[str, Cgroup]):
 
     # ---- the tree ----
 
+    @_whole
     def create(
         self,
         path: str,
@@ -437,22 +498,23 @@ class Cgroups(Dictionary[str, Cgroup]):
         ``create("a/b")`` needs ``a``. EEXIST, ENOENT, ENAMETOOLONG, EINVAL as mkdir says, EAGAIN above 65,535 groups;
         ValueError for a limit that makes no sense. Nothing is made then.
         """
-        with self.lock:
-            above, name = self._place(path, parent)
-            number = next((i for i in range(1, _MOST) if i not in self.by_id), 0)
-            if not number:
-                raise syscall_error("mkdir", errno.EAGAIN, f"{path}: there are {_MOST} cgroups")
-            most, high = _pages(memory_max, "memory_max"), _pages(memory_high, "memory_high")
-            swap, tasks, together = _pages(memory_swap_max, "memory_swap_max"), _count(pids_max), _flag(oom_group)
-            if most is not None and high is not None and high > most:
-                raise ValueError(f"memory_high: {memory_high!r} is more than memory_max, {memory_max!r}")
-            group = Cgroup(self, number, name, above)
-            self.core.cgroup_new(number, above.number)
-            self.by_id[number] = group
-            group._pids_max, group._swap_max, group._oom_group = tasks, swap, together
-            group._limit(most, high)
-            above._children[name] = group
-            return group
+        above, name = self._place(path, parent)
+        number = next((i for i in range(1, _MOST) if i not in self.by_id), 0)
+        if not number:
+            raise syscall_error("mkdir", errno.EAGAIN, f"{path}: there are {_MOST} cgroups")
+        most, high = _pages(memory_max, "memory_max"), _pages(memory_high, "memory_high")
+        swap, tasks, together = _pages(memory_swap_max, "memory_swap_max"), _count(pids_max), _flag(oom_group)
+        if most is not None and high is not None and high > most:
+            raise ValueError(f"memory_high: {memory_high!r} is more than memory_max, {memory_max!r}")
+        group = Cgroup(self, number, name, above)
+        group._pids_max, group._swap_max, group._oom_group = tasks, swap, together
+        self._doubtful = group
+        self.core.cgroup_new(number, above.number)
+        group._limit(most, high)
+        above._children[name] = group  # from here on it is there
+        self.by_id[number] = group
+        self._doubtful = None
+        return group
 
     def _place(self, path: str, parent: Cgroup | str | None) -> tuple[Cgroup, str]:
         """Where a new group is to be, and its name."""
@@ -489,25 +551,36 @@ class Cgroups(Dictionary[str, Cgroup]):
             raise syscall_error(call, errno.ENODEV, f"the cgroup {group.name} was removed")
         return group
 
+    @_whole
     def remove(self, group: Cgroup | str) -> None:
         """rmdir(2): EBUSY while a process lives in it, or it has children; zombies do not matter."""
-        with self.lock:
-            gone = self.find(group, "rmdir")
-            above = gone._parent
-            if above is None or gone._children or self.members(gone):
-                raise syscall_error("rmdir", errno.EBUSY, f"cgroup {gone.path}")
-            column = self.table.cgroup
-            for tid in self._rows(gone):  # zombies, which those above go on counting
-                column[tid] = above.number
-            self.core.cgroup_free(gone.number)
-            del above._children[gone.name]
-            del self.by_id[gone.number]
+        gone = self.find(group, "rmdir")
+        above = gone._parent
+        if above is None or gone._children or self.members(gone):
+            raise syscall_error("rmdir", errno.EBUSY, f"cgroup {gone.path}")
+        self._doubtful = gone
+        del above._children[gone.name]  # from here on it is gone
+        del self.by_id[gone.number]
+        self._bury(gone, above.number)
 
-    def recount(self, tasks: Dictionary[int, int]) -> None:
-        """Sets what groups count, from the tasks in each."""
+    def _bury(self, gone: Cgroup, above: int) -> None:
+        """Of a group that is not in the tree: who was in it, and what it paid for, is of the one above."""
+        column = self.table.cgroup
+        for tid in self._rows(gone):  # zombies, which those above go on counting
+            column[tid] = above
+        self.core.cgroup_free(gone.number)
+        self._doubtful = None
+
+    def recount(self, tasks: Iterable[int]) -> None:
+        """Finds the groups in the tree, and sets what they count, from all tasks."""
+        self.by_id = {group.number: group for group in self.root.below()}
+        odd = self._doubtful
+        if odd is not None and odd._parent is not None and self.by_id.get(odd.number) is not odd:
+            self._bury(odd, odd._parent.number)
+        self._doubtful = None
         for group in self.by_id.values():
             group._pids = 0
-        for number, n in tasks.items():
+        for number, n in Counter(map(self.table.cgroup.__getitem__, tasks)).items():
             self.by_id[number].charge(n)
 
     # ---- who is where ----
@@ -555,12 +628,12 @@ class Cgroups(Dictionary[str, Cgroup]):
         if old is group:
             return
         group.check_room()
-        group.charge(len(tids))
-        old.charge(-len(tids))
         self._moves = self._moves % (BIRTH_NS - 2) + 1
         self._arrived[pid] = table.started_ns[pid], now - BIRTH_NS + self._moves
-        for tid in tids:
+        for tid in tids:  # from the first on, whose the others are, it has moved
             table.cgroup[tid] = group.number
+        group.charge(len(tids))
+        old.charge(-len(tids))
         sid = table.space[tids[0]] or table.space[tids[-1]]
         if next(iter(self.owners(sid)), pid) in tids:  # the owner of the memory pays (mm->owner)
             self.core.space_cgroup(sid, group.number)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from vmemu.cli_bomb import BOMB, add_bomb
 from vmemu.cli_common import INTERRUPTED, add_memory, add_program, usage, words_of
 from vmemu.cli_look import PS, TOP, add_ps, add_top, joined
+from vmemu.cli_policy import POLICY, add_policy
 from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     add_json(compare)
     add_program(compare, "the program; default /bin/sh")
 
+    add_policy(command("policy", None, "one trace under each policy of reclaim, side by side", POLICY, "TRACE"))
     add_ps(command("ps", None, "the processes of a machine, as ps prints them", PS, "[DIR]"))
     add_top(command("top", None, "a machine and its processes by memory, as top prints them", TOP, "[DIR]"))
     return parser, commands

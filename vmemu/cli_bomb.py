@@ -51,7 +51,7 @@ Defences (--defence, repeatable):
   watcher[=N]      a process that looks every tenth tick, and kills the bomb's process group at N processes (50)
 --matrix runs all shapes against all defences with the built-in program and prints who survives."""
 
-_ONLY = ("defence", "ticks", "report", "swap", "swap_file", "policy", "built_in")
+_ONLY = ("defence", "ticks", "swap", "swap_file", "policy", "built_in")
 """Options that need --bomb or --matrix."""
 
 
@@ -131,6 +131,12 @@ def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) ->
 
     words = words_of(options)
     program = words[0] if words else bomb.default_program()
+    _check_report(options, parser)
+    film = None
+    if options.report is not None:
+        from vmemu.lab.film import Film
+
+        film = Film()
 
     def explode(progress: Callable[[Generation], None] | None, stop: Callable[[], bool]) -> BombReport:
         return bomb.run(
@@ -145,6 +151,7 @@ def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) ->
             progress=progress,
             stop=stop,
             procfs=options.procfs,
+            film=film,
         )
 
     with usage(parser, program), interrupt() as stop:
@@ -161,7 +168,11 @@ def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) ->
         from vmemu.lab.tables import print_bomb
 
         print_bomb(report)
-    return INTERRUPTED if report.stopped is Stopped.INTERRUPTED else 0
+    status = 0
+    if film is not None:
+        result = film.result(report, options.generations, options.max_processes)
+        status = _write_report(options, parser, lambda: _generations_page(result))
+    return status or (INTERRUPTED if report.stopped is Stopped.INTERRUPTED else 0)
 
 
 # ---- one shape ----
@@ -188,6 +199,9 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> in
 
         print_result(result)
     status = _write_report(options, parser, lambda: _page(result))
+    if result.failure is not None:
+        print(f"{parser.prog}: error: --swap: {result.failure}", file=sys.stderr)
+        return 2
     return status or (INTERRUPTED if result.ended is Ended.INTERRUPTED else 0)
 
 
@@ -292,6 +306,12 @@ def _page(result: Result) -> str:
     from vmemu.lab.page import result_page
 
     return result_page(result)
+
+
+def _generations_page(result: Result) -> str:
+    from vmemu.lab.page import generations_page
+
+    return generations_page(result)
 
 
 def _matrix_page(found: Matrix) -> str:

@@ -55,7 +55,7 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
         yield
     except SyscallError as error:
         why = (error.strerror or str(error)).removeprefix("execve: ")
-        if error.errno == errno.ENOMEM:
+        if error.errno == errno.ENOMEM and not why.startswith("swap"):
             why = f"does not fit into the machine's memory: {why}"
         about = "--procfs" if why.startswith("export: ") else program or repr(program)
         if why.startswith("swap"):

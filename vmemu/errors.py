@@ -23,6 +23,7 @@ __all__ = [
     "OutOfMemory",
     "ProcessKilled",
     "SegmentationFault",
+    "SwapError",
     "SyscallError",
     "TraceError",
     "VmemuError",
@@ -74,6 +75,18 @@ class OutOfMemory(SyscallError, MemoryError):
     cgroup: int | None = None
     """What had no frame left: 0 the machine, else the number of a memory cgroup; None: it was the host's memory, or an
     access."""
+
+
+class SwapError(SyscallError):
+    """The machine's swap device failed under whatever access or call came first: errno EIO, in the message the device
+    and why. What can't be written stays in memory, and nothing is written to it any more; what can't be read back can
+    be asked for again, where Linux would send SIGBUS."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(number, message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SwapError, self.args
 
 
 class KernelPanic(VmemuError):

@@ -2,8 +2,8 @@
 anonymous memory.
 
 An inode is one memory object in the core: however often a file is opened, mapped or executed, its pages are in
-RAM once. The cache lives as long as somebody has the file open or mapped; there is no reclaim yet that would make
-keeping it safe.
+RAM once. The cache lives as long as somebody has the file open or mapped; where memory is reclaimed, that of a host
+file stays until its frames are wanted.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
 from vmemu.errors import KernelPanic, OutOfMemory, VmemuError, own, syscall_error
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["File", "FileTable", "Inode"]
+__all__ = ["File", "FileTable", "Inode", "Pager"]
 
 READ_AROUND = 32
 """Pages read around a missing one: 128 KiB, Linux's default ra_pages (do_sync_mmap_readahead())."""
@@ -36,6 +36,8 @@ HUGE_DEVICE = (0, 17)
 ANON_DEVICE = (0, 1)
 """Of shared anonymous memory (shm_mnt)."""
 _SIZE_MAX = (1 << 63) - 1
+_KEPT = 256
+"""Host files whose page cache stays when nobody has them open or mapped: each is an open file of the host."""
 
 
 _P = ParamSpec("_P")
@@ -71,7 +73,7 @@ class Inode:
         "disk",
         "exec_tag",
         "fd",
-        "handles",
+        "holds",
         "key",
         "number",
         "object",
@@ -103,7 +105,7 @@ class Inode:
         """Of a file in memory, on disk: so many of its first pages have blocks from the start, others once written."""
         self.tags: list[int] = []
         """Of the open files on it: mappings made through different ones do not merge."""
-        self.handles: list[weakref.finalize[..., Any]] = []
+        self.holds: list[Hold] = []
         """Of the open files on it, and of some that were closed."""
         self.exec_tag = 0
         """Of mappings made by execve."""
@@ -126,6 +128,25 @@ class Inode:
     __del__ = close
 
 
+def _nobody() -> None:
+    """There is no file yet."""
+
+
+class Hold:
+    """What an open file has of its object until it is closed or dropped."""
+
+    __slots__ = ("alive", "drop", "inode", "kept")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.drop: weakref.ref[File] | None = None
+        """Tells the table that the file was dropped."""
+        self.kept = True
+        """It has not been given back. Changed under the lock."""
+        self.alive: Callable[[], Any] = _nobody
+        """None: the file is closed or gone."""
+
+
 class File:
     """An open file of one machine, made by `Machine.open_file` or `Machine.create_file`.
 
@@ -138,12 +159,14 @@ class File:
     ) -> None:
         self._table = table
         self._inode = inode
-        self._release = weakref.finalize(self, table.release, inode)
-        self._release.atexit = False
-        handles = inode.handles
-        handles.append(self._release)
-        if len(handles) & len(handles) - 1 == 0:  # now and then
-            handles[:] = [one for one in handles if one.alive]
+        hold, holds = Hold(inode), inode.holds
+        if len(holds) & len(holds) - 1 == 0:  # now and then
+            holds[:] = [one for one in holds if one.kept]
+        holds.append(hold)
+        self._release = release = weakref.finalize(self, table.release, hold)
+        release.atexit = False
+        hold.alive = release.peek
+        hold.drop = weakref.ref(self, table.dropped.append)  # made last, so called first
         self.name = name
         """Path, or the label it was created with."""
         self.tag = tag
@@ -279,6 +302,13 @@ class File:
         return self._inode
 
 
+class Pager(Protocol):
+    """What a file asks of those who reclaim memory."""
+
+    def read_in(self, object_: int, index: int) -> bool:
+        """Brings a page of shared memory back from the swap device; False if it is not there."""
+
+
 class FileTable:
     """The machine's inodes by object and by host file, and the names of open files by tag."""
 
@@ -299,8 +329,15 @@ class FileTable:
         """Number of the cgroup on whose behalf pages are read."""
         self.torn = False
         """A call was interrupted, and so was `mend`."""
+        self.dropped: list[weakref.ref[File]] = []
+        """Files that `release` has not heard of yet, or never will: it may be interrupted before its first step, which
+        what tells of it here, as no Python runs for that, can't be."""
         self.bytes_read = 0
         """From the host's files, since boot."""
+        self.pager: Pager | None = None
+        """Where memory is reclaimed."""
+        self._kept: dict[int, Inode] = {}
+        """By object: host files that are held here, so that their page cache stays."""
 
     def close(self, closed: Core) -> None:
         """The machine is closed; *closed* stands in for its core."""
@@ -309,6 +346,8 @@ class FileTable:
             inode.close()
         self._by_object.clear()
         self._by_key.clear()
+        self._kept.clear()
+        self.pager = None
 
     # ---- names ----
 
@@ -351,10 +390,8 @@ class FileTable:
     # ---- inodes ----
 
     def _add(self, inode: Inode, kind: int, size: int) -> None:
-        if self.torn:
+        if self.torn or self.dropped or len(self._by_object) >= self._sweep_at:
             self.mend()
-        if len(self._by_object) >= self._sweep_at:
-            self.sweep()
         inode.object = self.core.object_new(kind, size)
         inode.on_disk = bool(kind & c.OBJ_FILE)
         stale = self._by_object.get(inode.object)
@@ -386,7 +423,7 @@ class FileTable:
     def tidy(self, nobjects: int = -1) -> None:
         """Sweeps if an object has gone since the last time. *nobjects*: how many the core has, if that is known."""
         if self._by_object:
-            if self.torn:
+            if self.torn or self.dropped:
                 with self.lock:
                     self.mend()
             if nobjects < 0:
@@ -395,18 +432,22 @@ class FileTable:
                 with self.lock:
                     self.sweep()
 
-    def release(self, inode: Inode) -> None:
+    def release(self, hold: Hold) -> None:
         """One handle less; called when a File is closed or dropped, at any time and in any thread."""
-        if inode.object:
-            try:
-                self.core.object_release(inode.object)
-                with self.lock:
-                    self._forget_if_gone(inode)
-            except VmemuError:  # the machine may be closed
-                pass
-            except BaseException:
-                self.torn = True
-                raise
+        try:
+            with self.lock:
+                if hold.kept and hold.inode.object:
+                    hold.kept = False
+                    self.core.object_release(hold.inode.object)
+                    self._forget_if_gone(hold.inode)
+                if hold.drop in self.dropped:
+                    self.dropped.remove(hold.drop)
+                hold.drop = None  # it may have been closed
+        except VmemuError:  # the machine may be closed
+            pass
+        except BaseException:
+            self.torn = True
+            raise
 
     def anonymous(self, size: int, account: bool) -> Inode:
         """A new inode for shared anonymous memory, held once by the caller (shmem_zero_setup())."""
@@ -436,13 +477,22 @@ class FileTable:
             try:
                 if writenotify:
                     inode.blocks = npages = -(-len(view) // PAGE_SIZE)
-                    self.insist(self.core.object_fill, inode.object, 0, npages, bytes(view), None, "create_file")
+                    self._create_on_disk(inode, npages, bytes(view))
                 else:
                     file.pwrite(view, 0)
             except BaseException:
                 file.close()
                 raise
             return file
+
+    def _create_on_disk(self, inode: Inode, npages: int, data: bytes) -> None:
+        """What a new file holds, in the page cache as far as that goes."""
+        try:
+            self.core.object_fill(inode.object, 0, npages, data, None, "create_file")
+        except OutOfMemory:
+            if self.pager is None:
+                raise
+            inode.disk = {i: data[i * PAGE_SIZE : (i + 1) * PAGE_SIZE] for i in range(npages)}
 
     @_whole
     def reopen(self, file: File, inode: Inode, writable: bool, readable: bool) -> File:
@@ -492,18 +542,46 @@ class FileTable:
         inode = Inode(self._host_number(st), device, os.path.realpath(path), fd=fd, key=key)
         self._add(inode, c.OBJ_FILE, st.st_size)
         self._by_key[key] = inode
+        if self.pager is not None:
+            self._keep(inode)
         return inode
 
+    # ---- what stays in the page cache ----
+
+    def _keep(self, inode: Inode) -> None:
+        """Holds a host file so that its pages stay until they are reclaimed."""
+        if len(self._kept) >= _KEPT:
+            self._let_go(next(iter(self._kept)))
+        self.core.object_hold(inode.object)
+        self._kept[inode.object] = inode
+
+    def _let_go(self, object_: int) -> None:
+        inode = self._kept.pop(object_)
+        self.core.object_release(object_)
+        self._forget_if_gone(inode)
+
+    def forget_empty(self) -> None:
+        """Lets go of kept files of which no page is left."""
+        for object_ in list(self._kept):
+            info = self.core.object_info(object_)
+            if info is None or (not info.nframes and not info.nvmas):
+                self._let_go(object_)
+
     def mend(self) -> None:
-        """A call was interrupted: holds that belong to no open file are given back, and what then is gone forgotten.
-        The lock is held."""
+        """Gives back the holds that belong to no open file, as a call was interrupted, or the drop of a file, of which
+        nobody hears; and forgets what then is gone. The lock is held."""
+        ndropped = len(self.dropped)
         for object_, held in self.core.objects().items():
             inode = self._by_object.get(object_)
-            handles = 0 if inode is None else sum(one.alive for one in inode.handles)
-            for _ in range(held - handles):
+            kept = int(object_ in self._kept)
+            for hold in () if inode is None else inode.holds:
+                hold.kept = hold.kept and hold.alive() is not None  # a file may have been dropped just now
+                kept += hold.kept
+            for _ in range(held - kept):
                 self.core.object_release(object_)
         self.sweep()
         self.torn = False
+        del self.dropped[:ndropped]
 
     # ---- pages ----
 
@@ -533,9 +611,13 @@ class FileTable:
 
     def read_in(self, inode: Inode, index: int, major: int | None, call: str, hint: int = 0) -> bool:
         """Brings page *index* into the cache and, as *hint* says, others around it; *major* is marked as just read."""
+        if not inode.on_disk:
+            return self.pager is not None and self.pager.read_in(inode.object, index)
         if hint & c.VM_RAND_READ:
             return self.fill(inode, index, 1, major, call, index)
         around = READ_AROUND if inode.fd >= 0 else READ_AROUND_IN_MEMORY
+        if self.pager is not None:  # not at the price of what is in use
+            around = min(around, max(1, self.core.free_frames() // 4))
         first = index if hint & c.VM_SEQ_READ else max(0, index - around // 2)
         return self.fill(inode, first, around, major, call, index)
 
@@ -552,7 +634,13 @@ class FileTable:
                 return False
         elif inode.disk:
             data = b"".join(inode.disk.get(i, b"").ljust(PAGE_SIZE, b"\0") for i in range(first, first + n))
-        self.core.object_fill(inode.object, first, n, data, major, call, self._payer)
+        try:
+            self.core.object_fill(inode.object, first, n, data, major, call, self._payer)
+        except OutOfMemory:
+            if self.pager is None or needed is None or n == 1:
+                raise
+            data = data[(needed - first) * PAGE_SIZE :][:PAGE_SIZE]  # that one at least
+            self.core.object_fill(inode.object, needed, 1, data, major, call, self._payer)
         return True
 
     def read_ahead(self, object_: int, first: int, last: int, call: str, cgroup: int = 0) -> None:
@@ -574,13 +662,15 @@ class FileTable:
             finally:
                 self._payer = 0
 
-    def write_back(self, object_: int, first: int, last: int) -> None:
-        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here."""
+    def write_back(self, object_: int, first: int, last: int) -> bool:
+        """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here;
+        False if it is another file."""
         with self.lock:
             inode, info = self._by_object[object_], self.core.object_info(object_)
             if info is None or inode.fd >= 0 or info.kind & c.OBJ_SHMEM:
-                return
+                return False
             for index in range(first, min(last, -(-int(info.size) // PAGE_SIZE))):
                 data = bytearray(min(PAGE_SIZE, int(info.size) - index * PAGE_SIZE))
                 if self.core.object_read(object_, index * PAGE_SIZE, data, 0) == len(data):
                     inode.disk[index] = bytes(data)
+            return True

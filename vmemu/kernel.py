@@ -23,6 +23,7 @@ from vmemu.files import FileTable
 from vmemu.interned import Interned
 from vmemu.limits import Limits
 from vmemu.pids import ProcessTable
+from vmemu.swap import Paging
 from vmemu.types import ForkMode, Overcommit
 
 __all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
@@ -133,8 +134,11 @@ class Kernel:
         self.shared: Watched[SharedSpace] = table.watch(suspending=True)
         """By id: the spaces that several tasks use."""
         self.cgroups.owners = lambda sid: self.shared[sid].saved if sid in self.shared else ()
+        self.cgroups.interrupted = self.interrupted
         self.log_owners: Any = None
         """While faults are recorded: process by id of its space, uint32 array that is lent to the core."""
+        self.paging: Paging | None = None
+        """How memory is reclaimed; None: not at all."""
         self.log: Stops | None = None
         """What ends that."""
         self.plans: dict[Any, Any] = {}
@@ -143,6 +147,11 @@ class Kernel:
         """Makes everything agree again, see `lifecycle.mending`."""
         self.threads_faults: Watched[Sequence[int]] = table.watch()
         """By pid: faults by kind of those of its tasks that have ended."""
+
+    @property
+    def swap_pages(self) -> int:
+        """Pages of the swap device."""
+        return self.paging.device.npages if self.paging is not None and self.paging.device is not None else 0
 
     def own(self, sid: int, pid: int) -> None:
         """From now on the faults of a space are recorded as those of process *pid*."""
@@ -159,9 +168,8 @@ class Kernel:
             lock.acquire()  # who called gives it back
         if self.closed:
             return
-        if own(error):
-            self.processes.torn = False
-            self.processes.look_round()
+        if own(error) and not self.processes.mending:  # else that was interrupted
+            self.processes.calm()
         else:
             self.mend()
 
@@ -175,9 +183,15 @@ class Kernel:
         with self.lock:
             if self.log is not None:
                 self.log.stop()
+            device = self.paging.device if self.paging is not None else None
+            if device is not None:
+                self.core.swap_lend(None, -1)
             closed: Any = Closed()
             self.core = self.processes = self.cgroups = closed
             self.files.close(closed)
+            if device is not None:
+                device.close()
+            self.paging = None
 
 
 def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:

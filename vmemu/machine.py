@@ -23,15 +23,18 @@ from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
 from vmemu.lifecycle import birth
 from vmemu.lifecycle.check import check
+from vmemu.lifecycle.death import kill_all
 from vmemu.memory import hugetlb
 from vmemu.memory.args import integer
 from vmemu.memory.commit import commit_limit
+from vmemu.memory.reclaim import start_paging, trim
 from vmemu.memory.shortage import make_room, squeeze
-from vmemu.oom import OomReport, kill_all, out_of_memory
+from vmemu.oom import OomReport, out_of_memory
 from vmemu.pids import INIT
 from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
+from vmemu.swap import POLICIES, HostFile, HostMemory, SwapDevice
 from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
 
 if TYPE_CHECKING:
@@ -78,9 +81,13 @@ class Machine:
     *soft_dirty*: whether pagemap's bit 55 and smaps' ``sd`` show, as on a kernel with CONFIG_MEM_SOFT_DIRTY; None: from
     the moment somebody uses it, by writing 4 to clear_refs or by `Process.dirty_pages`.
     *hugepages* sets huge pages aside for MAP_HUGETLB, such as ``{"2MiB": 64, "1GiB": 1}``.
+    *swap* bytes are a swap device in the host's memory, or in *swap_file*, an existing file of the host (all of it
+    unless *swap* says less). When few frames are free, some are reclaimed, *swappiness* (0 to 200) of 200 from
+    anonymous rather than file memory, by *policy*: ``"clock"`` (the default with swap), ``"fifo"``, ``"random"``,
+    ``"lru"`` or ``"aging"``. Without swap and policy nothing is reclaimed. SyscallError as swapon(2) for a file that is
+    too small or can't be written.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
     ProcessKilled if the caller was chosen, KernelPanic if nobody can be (of a control group at its limit: OutOfMemory).
-    NotImplementedError for what is not there yet: swap.
     """
 
     def __init__(
@@ -103,6 +110,9 @@ class Machine:
         max_map_count: int = 65530,
         soft_dirty: bool | None = None,
         hugepages: Dictionary[int | str, int] | None = None,
+        swap_file: str | os.PathLike[str] | None = None,
+        swappiness: int = 60,
+        policy: str | None = None,
     ) -> None:
         size = parse_size(memory, "memory")
         if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
@@ -123,12 +133,22 @@ class Machine:
             if not isinstance(flag, bool | int):
                 raise TypeError(f"{name}: {flag!r} is not a bool")
         seed = integer(seed, "Machine", "seed")
-        if parse_size(swap, "swap"):
-            raise NotImplementedError("Machine(swap=...): there is no swap yet")
+        swap_bytes = parse_size(swap, "swap")
+        if 0 < swap_bytes < PAGE_SIZE or swap_bytes > _MOST_MEMORY:
+            raise ValueError(f"swap: {swap!r} is not between 4KiB and 16TiB")
+        if not 0 <= integer(swappiness, "Machine", "swappiness") <= 200:
+            raise ValueError(f"swappiness: {swappiness} is not between 0 and 200")
+        if policy is not None and policy not in POLICIES:
+            raise ValueError(f"policy: {policy!r} is not one of {', '.join(map(repr, POLICIES))}")
+        device: SwapDevice | None = None
+        if swap_file is not None:
+            device = HostFile(swap_file, swap_bytes)
+        elif swap_bytes:
+            device = HostMemory(swap_bytes)
         options = (c.OPT_ZERO_PAGE if zero_page else 0) | (c.OPT_REUSE if reuse else 0)
         options |= c.OPT_CONTENTS if contents else 0
         options |= {"never": 0, "madvise": c.OPT_THP_MADVISE, "always": c.OPT_THP_ALWAYS}[thp]
-        options |= c.OPT_RELIEVE if oom == "kill" else 0
+        options |= c.OPT_RELIEVE if oom == "kill" or device is not None or policy is not None else 0
         npages = size // PAGE_SIZE
         pools = _pools({} if hugepages is None else hugepages)
         self._kernel = Kernel(
@@ -150,6 +170,8 @@ class Machine:
         self._kernel.contents = bool(contents)
         self._kernel.out_of_memory = out_of_memory if oom == "kill" else None
         self._kernel.files.make_room = partial(make_room, self._kernel, INIT)
+        if device is not None or policy is not None:
+            start_paging(self._kernel, device, swappiness, policy or POLICIES[0], seed)
         self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
         self._kernel.core.show_soft_dirty(bool(soft_dirty))
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
@@ -162,6 +184,7 @@ class Machine:
         self.cgroups = self._kernel.cgroups
         self.cgroups.kill = partial(kill_all, self._kernel)
         self.cgroups.squeeze = partial(squeeze, self._kernel)
+        self.cgroups.trim = partial(trim, self._kernel)
         """The control groups: path -> `Cgroup`; `m.cgroups.create("jail", pids_max=512)`."""
         self.cgroupfs = CgroupFS(self._kernel)
         """/sys/fs/cgroup of this machine: `m.cgroupfs.read("jail/pids.events")`."""
@@ -312,7 +335,7 @@ class Machine:
 
     def meminfo(self) -> MemInfo:
         """Memory of the machine in bytes. Snapshot."""
-        info = self._kernel.core.info()
+        info, swap = self._kernel.core.info(), self._kernel.core.swap_info()
         return MemInfo(
             total=info.nframes * PAGE_SIZE,
             free=info.free * PAGE_SIZE,
@@ -321,11 +344,17 @@ class Machine:
             file=info.file * PAGE_SIZE,
             shmem=info.shmem * PAGE_SIZE,
             page_tables=info.tables * PAGE_SIZE,
-            swap_total=0,
-            swap_free=0,
+            swap_total=swap.total * PAGE_SIZE,
+            swap_free=swap.free * PAGE_SIZE,
             committed=info.account * PAGE_SIZE,
             commit_limit=commit_limit(self._kernel) * PAGE_SIZE,
         )
+
+    @property
+    def swap_file(self) -> str | None:
+        """The file of the host that is the swap device; None if it is in memory, or there is none."""
+        paging = self._kernel.paging
+        return paging.device.name if paging is not None and isinstance(paging.device, HostFile) else None
 
     def vmstat(self) -> dict[str, int]:
         """/proc/vmstat: every name of Linux 6.18 in its order; pages, or events since boot. Snapshot."""
@@ -344,7 +373,7 @@ class Machine:
         with self._kernel.lock:
             if self._kernel.processes.torn:  # by an exception while the last one was dealt with
                 self._kernel.mend()
-            if self._kernel.files.torn:
+            if self._kernel.files.torn or self._kernel.files.dropped:
                 self._kernel.files.mend()
             self._kernel.core.check()
             check(self._kernel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,19 +9,19 @@ from typing import NamedTuple, cast
 
 from vmemu.cgroups import Cgroup
 from vmemu.errors import KernelPanic
-from vmemu.kernel import Kernel, whole
-from vmemu.lifecycle.death import die, settle
+from vmemu.kernel import Kernel
+from vmemu.lifecycle.death import Tally, kill_all
 from vmemu.pids import INIT, RUNNING, ZOMBIE
 from vmemu.types import PAGE_SIZE
 
-__all__ = ["OomCandidate", "OomReport", "kill_all", "out_of_memory"]
+__all__ = ["OomCandidate", "OomReport", "out_of_memory"]
 
 NEVER = -1000
 """oom_score_adj of who is not to be chosen (OOM_SCORE_ADJ_MIN)."""
 _SHORT, _BURST, _INTERVAL_NS = 64, 10, 5_000_000_000
 """Processes up to which every report has a table; how many longer tables in which time (DEFAULT_RATELIMIT_BURST,
 _INTERVAL)."""
-_FIELDS = 5
+_FIELDS = 6
 """Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
 _DEADLOCKED, _PANIC = "System is deadlocked on memory", "Kernel panic - not syncing: "
@@ -191,7 +190,7 @@ def _rows(kernel: Kernel, pids: Sequence[int], step: int) -> list[OomCandidate]:
     paths: dict[int, str] = {}
     rows = []
     for i, (pid, tid) in enumerate(zip(pids, tids, strict=True)):
-        total, anon, file, shmem, tables = flat[i * _FIELDS : (i + 1) * _FIELDS]
+        total, anon, file, shmem, tables, swap = flat[i * _FIELDS : (i + 1) * _FIELDS]
         adj, number = table.oom_adj[pid], table.cgroup[pid]
         never = adj == NEVER or tid in table.lender or pid == INIT
         rows.append(
@@ -203,10 +202,10 @@ def _rows(kernel: Kernel, pids: Sequence[int], step: int) -> list[OomCandidate]:
                 file=file,
                 shmem=shmem,
                 pgtables_bytes=tables * PAGE_SIZE,
-                swapents=0,
+                swapents=swap,
                 oom_score_adj=adj,
                 name=_name(kernel, tid),
-                points=None if never else anon + file + shmem + tables + adj * step,
+                points=None if never else anon + file + shmem + tables + swap + adj * step,
                 cgroup=paths.get(number) or paths.setdefault(number, groups.of(pid).path),
             )
         )
@@ -225,9 +224,15 @@ def _listed(kernel: Kernel) -> bool:
 
 
 def total_pages(kernel: Kernel, cgroup: int = 0) -> int:
-    """Pages that there are: of RAM, or up to the limit of a control group (mem_cgroup_get_max())."""
-    most = kernel.cgroups.by_id[cgroup].memory_max if cgroup else None
-    return kernel.npages if most is None else max(1, most // PAGE_SIZE)
+    """Pages that there are: of RAM and swap, or up to the limits of a control group (mem_cgroup_get_max())."""
+    swap = kernel.swap_pages
+    group = kernel.cgroups.by_id[cgroup] if cgroup else None
+    if group is None or group.memory_max is None:
+        return kernel.npages + swap
+    most, limit = group.memory_max // PAGE_SIZE, group.memory_swap_max
+    if kernel.paging is not None and kernel.paging.swappiness:
+        most += swap if limit is None else min(swap, limit // PAGE_SIZE)
+    return max(1, most)
 
 
 def _name(kernel: Kernel, tid: int) -> str:
@@ -244,11 +249,14 @@ def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
             f"Memory cgroup stats for {group.path}:",
             *(f"{name} {value}" for name, value in group.memory_stat.items()),
         )
-    info = kernel.core.info()
+    info, swap = kernel.core.info(), kernel.core.swap_info()
     return (
         "Mem-Info:",
         f"anon:{info.anon} file:{info.file} shmem:{info.shmem} pagetables:{info.tables} free:{info.free}",
         f"{info.file + info.shmem} total pagecache pages",
+        f"{swap.cached} pages in swap cache",
+        f"Free swap  = {swap.free * _KIB}kB",
+        f"Total swap = {swap.total * _KIB}kB",
         f"{info.nframes} pages RAM",
     )
 
@@ -278,13 +286,11 @@ def out_of_memory(kernel: Kernel, pid: int, cgroup: int = 0) -> bool:
         chosen += [other for other in members if other != victim]
     killed = list(dict.fromkeys(sharer for one in chosen for sharer in _with_sharers(kernel, one)))
     path = None if group is None else group.path
-    _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, path, members)
-    for one in chosen:
-        kernel.cgroups.of(one).event("oom_kill")
+    report = _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, path, members)
+    events = [(events, "oom_kill") for one in chosen for events in kernel.cgroups.of(one).counters()]
     if group is not None:
-        group.event("oom_group_kill")
-    kernel.oom_kills += len(chosen)
-    kill_all(kernel, killed)
+        events += [(events, "oom_group_kill") for events in group.counters()]
+    kill_all(kernel, killed, Tally(events, kernel.oom_kills + len(chosen), report))
     return True
 
 
@@ -310,15 +316,6 @@ def _with_sharers(kernel: Kernel, pid: int) -> list[int]:
     shared = kernel.shared.get(table.space[_task(kernel, pid)])
     others = {table.process(other) for other in shared.saved} - {pid, INIT} if shared else ()
     return [pid, *sorted(others)]
-
-
-@whole
-def kill_all(kernel: Kernel, pids: Iterable[int]) -> None:
-    """SIGKILL, which ends them at once."""
-    for pid in pids:
-        if kernel.processes.alive(pid):
-            die(kernel, pid, signal.SIGKILL)
-    settle(kernel)
 
 
 def _report(
@@ -352,5 +349,6 @@ def _report(
         members=tuple(_rows(kernel, members, pages // 1000)),
         panic=panic,
     )
-    kernel.oom_reports.append(report)
+    if not victim:
+        kernel.oom_reports.append(report)
     return report

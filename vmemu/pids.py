@@ -79,11 +79,13 @@ class ProcessTable:
         "flags",
         "group",
         "image",
+        "killing",
         "leader",
         "leaving",
         "lender",
         "limits",
         "major",
+        "mending",
         "minor",
         "name",
         "next",
@@ -107,6 +109,7 @@ class ProcessTable:
         "state",
         "status",
         "stopped",
+        "stopping",
         "threads",
         "torn",
         "unborn",
@@ -201,7 +204,7 @@ class ProcessTable:
         """PR_SET_PDEATHSIG."""
 
         # what is under way, for `lifecycle.mending`
-        self.torn = False
+        self.torn = self.mending = False
         """A call was interrupted: what is derived may not agree. Nothing is plain or quiet then, so that everybody asks
         `lifecycle.memory.use`."""
         self.unborn: Sequence[int] = ()
@@ -212,8 +215,12 @@ class ProcessTable:
         """Processes whose memory has gone and whose end was not made known."""
         self.executing: Any = None
         """An execve that can't go back."""
+        self.stopping: Any = None
+        """A process that a signal stops: (process, task, signal)."""
         self.sending: Any = None
         """A signal, and who gets it: (process, task or 0)."""
+        self.killing: Any = None
+        """Processes that SIGKILL ends together, and what is counted with that."""
 
         self._members: dict[int, int] = {}
         """By process group: how many processes are in it."""
@@ -239,6 +246,11 @@ class ProcessTable:
         """Sets `plain` and `quiet`."""
         self.plain = not (self.torn or any(self._suspending))
         self.quiet = not (self.torn or any(self._watched))
+
+    def calm(self) -> None:
+        """Nothing is torn any more, which is one step."""
+        plain, quiet = not any(self._suspending), not any(self._watched)
+        self.plain, self.quiet, self.mending, self.torn = plain, quiet, False, False
 
     def __len__(self) -> int:
         return self._count

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmemu._native import TraceRun, Trap
+from vmemu._native import Core, TraceRun, Trap
 from vmemu._native import constants as c
 from vmemu.errors import TraceError, VmemuError
 from vmemu.kernel import Kernel
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     TRACE_DTYPE: np.dtype[np.void]
     """Of a trace's records."""
 
-__all__ = ["TRACE_DTYPE", "RunResult", "as_trace", "load_trace", "run", "save_trace"]
+__all__ = ["TRACE_DTYPE", "RunResult", "as_trace", "check_trace", "load_trace", "run", "save_trace"]
 
 _FIELDS = [("address", "<u8"), ("size", "<u8"), ("pid", "<u4"), ("operation", "<u4")]
 _LABELS = PID_MAX
@@ -151,6 +151,11 @@ def load_trace(path: str | os.PathLike[str]) -> NDArray[np.void]:
     return found
 
 
+def check_trace(trace: Any) -> None:
+    """TraceError for the first bad record of a trace that makes all the processes it has."""
+    _check(as_trace(trace), ())
+
+
 # ---- running one ----
 
 
@@ -166,7 +171,7 @@ def run(
         if kernel.closed:
             raise VmemuError("the machine is closed")
         given = _given(kernel, processes)
-        runner = _Runner(kernel, given, _check(kernel, records, given))
+        runner = _Runner(kernel, given, _check(records, given))
         kinds = np.zeros(n, np.uint8) if outcomes else None
         counts = array("Q", bytes(8 * _KINDS))
         runner.run(kernel.core.trace(records, n, runner.spaces, kinds, counts))
@@ -175,7 +180,7 @@ def run(
         )
 
 
-def _check(kernel: Kernel, records: NDArray[np.void], given: Iterable[int]) -> int:
+def _check(records: NDArray[np.void], given: Iterable[int]) -> int:
     """How many labels there have to be. TraceError for the first bad record."""
     import numpy as np
 
@@ -184,7 +189,7 @@ def _check(kernel: Kernel, records: NDArray[np.void], given: Iterable[int]) -> i
         nlabels = min(_LABELS, 1 << max(10, (nlabels - 1).bit_length()))
         alive = np.zeros(nlabels, np.uint8)
         alive[list(given)] = 1
-        wrong, index = kernel.core.trace_check(records, len(records), alive)
+        wrong, index = Core.trace_check(records, len(records), alive)
         if not wrong:
             return nlabels
         bad = records[index]

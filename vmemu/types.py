@@ -34,6 +34,7 @@ __all__ = [
     "Prot",
     "Translation",
     "parse_size",
+    "size_word",
 ]
 
 PAGE_SIZE = 4096
@@ -404,6 +405,8 @@ class MappingUsage:
     """Faults here may bring transparent huge pages."""
     shared_hugetlb: int = 0
     private_hugetlb: int = 0
+    swap: int = 0
+    swap_pss: int = 0
     """Huge pages of a pool; they are not in rss and pss."""
     page_size: int = PAGE_SIZE
     """Bytes of the pages that the mapping is made of (KernelPageSize)."""
@@ -472,3 +475,11 @@ def parse_size(size: int | str, what: str = "size") -> int:
     if value < 0:
         raise ValueError(f"{what}: {value} is negative")
     return value
+
+
+def size_word(nbytes: int) -> str:
+    """Bytes as `parse_size` takes them, in the largest unit that divides them: ``"16MiB"``, ``"4097"``."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes and not nbytes % (1 << shift):
+            return f"{nbytes >> shift}{unit}"
+    return str(nbytes)

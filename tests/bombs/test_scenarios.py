@@ -413,6 +413,6 @@ def test_one_word_is_no_sequence() -> None:
 
 
 def test_defences_can_be_written_again() -> None:
-    words = ["nproc=20", "pids.max=30", "memory.max=4194304", "overcommit=2", "protect", "watcher=50"]
+    words = ["nproc=20", "pids.max=30", "memory.max=4MiB", "overcommit=2", "protect", "watcher=50"]
     assert bombs.Defences.parse(words).words == words
     assert bombs.Defences.parse(["watcher"]).words == ["watcher=50"]

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from vmemu import Machine
 from vmemu.bombs import SHAPES, Ended, Result, Sample, classic
-from vmemu.lab import charts, explode, matrix
+from vmemu.lab import bomb, charts, explode, matrix
+from vmemu.lab.film import Film
 from vmemu.lab.live import LiveView, bar, sparkline
-from vmemu.lab.page import matrix_page, result_page
+from vmemu.lab.page import generations_page, matrix_page, result_page
 from vmemu.lab.verdicts import command, print_matrix, print_result
 
 
@@ -125,7 +126,7 @@ def test_result_as_text(result: Result) -> None:
 def test_command_is_the_settings() -> None:
     result = run("touch", defences=["nproc=7", "protect"], ticks=60, seed=3, dirty=2, generations=9, max_processes=99)
     assert command(result) == (
-        "vmemu bomb --bomb touch --defence nproc=7 --defence protect --memory 16777216 --ticks 60 --dirty 2 --seed 3 "
+        "vmemu bomb --bomb touch --defence nproc=7 --defence protect --memory 16MiB --ticks 60 --dirty 2 --seed 3 "
         "--max-processes 99 --generations 9 --built-in"
     )
 
@@ -283,3 +284,23 @@ def test_reduce_keeps_peaks() -> None:
     assert len(reduced) <= 600
     assert reduced.max() == 7
     assert charts.reduce([1, 2, 3]).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("settings", [{"generations": 5}, {"memory": "64KiB"}, {"max_processes": 37}, {}])
+def test_page_generation_by_generation(settings: dict[str, Any]) -> None:
+    """A bomb without turns, filmed: of no generation, of whole ones, ended within one, ended by memory."""
+    film = Film()
+    report = bomb.run(memory=settings.pop("memory", "8MiB"), film=film, **settings)
+    found = film.result(report, settings.get("generations"), settings.get("max_processes", 32768))
+    assert found.forks == report.forks == len(found.events) == max(len(found.tree) - 1, 0)
+    assert found.samples["processes"].tolist() == [
+        *(2 ** (n + 1) for n in range(report.generations)),
+        *[report.processes] * (len(found.samples) - report.generations),
+    ]
+    text = generations_page(found)
+    alone(text)
+    page = Page(text)
+    for title in ("Who forked whom", "The same again", report.stopped.value, f"{report.processes:,}"):
+        assert title in page.text
+    assert not re.search(r"\btick|ystander", page.text)
+    assert command(found) in page.text and "--bomb" not in page.text

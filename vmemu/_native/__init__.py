@@ -19,6 +19,7 @@ from vmemu._native.looks import LookCalls
 from vmemu._native.machine import MachineCalls
 from vmemu._native.objects import ObjectCalls
 from vmemu._native.pages import PageCalls
+from vmemu._native.reclaims import ReclaimCalls
 from vmemu._native.spaces import SpaceCalls
 from vmemu._native.traces import TraceCalls, TraceRun
 from vmemu.errors import OutOfMemory, VmemuError
@@ -40,7 +41,16 @@ __all__ = [
 
 
 class Core(
-    MachineCalls, SpaceCalls, PageCalls, AccessCalls, LookCalls, ObjectCalls, BuildCalls, TraceCalls, CgroupCalls
+    MachineCalls,
+    SpaceCalls,
+    PageCalls,
+    AccessCalls,
+    LookCalls,
+    ObjectCalls,
+    BuildCalls,
+    TraceCalls,
+    CgroupCalls,
+    ReclaimCalls,
 ):
     """One machine in C. When the last reference to its handle goes, so does the machine: a call under way
     keeps it alive."""

@@ -22,6 +22,14 @@ class constants:  # noqa: N801 - a namespace of the C constants, not a type to i
     TRAP_CALL: int = lib.VMEMU_TRAP_CALL
     TRAP_CHARGE: int = lib.VMEMU_TRAP_CHARGE
     TRAP_FRAMES: int = lib.VMEMU_TRAP_FRAMES
+    TRAP_SWAP: int = lib.VMEMU_TRAP_SWAP
+    TRAP_RECLAIM: int = lib.VMEMU_TRAP_RECLAIM
+    RC_SWPIN: int = lib.VMEMU_RC_SWPIN
+    RC_SWPOUT: int = lib.VMEMU_RC_SWPOUT
+    RC_SCAN_ANON: int = lib.VMEMU_RC_SCAN_ANON
+    RC_SCAN_FILE: int = lib.VMEMU_RC_SCAN_FILE
+    RC_STEAL_ANON: int = lib.VMEMU_RC_STEAL_ANON
+    RC_STEAL_FILE: int = lib.VMEMU_RC_STEAL_FILE
     BAD_OPERATION: int = lib.VMEMU_BAD_OPERATION
     BAD_LABEL: int = lib.VMEMU_BAD_LABEL
     BAD_PID: int = lib.VMEMU_BAD_PID

@@ -26,10 +26,14 @@ class CgroupCalls(Handle):
         """Gives what is charged to it to its parent."""
         lib.vmemu_cgroup_free(self._m, number)
 
-    def cgroup_limit(self, number: int, most: int | None, high: int | None) -> None:
+    def cgroup_limit(self, number: int, most: int | None, high: int | None, swap: int | None) -> None:
         """Limits in pages."""
-        limits = [_MOST if limit is None else limit for limit in (most, high)]
+        limits = [_MOST if limit is None else limit for limit in (most, high, swap)]
         lib.vmemu_cgroup_limit(self._m, number, *limits)
+
+    def cgroup_settled(self, number: int, more: int) -> None:
+        """It was tried to bring it below `high`; if it is not, another time after so many frames."""
+        lib.vmemu_cgroup_settled(self._m, number, more)
 
     def cgroup_info(self, number: int) -> Any:
         """struct vmemu_cgroup_info."""

@@ -23,9 +23,9 @@ class LookCalls(Handle):
         return out
 
     def space_sizes(self, spaces: array.array[int]) -> array.array[int]:
-        """Five numbers for each space, those of struct vmemu_space_size."""
+        """Six numbers for each space, those of struct vmemu_space_size."""
         n = len(spaces)
-        out = array.array("Q", bytes(40 * n))
+        out = array.array("Q", bytes(48 * n))
         rows = ffi.from_buffer("struct vmemu_space_size[]", out)
         lib.vmemu_machine_space_sizes(self._m, ffi.from_buffer("uint32_t[]", spaces), n, rows)
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from vmemu.types import Overcommit, parse_size
+from vmemu.types import Overcommit, parse_size, size_word
 
 __all__ = ["NAMES", "Defences"]
 
@@ -67,7 +67,8 @@ class Defences:
             value = getattr(self, field.name)
             name = field.name.replace("_max", ".max")
             if value is not None and value is not False:
-                words.append(name if value is True else f"{name}={value}")
+                text = size_word(value) if name == "memory.max" else value
+                words.append(name if value is True else f"{name}={text}")
         return words
 
     def check(self, memory: int) -> None:

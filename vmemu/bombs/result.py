@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vmemu.machine import Machine
+
 __all__ = [
     "KINDS",
     "Bystander",
@@ -43,6 +45,8 @@ class Ended(enum.StrEnum):
     """No pid was free."""
     INTERRUPTED = "interrupted"
     """Someone asked to stop (Ctrl-C)."""
+    SWAP = "swap"
+    """The machine's swap device failed."""
 
 
 class Refusal(enum.StrEnum):
@@ -145,6 +149,14 @@ class Sharing:
     flags: NDArray[np.uint64]
     """By pfn: as /proc/kpageflags."""
 
+    @classmethod
+    def of(cls, machine: Machine, tick: int, processes: int) -> Sharing:
+        """As *machine* is now."""
+        import numpy as np
+
+        counts = np.frombuffer(machine.procfs.read("kpagecount"), np.uint64).astype(np.int64)
+        return cls(tick, processes, counts, np.frombuffer(machine.procfs.read("kpageflags"), np.uint64))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
@@ -177,6 +189,8 @@ class Result:
     bystander: Bystander
     sharing: Sharing | None
     """None unless asked for."""
+    failure: str | None = None
+    """What ended it before its time."""
 
     @property
     def digest(self) -> str:
@@ -214,6 +228,7 @@ class Result:
             "peak_processes": self.peak_processes,
             "peak_tick": self.peak_tick,
             "contained_at": self.contained_at,
+            "failure": self.failure,
             "bystander": {**dataclasses.asdict(self.bystander), "verdict": self.bystander.verdict},
             "events": len(self.events),
             "digest": self.digest,

@@ -14,7 +14,7 @@ from vmemu.bombs.services import Service, Watcher
 from vmemu.bombs.shapes import SHAPES
 from vmemu.bombs.swarm import Actor, Swarm
 from vmemu.cgroups import Cgroup
-from vmemu.errors import KernelPanic, OutOfMemory, ProcessKilled
+from vmemu.errors import KernelPanic, OutOfMemory, ProcessKilled, SwapError
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
@@ -53,6 +53,7 @@ class Run:
         self.service: Service | None = None
         self.watcher: Watcher | None = None
         self.ended: Ended | None = None
+        self.failure: str | None = None
         self.short_ticks = 0
         self.peak = self.peak_tick = 0
         self.trouble = 0
@@ -85,6 +86,8 @@ class Run:
                     self._one_tick()
                 except KernelPanic:  # only those are left that may not be killed
                     self.ended = Ended.MEMORY
+                except SwapError as error:
+                    self.ended, self.failure = Ended.SWAP, str(error.strerror)
                 sample = self._sample()
                 self._judge(sample)
                 self.record.samples.append(sample)
@@ -141,6 +144,7 @@ class Run:
             "defences": options.defences.words,
             "memory": info.total,
             "swap": info.swap_total,
+            "swap_file": self.machine.swap_file,
             "policy": options.policy,
             "fork": None if options.fork is None else options.fork.name.lower().replace("_", "-"),
             "ticks": options.ticks,
@@ -169,6 +173,7 @@ class Run:
             contained_at=self.contained_at,
             bystander=self.service.fate if self.service else Bystander(None, 0, 0, None),
             sharing=self.sharing,
+            failure=self.failure,
         )
 
     # ---- a tick ----
@@ -276,8 +281,4 @@ class Run:
         before = self.sharing.processes if self.sharing else 0
         if not self.options.sharing or processes < before * _SNAPSHOT_GROWTH:
             return
-        import numpy as np
-
-        read = self.machine.procfs.read
-        counts = np.frombuffer(read("kpagecount"), np.uint64).astype(np.int64)
-        self.sharing = Sharing(self.tick, processes, counts, np.frombuffer(read("kpageflags"), np.uint64))
+        self.sharing = Sharing.of(self.machine, self.tick, processes)

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from vmemu.bombs import Refusal
 from vmemu.bombs.options import MAX_PROCESSES
 from vmemu.bombs.program import default_program, find_program, start
 from vmemu.errors import SyscallError
+from vmemu.lab.film import Film
 from vmemu.lab.report import BombReport, Generation, Stopped
 from vmemu.machine import Machine
 from vmemu.process import Process
@@ -54,6 +56,7 @@ def run(
     progress: Callable[[Generation], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     procfs: str | os.PathLike[str] | None = None,
+    film: Film | None = None,
 ) -> BombReport:
     """Run a fork bomb and report it.
 
@@ -61,7 +64,8 @@ def run(
     new process writes. *progress* is called now and then with the state reached; the run ends early when *stop()*
     is true. Running out of memory is an outcome (`stopped`), also when not even the program fits (then `processes` is
     0). The machine is verified then and again after all processes have exited. *procfs* is a directory for a tree of
-    the machine's /proc at its fullest, before any process exits; it is checked first (see ProcFS.export).
+    the machine's /proc at its fullest, before any process exits; it is checked first (see ProcFS.export). *film* takes
+    down every fork, and how the machine is after each generation.
 
     Raises SyscallError if the program can't be executed, ValueError for numbers that make no sense, InvariantError if
     the machine is found inconsistent.
@@ -82,7 +86,7 @@ def run(
     clock = time.perf_counter
     began = clock()
     with Machine(memory=memory, fork_mode=fork, seed=seed) as machine:
-        bomb = _Bomb(machine, dirty, random.Random(seed), stop)
+        bomb = _Bomb(machine, dirty, random.Random(seed), stop, film)
         total = machine.meminfo().total
         bomb.light(path, arguments)
         started = clock()
@@ -94,9 +98,11 @@ def run(
         for _ in bomb.explode(generations, max_processes):
             if bomb.complete == history[-1].number + 1:
                 history.append(state(bomb.complete))
+                bomb.filmed()
             if progress:
                 progress(state(bomb.complete))
         ended = clock()
+        bomb.filmed_last()
         info = machine.meminfo()
         frames = machine.frame_stats()
         found: dict[str, Any] = {
@@ -151,11 +157,14 @@ def ended_by(error: SyscallError) -> Stopped:
 class _Bomb:
     """The processes of one run; `explode()` makes them."""
 
-    def __init__(self, machine: Machine, dirty: int, rng: random.Random, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, machine: Machine, dirty: int, rng: random.Random, stop: Callable[[], bool], film: Film | None
+    ) -> None:
         self.machine = machine
         self.dirty = dirty
         self.rng = rng
         self.stop = stop
+        self.film = film
         self.alive: list[Process] = []
         self.pages: list[int] = []
         self.forks = 0
@@ -170,6 +179,24 @@ class _Bomb:
             self.stopped = ended_by(error)
         else:
             self.alive.append(process)
+            if self.film is not None:
+                self.film.born(0, process.pid, -1)
+
+    def filmed(self) -> None:
+        """A generation is complete."""
+        if self.film is not None:
+            self.film.sample(self.complete, self.machine, len(self.alive), self.forks, None)
+
+    def filmed_last(self) -> None:
+        """All is over, perhaps within a generation."""
+        if self.film is None:
+            return
+        refused = {Stopped.MEMORY: Refusal.MEMORY, Stopped.PIDS: Refusal.PIDS}.get(self.stopped)
+        generation = self.complete
+        if refused is not None or self.forks > (1 << self.complete) - 1:
+            generation += 1
+            self.film.sample(generation, self.machine, len(self.alive), self.forks, refused)
+        self.film.look(generation, self.machine, len(self.alive))
 
     def explode(self, generations: int | None, max_processes: int) -> Iterator[None]:
         """Fork until something ends it, and say in `stopped` what; yields now and then."""
@@ -178,14 +205,14 @@ class _Bomb:
                 if self.complete == generations:
                     self.stopped = Stopped.GENERATIONS
                     return
-                for parent in self.alive[:]:
+                for index, parent in enumerate(self.alive[:]):
                     if len(self.alive) >= max_processes:
                         self.stopped = Stopped.MAX_PROCESSES
                         return
                     if self.stop():
                         self.stopped = Stopped.INTERRUPTED
                         return
-                    self._fork(parent)
+                    self._fork(parent, index)
                     if self.forks % _PROGRESS_EVERY == 0:
                         yield
                 self.complete += 1
@@ -193,10 +220,12 @@ class _Bomb:
         except SyscallError as error:
             self.stopped = ended_by(error)
 
-    def _fork(self, parent: Process) -> None:
+    def _fork(self, parent: Process, index: int) -> None:
         child = parent.fork()
         self.forks += 1
         self.alive.append(child)
+        if self.film is not None:
+            self.film.born(self.complete + 1, child.pid, index)
         if self.dirty:
             mark = child.pid.to_bytes(8, "little")
             for address in self.rng.sample(self.pages, self.dirty):

@@ -132,8 +132,10 @@ def chart(
     items: Sequence[tuple[str, str]],
     note: str = "",
     strip: str = "",
+    unit: str = "tick",
 ) -> str:
-    """A figure: *shapes* over ticks 1 to *ticks*, with marks, a legend and a *note*; *strip* is shown below."""
+    """A figure: *shapes* over ticks 1 to *ticks*, each called a *unit*, with marks, a legend and a *note*; *strip* is
+    shown below."""
     grid = "".join(
         f'<line class="grid" x1="0" x2="{_SIDE}" y1="{axis.y(v):.4g}" y2="{axis.y(v):.4g}"/>' for v in axis.marks()
     )
@@ -144,20 +146,20 @@ def chart(
         f"<figure><figcaption><h3>{html.escape(title)}</h3>{legend(items)}</figcaption>"
         f'<div class="plot"><div class="y" aria-hidden="true">{labels}</div>'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" aria-label="{html.escape(title)}">'
-        f"{grid}{''.join(shapes)}</svg></div>{strip}{_ticks(ticks)}"
+        f"{grid}{''.join(shapes)}</svg></div>{strip}{_ticks(ticks, unit)}"
         + (f'<p class="note">{html.escape(note)}</p>' if note else "")
         + "</figure>"
     )
 
 
-def _ticks(ticks: int) -> str:
+def _ticks(ticks: int, unit: str) -> str:
     """Labels below a picture."""
     if ticks < 2:
-        return '<div class="x"><span style="left:0">tick 1</span></div>'
+        return '<div class="x"><span style="left:0">' + unit + " 1</span></div>"
     step = Axis(ticks).step
-    marks = [step * i for i in range(1, int(ticks / step) + 1) if step * i < ticks * 0.93]
+    marks = [step * i for i in range(1, int(ticks / step) + 1) if step * i < ticks * (0.8 if len(unit) < 5 else 0.7)]
     spans = "".join(f'<span style="left:{(mark - 1) / (ticks - 1) * 100:.4g}%">{count(mark)}</span>' for mark in marks)
-    return f'<div class="x" aria-hidden="true">{spans}<span class="last">tick {ticks:,}</span></div>'
+    return f'<div class="x" aria-hidden="true">{spans}<span class="last">{unit} {ticks:,}</span></div>'
 
 
 def mini(values: Series, most: float, colour: str) -> str:

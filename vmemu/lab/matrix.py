@@ -11,7 +11,7 @@ from typing import Any
 
 from vmemu.bombs import SHAPES, Defences, Result
 from vmemu.lab import explode
-from vmemu.types import ForkMode, parse_size
+from vmemu.types import ForkMode, parse_size, size_word
 
 __all__ = ["Defence", "Matrix", "defences_for", "run"]
 
@@ -66,20 +66,13 @@ def defences_for(memory: int) -> list[Defence]:
         "none": Defences(),
         f"nproc={_PROCESSES}": Defences(nproc=_PROCESSES),
         f"pids.max={_PROCESSES}": Defences(pids_max=_PROCESSES),
-        f"memory.max={_short(quarter)}": Defences(memory_max=quarter),
+        f"memory.max={size_word(quarter)}": Defences(memory_max=quarter),
         "overcommit=2": Defences(overcommit=2),
         "protect": Defences(protect=True),
         "watcher": Defences(watcher=50),
         "all": Defences(_PROCESSES, _PROCESSES, quarter, 2, True, 50),
     }
     return [Defence(name, defences) for name, defences in each.items()]
-
-
-def _short(nbytes: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if nbytes >= 1 << shift and not nbytes % (1 << shift):
-            return f"{nbytes >> shift}{unit}"
-    return str(nbytes)
 
 
 def run(

@@ -13,12 +13,13 @@ from vmemu.lab.matrix import Matrix
 from vmemu.lab.pictures import sharing_map, tree
 from vmemu.lab.style import STYLE
 from vmemu.lab.tables import size
-from vmemu.lab.verdicts import ENDED, command, short
+from vmemu.lab.verdicts import ENDED, ENDED_GENERATIONS, command, short
+from vmemu.types import size_word
 
 if TYPE_CHECKING:
     from vmemu.lab.charts import Series
 
-__all__ = ["matrix_page", "result_page"]
+__all__ = ["generations_page", "matrix_page", "result_page"]
 
 _MOOD = {"unharmed": "good", "stalled": "warn", "killed": "bad"}
 _MEMORY = (("anon", "anonymous"), ("page_tables", "page tables"), ("file", "page cache"), ("shmem", "shared memory"))
@@ -54,16 +55,33 @@ def result_page(result: Result) -> str:
     swap = f"{size(settings['swap'])} of" if settings["swap"] else "no"
     program = html.escape(settings["program"] or "the built-in program")
     about = f"{size(settings['memory'])} of RAM, {swap} swap, {program}. A tick is one turn of every process, 10 ms."
+    return _page(result, title, about, _summary(result), "tick")
+
+
+def generations_page(result: Result) -> str:
+    """The page of a bomb that went generation by generation (see `vmemu.lab.film`)."""
+    settings = result.settings
+    title = f"Fork bomb of {settings['program']}"
+    about = f"{size(settings['memory'])} of RAM, {settings['fork']} fork. Every living process forks once a generation."
+    tiles = [
+        ("Ended by", result.ended.value, "", ENDED_GENERATIONS[result.ended]),
+        ("Processes", f"{result.peak_processes:,}", "", f"in generation {result.peak_tick:,}"),
+        ("Forks", f"{result.forks:,}", "", f"{sum(result.refused.values()):,} refused"),
+    ]
+    return _page(result, title, html.escape(about), _tiles(tiles), "generation")
+
+
+def _page(result: Result, title: str, about: str, summary: str, unit: str) -> str:
     body = [
-        f'<header><h1>{html.escape(title)}</h1><p class="soft">{about}</p>{_summary(result)}</header>',
+        f'<header><h1>{html.escape(title)}</h1><p class="soft">{about}</p>{summary}</header>',
         '<main><h2>As it went</h2><div class="charts">',
     ]
     if len(result.samples):
-        body += [_processes(result), _memory(result), _faults(result), _kills(result)]
+        body += [part(result, unit) for part in (_processes, _memory, _faults, _kills)]
     body.append("</div><h2>What was shared, and by whom</h2>")
     if result.sharing is not None:
-        body.append(sharing_map(result.sharing))
-    body.append(tree(result))
+        body.append(sharing_map(result.sharing, unit))
+    body.append(tree(result, unit))
     body.append(f"<h2>The same again</h2>{_settings(result)}</main>")
     return _document(title, "\n".join(body))
 
@@ -104,11 +122,14 @@ def _summary(result: Result) -> str:
     )
 
 
-def _processes(result: Result) -> str:
+def _processes(result: Result, unit: str) -> str:
     samples = result.samples
     alive, runnable = reduce(samples["processes"], "max"), reduce(samples["runnable"], "max")
     axis = Axis(float(alive.max()))
-    shapes = [charts.area(0 * alive, alive, axis, "c0"), charts.line(runnable, axis, "c1")]
+    shapes = [charts.area(0 * alive, alive, axis, "c0")]
+    if unit != "tick":
+        return charts.chart("Processes", shapes, axis, result.ticks, [("c0", "alive")], unit=unit)
+    shapes.append(charts.line(runnable, axis, "c1"))
     return charts.chart(
         "Processes of the bomb", shapes, axis, result.ticks, [("c0", "alive"), ("c1", "runnable")],
         "The strip is the bystander: green where it did its work, yellow where it stalled, red once it was killed.",
@@ -141,7 +162,7 @@ def _stacked(layers: list[tuple[str, str, Series]], axis: Axis, how: Any = chart
     return shapes
 
 
-def _memory(result: Result) -> str:
+def _memory(result: Result, unit: str) -> str:
     samples, total = result.samples, result.settings["memory"]
     layers = [
         (colour, name, reduce(samples[key]))
@@ -157,7 +178,7 @@ def _memory(result: Result) -> str:
         shapes.append(charts.line(reduce(samples["swap_used"]), axis, "c7"))
         items.append(("c7", "swap used"))
     note = f"What is left above is free, of {size(total)}."
-    return charts.chart("Memory by kind", shapes, axis, result.ticks, items, note)
+    return charts.chart("Memory by kind", shapes, axis, result.ticks, items, note, unit=unit)
 
 
 def _per_tick(result: Result, name: str) -> Series:
@@ -166,7 +187,7 @@ def _per_tick(result: Result, name: str) -> Series:
     return reduce(np.diff(result.samples[name].astype(np.int64), prepend=0))
 
 
-def _faults(result: Result) -> str:
+def _faults(result: Result, unit: str) -> str:
     import numpy as np
 
     found = [(kind, _per_tick(result, kind)) for kind in KINDS]
@@ -181,12 +202,13 @@ def _faults(result: Result) -> str:
     axis = Axis(float(np.sum([values for _, _, values in layers], axis=0).max()))
     items = [(colour, kind) for colour, kind, _ in layers]
     return charts.chart(
-        "Faults by kind, each tick", _stacked(layers, axis, charts.bars), axis, result.ticks, items,
-        "Of the whole machine; those before the first tick, when the programs started, are left out.",
+        f"Faults by kind, each {unit}", _stacked(layers, axis, charts.bars), axis, result.ticks, items,
+        f"Of the whole machine; those before the first {unit}, when the programs started, are left out.",
+        unit=unit,
     )  # fmt: skip
 
 
-def _kills(result: Result) -> str:
+def _kills(result: Result, unit: str) -> str:
     import numpy as np
 
     layers = [("killed", "killed", _per_tick(result, "kills"))]
@@ -196,7 +218,9 @@ def _kills(result: Result) -> str:
             layers.append((colour, f"fork refused: {why.value}", values))
     axis = Axis(float(np.sum([values for _, _, values in layers], axis=0).max()))
     items = [(colour, name) for colour, name, _ in layers]
-    return charts.chart("Kills and refusals, each tick", _stacked(layers, axis, charts.bars), axis, result.ticks, items)
+    return charts.chart(
+        f"Kills and refusals, each {unit}", _stacked(layers, axis, charts.bars), axis, result.ticks, items, unit=unit
+    )
 
 
 def _settings(result: Result) -> str:
@@ -259,7 +283,7 @@ def matrix_page(matrix: Matrix) -> str:
 
 
 def _matrix_command(settings: dict[str, Any]) -> str:
-    words = ["vmemu bomb --matrix", f"--memory {settings['memory']}"]
+    words = ["vmemu bomb --matrix", f"--memory {size_word(settings['memory'])}"]
     words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed")]
     for name in ("fork", "generations", "max_processes"):
         if settings.get(name) is not None:

@@ -46,7 +46,7 @@ def _classes(sharing: Sharing) -> NDArray[np.int64]:
     return classes
 
 
-def sharing_map(sharing: Sharing) -> str:
+def sharing_map(sharing: Sharing, unit: str = "tick") -> str:
     """All frames by number, a cell for each, or for some in a row: the most shared of them."""
     import numpy as np
 
@@ -73,7 +73,7 @@ def sharing_map(sharing: Sharing) -> str:
         f'<figure class="wide"><figcaption><h3>Which frames are shared by how many</h3>{legend(_CLASSES)}</figcaption>'
         f'<svg class="map" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" shape-rendering="crispEdges" '
         f'role="img" aria-label="Map of all frames by number of processes that map them">{"".join(paths)}</svg>'
-        f'<p class="note">All of RAM, row by row from frame 0; a cell is {what}. As it was in tick {sharing.tick:,}, '
+        f'<p class="note">All of RAM, row by row from frame 0; a cell is {what}. As it was in {unit} {sharing.tick:,}, '
         f"with {sharing.processes:,} processes of the bomb.</p>"
         f'<div class="scroll"><table><thead><tr><th>mapped by</th><th class="n">frames</th><th class="n">memory</th>'
         f"</tr></thead><tbody>{table}</tbody></table></div></figure>"
@@ -112,7 +112,7 @@ _FATES = (Event.EXIT, Event.KILLED, Event.FORK)
 _COLOURS = {Event.EXIT: "c8", Event.KILLED: "killed", Event.FORK: "c0"}
 
 
-def tree(result: Result) -> str:
+def tree(result: Result, unit: str = "tick") -> str:
     """A line for each of the first processes, from its birth to its death, children below their parents."""
     nodes = result.tree
     shown = min(len(nodes), _MOST_LINES)
@@ -134,10 +134,10 @@ def tree(result: Result) -> str:
         if parent >= 0:
             forks.append(f'<line class="fork" x1="{born:.4g}" x2="{born:.4g}" y1="{at[parent] + 0.5}" y2="{y}"/>')
         fate = Event(int(node["fate"]))
-        until = f", {fate.name.lower()} in tick {node['died']}" if node["died"] >= 0 else ""
+        until = f", {fate.name.lower()} in {unit} {node['died']}" if node["died"] >= 0 else ""
         lives.append(
             f'<line class="{_COLOURS[fate]}" x1="{born:.4g}" x2="{max(died, born + 2):.4g}" y1="{y}" y2="{y}">'
-            f"<title>pid {node['pid']}: born in tick {node['born']}{until}</title></line>"
+            f"<title>pid {node['pid']}: born in {unit} {node['born']}{until}</title></line>"
         )
     rows = "".join(
         "<tr>" + "".join(f'<td class="n">{value:,}</td>' for value in row) + "</tr>" for row in generations(result)[:40]
@@ -149,7 +149,7 @@ def tree(result: Result) -> str:
         + f'</figcaption><svg class="tree" style="height:{max(shown * 4, 24)}px" viewBox="0 0 1000 {max(shown, 1)}" '
         f'preserveAspectRatio="none" role="img" aria-label="Tree of processes over time">{"".join(forks + lives)}</svg>'
         '<div class="x" style="margin-left:0"><span style="left:0;transform:none">start</span>'
-        f'<span class="last">tick {ticks:,}</span></div>'
+        f'<span class="last">{unit} {ticks:,}</span></div>'
         f'<p class="note">{some} of the bomb, each a line from its birth to its death, children below their parent.</p>'
         '<details><summary>By generation</summary><div class="scroll"><table><thead><tr><th class="n">generation</th>'
         '<th class="n">processes</th><th class="n">exited</th><th class="n">killed</th><th class="n">alive</th></tr>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import IO
 
@@ -10,10 +11,12 @@ from rich.text import Text
 
 from vmemu.bombs import KINDS, Ended, Result
 from vmemu.lab.console import Console
+from vmemu.lab.film import GENERATIONS
 from vmemu.lab.matrix import Matrix
 from vmemu.lab.tables import size
+from vmemu.types import size_word
 
-__all__ = ["ENDED", "STYLES", "command", "print_matrix", "print_result", "short"]
+__all__ = ["ENDED", "ENDED_GENERATIONS", "STYLES", "command", "print_matrix", "print_result", "short"]
 
 ENDED = {
     Ended.CONTAINED: "a limit holds it, or it is dead, and nobody else is hurt any more",
@@ -23,7 +26,10 @@ ENDED = {
     Ended.GENERATIONS: "the limit of the experiment was reached",
     Ended.PIDS: "no pid was free",
     Ended.INTERRUPTED: "Ctrl-C",
+    Ended.SWAP: "the swap device failed",
 }
+ENDED_GENERATIONS = {**ENDED, Ended.MEMORY: "no frame was left"}
+"""Of a bomb without an OOM killer."""
 _WIDE = 130
 """Columns of a terminal that has room for the table."""
 STYLES = {"unharmed": "green", "stalled": "yellow", "killed": "red"}
@@ -37,15 +43,19 @@ def _console(file: IO[str] | None) -> Console:
 def command(result: Result) -> str:
     """The command line that gives the same result."""
     settings = result.settings
-    words = ["vmemu bomb", f"--bomb {result.shape}", *(f"--defence {word}" for word in settings["defences"])]
-    words += [f"--memory {settings['memory']}"]
+    words = ["vmemu bomb"]
+    if result.shape != GENERATIONS:
+        words += [f"--bomb {result.shape}", *(f"--defence {word}" for word in settings["defences"])]
+    words += [f"--memory {size_word(settings['memory'])}"]
     if settings["swap"]:
-        words.append(f"--swap {settings['swap']}")
-    if settings["policy"]:
+        words.append(f"--swap {size_word(settings['swap'])}")
+    if settings.get("swap_file"):
+        words.append(f"--swap-file {shlex.quote(settings['swap_file'])}")
+    if settings.get("policy"):
         words.append(f"--policy {settings['policy']}")
     if settings["fork"]:
         words.append(f"--fork {settings['fork']}")
-    words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed")]
+    words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed") if name in settings]
     words.append(f"--max-processes {settings['max_processes']}")
     if settings["generations"] is not None:
         words.append(f"--generations {settings['generations']}")

@@ -191,7 +191,7 @@ def _fork_space(kernel: Kernel, creator: int, sid: int, mode: ForkMode) -> int:
     """A copy of a space -> its id."""
     overcommit = kernel.overcommit
     # as `_check_commit` decides, which is asked unless it is plain
-    most = MASK if overcommit is _ALWAYS else kernel.npages if overcommit is _HEURISTIC else 0
+    most = MASK if overcommit is _ALWAYS else kernel.npages + kernel.swap_pages if overcommit is _HEURISTIC else 0
     try:
         child = kernel.core.space_fork_one(sid, mode, most)
     except OutOfMemory as error:
@@ -250,7 +250,7 @@ def _check_commit(space: Space, n: int) -> None:
     pages = int(sums.account)
     if kernel.overcommit == Overcommit.ALWAYS or not pages:
         return
-    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages:
+    if kernel.overcommit == Overcommit.HEURISTIC and pages <= kernel.npages + kernel.swap_pages:
         return
     if sums.special or kernel.overcommit == Overcommit.HEURISTIC:
         sizes = [

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, bit, in_order
 from vmemu.errors import syscall_error
@@ -17,7 +18,21 @@ from vmemu.limits import Resource
 from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag, ProcessTable
 from vmemu.types import PAGE_SIZE, FaultKind
 
-__all__ = ["die", "end_process", "end_task", "exit_group", "orphan", "reap", "settle", "stay_alone", "uncount"]
+__all__ = [
+    "Tally",
+    "die",
+    "end_process",
+    "end_task",
+    "exit_group",
+    "go_on_killing",
+    "kill_all",
+    "orphan",
+    "reap",
+    "settle",
+    "stay_alone",
+    "stop",
+    "uncount",
+]
 
 _FATAL, _FILE_MAJOR, _SWAP_IN = int(FaultKind.SEGV_MAPERR), int(FaultKind.FILE_MAJOR), int(FaultKind.SWAP_IN)
 _CORE = 0x80
@@ -94,6 +109,44 @@ def die(kernel: Kernel, pid: int, status: int) -> None:
     if told and _bury_at_once(kernel, pid):
         reap(kernel, pid)
     table.dying = 0
+
+
+class Tally(NamedTuple):
+    """What is counted and noted when the OOM killer kills."""
+
+    events: Sequence[tuple[dict[str, int], str]]
+    """Counters and names in them, of control groups; one more for each time that it is here."""
+    kills: int
+    """What `Kernel.oom_kills` is then."""
+    report: object
+
+
+@whole
+def kill_all(kernel: Kernel, pids: Iterable[int], tally: Tally | None = None) -> None:
+    """SIGKILL, which ends them at once: all or none."""
+    sums: dict[tuple[int, str], tuple[dict[str, int], int]] = {}
+    for events, name in () if tally is None else tally.events:
+        _, n = sums.get((id(events), name), (events, events[name]))
+        sums[id(events), name] = events, n + 1
+    counts = [(events, name, n) for (_, name), (events, n) in sums.items()]
+    kernel.processes.killing = list(pids), counts, tally
+    go_on_killing(kernel)
+    settle(kernel)
+
+
+def go_on_killing(kernel: Kernel) -> None:
+    """What `kill_all` has begun, from wherever it was interrupted: each step does no harm if it is made twice."""
+    pids, counts, tally = kernel.processes.killing
+    for events, name, n in counts:
+        events[name] = n
+    if tally is not None:
+        kernel.oom_kills = tally.kills
+        if not kernel.oom_reports or kernel.oom_reports[-1] is not tally.report:
+            kernel.oom_reports.append(tally.report)
+    for pid in pids:
+        if kernel.processes.alive(pid):
+            die(kernel, pid, signal.SIGKILL)
+    kernel.processes.killing = None
 
 
 def end_threads(kernel: Kernel, pid: int, survivor: int) -> None:
@@ -265,10 +318,20 @@ def _receive(kernel: Kernel, pid: int) -> None:
                 die(kernel, pid, sig | (_CORE if _dumps_core(kernel, pid, sig) else 0))
                 return
             elif not bit(sig) & _JOB_STOPS or not _orphaned(kernel, table.group[pid], 0):
-                table.stopped[pid] = sig
-                table.report[pid] = sig << 8 | 0x7F
-                tell_parent(kernel, pid)
+                table.stopping = (pid, tid, sig)
+                stop(kernel, pid, tid, sig)
+                table.stopping = None
+                continue
             _take(kernel, pid, tid, sig)
+
+
+def stop(kernel: Kernel, pid: int, tid: int, sig: int) -> None:
+    """A signal stops a process (do_signal_stop())."""
+    table = kernel.processes
+    table.stopped[pid] = sig
+    table.report[pid] = sig << 8 | 0x7F
+    tell_parent(kernel, pid)
+    _take(kernel, pid, tid, sig)
 
 
 def _next(kernel: Kernel, pid: int, tid: int) -> int:

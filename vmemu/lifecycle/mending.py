@@ -3,9 +3,9 @@
 Few things are primary: a task is there if its row says so (`state`), a space if the core has it, a task uses the space
 in its row. The rest follows: lists of children, counters, who shares a space, what few tasks have. The calls keep an
 order in which each has one step from which on it counts as done, and note beside the table what needs more than that
-(`unborn`, `dying`, `leaving`, `executing`, `sending`). So `mend` takes back births that were not complete, completes
-ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is, and may be
-interrupted itself: then `torn` stays set, and the next call begins with it.
+(`unborn`, `dying`, `leaving`, `executing`, `stopping`, `sending`, `killing`). So `mend` takes back births that were not
+complete, completes ends and whatever else had begun, and makes all that follows anew. It takes as long as the table is,
+and may be interrupted itself: then `torn` stays set, and the next call begins with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from vmemu.columns import Watched
 from vmemu.kernel import Kernel, SharedSpace
-from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, orphan, reap, settle
+from vmemu.lifecycle.death import die, end_process, end_task, find_reaper, go_on_killing, orphan, reap, settle, stop
 from vmemu.lifecycle.program import go_on
 from vmemu.lifecycle.signals import post
 from vmemu.pids import FREE, HELD, INIT, RUNNING, THREAD, ZOMBIE, ProcessTable
@@ -37,7 +37,7 @@ def watch(kernel: Kernel) -> None:
 def mend(kernel: Kernel) -> None:
     """Makes the machine consistent, whatever was interrupted. The lock is held."""
     table = kernel.processes
-    table.torn, table.plain, table.quiet = True, False, False
+    table.torn, table.plain, table.quiet, table.mending = True, False, False, True
     living = set(kernel.core.spaces())
     _even_out(table)
     _take_back(table)
@@ -50,8 +50,7 @@ def mend(kernel: Kernel) -> None:
     _free_spaces(kernel, living)
     _complete(kernel)
     kernel.files.mend()
-    table.torn = False
-    table.look_round()
+    table.calm()
 
 
 # ---- rows ----
@@ -73,6 +72,8 @@ def _take_back(table: ProcessTable) -> None:
     for pid in table.unborn:
         if pid < len(table.state) and table.state[pid] in (RUNNING, THREAD):
             table.state[pid] = FREE
+        if table.executing is not None and table.executing.pid == pid:
+            table.executing = None
     table.unborn = ()
 
 
@@ -81,7 +82,7 @@ def _prepare_exec(kernel: Kernel, living: set[int]) -> None:
     table = kernel.processes
     if table.executing is None:
         return
-    tid, pid, made = table.executing[:3]
+    tid, pid, made = table.executing.tid, table.executing.pid, table.executing.made
     if made.space not in living:
         table.executing = None
         return
@@ -141,8 +142,7 @@ def _relink(table: ProcessTable) -> None:
                     children.setdefault(processes[child], []).append(child)
     for child in sorted(processes.keys() - seen, key=lambda pid: (table.started_ns[pid], pid)):
         children.setdefault(processes[child], []).append(child)
-    for head in heads:
-        table.first_child[head] = table._last_child[head] = 0
+    table.first_child[:] = table._last_child[:] = array("I", [0]) * len(table.state)
     for parent, some in children.items():
         for before, child, after in zip([0, *some], some, [*some[1:], 0], strict=False):
             table.prev[child], table.next[child] = before, after
@@ -176,7 +176,9 @@ def _recount(kernel: Kernel) -> None:
     users = Counter(kernel.credentials.of(tid).uid for tid in tasks)
     kernel.users.clear()
     kernel.users.update(users)
-    kernel.cgroups.recount(Counter(table.cgroup[tid] for tid in tasks))
+    for tid, pid in table.leader.items():
+        table.cgroup[tid] = table.cgroup[pid]
+    kernel.cgroups.recount(tasks)
 
 
 # ---- what few tasks have ----
@@ -215,7 +217,7 @@ def _alive(table: ProcessTable, pid: int) -> bool:
 
 
 def _share(kernel: Kernel) -> None:
-    """Who uses which space, and whose its faults are."""
+    """Who uses which space, whose its faults are, and who pays for it."""
     table = kernel.processes
     users: dict[int, list[int]] = {}
     for tid, state in enumerate(table.state):
@@ -238,6 +240,10 @@ def _share(kernel: Kernel) -> None:
         kernel.own(sid, table.process(current))
         shared[sid] = SharedSpace(current, saved)
     _set(kernel.shared, shared)
+    if kernel.cgroups:
+        for sid, some in users.items():
+            owner = next(iter(shared[sid].saved)) if sid in shared else some[0]
+            kernel.core.space_cgroup(sid, table.cgroup[owner])
 
 
 def _free_spaces(kernel: Kernel, living: set[int]) -> None:
@@ -245,7 +251,7 @@ def _free_spaces(kernel: Kernel, living: set[int]) -> None:
     table = kernel.processes
     used = {table.space[tid] for tid, state in enumerate(table.state) if state in (RUNNING, THREAD)}
     if table.executing is not None:
-        used.add(table.executing[2].space)
+        used.add(table.executing.made.space)
     for sid in living - used:
         kernel.core.space_abandon(sid)
 
@@ -274,6 +280,13 @@ def _complete(kernel: Kernel) -> None:
             reap(kernel, pid)
     table.dying = table.leaving = 0
     table.ended.clear()
+    if table.killing is not None:
+        go_on_killing(kernel)
+    if table.stopping is not None:
+        pid, tid, sig = table.stopping
+        if _alive(table, pid):
+            stop(kernel, pid, tid, sig)
+        table.stopping = None
     if table.sending is not None:
         sig, to = table.sending
         for pid, tid in to:

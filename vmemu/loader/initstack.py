@@ -101,9 +101,10 @@ class InitialStack:
         A program mapped over its own strings is refused (Linux would run it, with what it finds there instead).
         """
         start = page_down(pointer)
-        old = next((segment for segment in sketch.segments if segment.growsdown and segment.end == self.top), None)
-        if old is None or old.start > self.arg_start:
+        stacks = [segment for segment in sketch.segments if segment.growsdown and segment.end == self.top]
+        if not stacks or stacks[0].start > self.arg_start:
             raise MapError(errno.EFAULT, "the program is mapped over its arguments")
+        old = stacks[0]
         if start >= old.start:
             return
         if self.top - start > self._layout.stack_limit:

@@ -8,10 +8,9 @@ changes by itself only where a directory above it is moved and a link put in its
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable
 from operator import attrgetter
@@ -120,11 +119,13 @@ class Seen:
 
 
 class ByFile(Generic[T]):
-    """What was made of the contents of a file, kept per file identity, bounded."""
+    """What was made of the contents of a file, kept per file identity, bounded.
+
+    Without a lock: signal handlers come here in the middle of it, and each step on the dictionary is one.
+    """
 
     def __init__(self) -> None:
-        self._kept: collections.OrderedDict[Any, T] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: dict[Any, T] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -133,15 +134,13 @@ class ByFile(Generic[T]):
         """What *make* made of the file open as *fd*, given its size. Raises what fstat(2) and *make* do."""
         st = os.fstat(fd)
         key = _identity(st)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                return found
+        found = self._kept.get(key)
+        if found is not None:
+            return found
         made = make(st.st_size)
         if time.time_ns() - st.st_ctime_ns > RACY_NS:
-            with self._lock:
-                self._kept[key] = made
-                while len(self._kept) > FILES_MAX:
-                    self._kept.popitem(last=False)
+            while len(self._kept) >= FILES_MAX:
+                with contextlib.suppress(StopIteration, RuntimeError):  # others do the same
+                    self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = made
         return made

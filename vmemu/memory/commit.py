@@ -11,8 +11,8 @@ __all__ = ["commit_limit", "enough_memory"]
 def commit_limit(kernel: Kernel) -> int:
     """CommitLimit in pages: the share of RAM, or vm.overcommit_kbytes, plus swap (vm_commit_limit())."""
     if kernel.overcommit_kbytes:
-        return kernel.overcommit_kbytes * 1024 // PAGE_SIZE
-    return (kernel.npages - kernel.pool_pages) * kernel.overcommit_ratio // 100
+        return kernel.overcommit_kbytes * 1024 // PAGE_SIZE + kernel.swap_pages
+    return (kernel.npages - kernel.pool_pages) * kernel.overcommit_ratio // 100 + kernel.swap_pages
 
 
 def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:
@@ -20,7 +20,7 @@ def enough_memory(kernel: Kernel, sid: int, npages: int, admin: bool) -> bool:
     if kernel.overcommit is Overcommit.ALWAYS:
         return True
     if kernel.overcommit is Overcommit.HEURISTIC:
-        return npages <= kernel.npages
+        return npages <= kernel.npages + kernel.swap_pages
     allowed = commit_limit(kernel)
     if not admin:
         allowed -= kernel.admin_reserve_kbytes * 1024 // PAGE_SIZE

@@ -10,6 +10,7 @@ from vmemu._native import constants as c
 from vmemu.errors import syscall_error
 from vmemu.memory import hugetlb, thp
 from vmemu.memory.args import MASK, i32, page_up, u64
+from vmemu.memory.reclaim import page_out
 from vmemu.memory.space import Space
 from vmemu.types import PAGE_SIZE, Advice
 
@@ -149,7 +150,7 @@ def _let_go(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     else:
         if vma.object:
             space.kernel.files.write_back(vma.object, *_indexes(vma, start, end))
-        space.insist(core.pageout, space.sid, start, end, CALL)
+        space.insist(page_out, space.kernel, space.sid, start, end, CALL)
 
 
 def _will_need(space: Space, vma: Vma, start: int, end: int) -> None:

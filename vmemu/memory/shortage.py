@@ -11,7 +11,7 @@ from typing import TypeVar
 from vmemu._native import Trap
 from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
 from vmemu.kernel import Kernel, whole
-from vmemu.memory.reclaim import shrink
+from vmemu.memory.reclaim import share, shrink
 from vmemu.pids import INIT
 
 __all__ = ["call", "make_room", "relieve", "squeeze"]
@@ -21,25 +21,27 @@ _BATCH = 32
 """Frames that reclaim is asked for at once (SWAP_CLUSTER_MAX)."""
 
 
-def relieve(kernel: Kernel, pid: int, trap: Trap) -> bool:
-    """An access of *pid* stopped for want of a frame -> whether to make it again. Raises ProcessKilled if the process
-    was chosen to make room, KernelPanic with panic_on_oom."""
-    return _relieve(kernel, pid, trap.object)
+def relieve(kernel: Kernel, pid: int, trap: Trap, vain: bool = False) -> bool:
+    """An access of *pid* stopped for want of a frame -> whether to make it again. *vain*: nothing came of reclaim.
+    Raises ProcessKilled if the process was chosen to make room, KernelPanic with panic_on_oom."""
+    return _relieve(kernel, pid, trap.object, 0 if vain else _BATCH)
 
 
 def call(kernel: Kernel, pid: int, function: Callable[..., _T], *args: object) -> _T:
     """The result of a system call that does all or nothing, made again as long as frames that it lacks can be had."""
+    wanted = _BATCH
     while True:
         try:
             return function(*args)
         except OutOfMemory as error:
-            if not make_room(kernel, pid, error):
+            if not make_room(kernel, pid, error, wanted):
                 raise
+        wanted *= 2
 
 
-def make_room(kernel: Kernel, pid: int, error: OutOfMemory) -> bool:
+def make_room(kernel: Kernel, pid: int, error: OutOfMemory, wanted: int = _BATCH) -> bool:
     """A system call of *pid* failed so -> whether to make it again; else as `relieve`."""
-    return error.cgroup is not None and _relieve(kernel, pid, error.cgroup)
+    return error.cgroup is not None and _relieve(kernel, pid, error.cgroup, wanted)
 
 
 def squeeze(kernel: Kernel, cgroup: int, most: int) -> None:
@@ -52,12 +54,12 @@ def squeeze(kernel: Kernel, cgroup: int, most: int) -> None:
             return
 
 
-def _relieve(kernel: Kernel, pid: int, cgroup: int) -> bool:
-    return _relieve_now(kernel, pid, cgroup, kernel.oom_kills)
+def _relieve(kernel: Kernel, pid: int, cgroup: int, wanted: int) -> bool:
+    return _relieve_now(kernel, pid, cgroup, wanted, kernel.oom_kills)
 
 
 @whole
-def _relieve_now(kernel: Kernel, pid: int, cgroup: int, deaths: int) -> bool:
+def _relieve_now(kernel: Kernel, pid: int, cgroup: int, wanted: int, deaths: int) -> bool:
     """With the lock, which may have taken a while: *deaths* had been before."""
     table = kernel.processes
     pid = table.process(pid)
@@ -70,7 +72,7 @@ def _relieve_now(kernel: Kernel, pid: int, cgroup: int, deaths: int) -> bool:
         return True
     if cgroup:
         group.event("max")
-    if kernel.oom_kills != deaths or shrink(kernel, _BATCH, cgroup):
+    if kernel.oom_kills != deaths or (wanted and shrink(kernel, max(wanted, share(kernel, cgroup)), cgroup)):
         return True
     if cgroup:
         group.event("oom")

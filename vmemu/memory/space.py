@@ -18,6 +18,7 @@ from vmemu.errors import BusError, OutOfMemory, SegmentationFault, SyscallError,
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, integer
 from vmemu.memory.limits import Holder
+from vmemu.memory.reclaim import balance, hold_back, in_vain, swap_in
 from vmemu.memory.shortage import call, relieve
 from vmemu.types import PAGE_SIZE, FaultCounts, FaultKind
 
@@ -223,6 +224,18 @@ class Space(Holder):
     def _decide_on(self, trap: Trap, major: bool) -> FaultKind | None:
         if trap.reason == c.TRAP_FAULT:
             return FaultKind(trap.kind)
+        if trap.reason == c.TRAP_RECLAIM:
+            vain = in_vain(self.kernel, self.sid, trap.address)
+            if trap.object:
+                hold_back(self.kernel, trap.object, vain)
+            else:
+                balance(self.kernel, vain)
+            return None
+        if trap.reason == c.TRAP_SWAP:
+            try:
+                return call(self.kernel, self.pid, swap_in, self.kernel, trap, major)
+            except OutOfMemory:
+                return FaultKind.OOM
         if trap.reason == c.TRAP_PAGE:
             vma = self.kernel.core.find(self.sid, trap.address)
             hint = vma.flags & (c.VM_SEQ_READ | c.VM_RAND_READ) if vma else 0
@@ -235,7 +248,8 @@ class Space(Holder):
             except OutOfMemory:
                 return FaultKind.OOM
         if trap.reason in (c.TRAP_FRAMES, c.TRAP_CHARGE):
-            return None if relieve(self.kernel, self.pid, trap) else FaultKind.OOM
+            vain = in_vain(self.kernel, self.sid, trap.address)
+            return None if relieve(self.kernel, self.pid, trap, vain) else FaultKind.OOM
         if trap.reason == c.TRAP_STACK:
             return None if self.grow_stack(trap.address) else FaultKind.SEGV_MAPERR
         return None  # a time slice is over; a signal handler of Python's has had its chance

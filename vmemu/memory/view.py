@@ -123,6 +123,8 @@ def mapping_usage(
         thp_eligible=thp_eligible,
         shared_hugetlb=used.shared_hugetlb,
         private_hugetlb=used.private_hugetlb,
+        swap=used.swap,
+        swap_pss=used.swap_pss >> 12,
         page_size=page_size,
     )
 

@@ -57,11 +57,13 @@ def _fixed(text: str) -> Callable[[Kernel], bytes]:
 
 MACHINE: dict[str, Callable[[Kernel], bytes]] = {
     "buddyinfo": system.buddyinfo,
+    "swaps": system.swaps,
     "loadavg": system.loadavg,
     "meminfo": meminfo.meminfo,
     "stat": system.stat,
     "uptime": system.uptime,
     "vmstat": vmstat.vmstat_text,
+    "zoneinfo": system.zoneinfo,
     **{path: setting.read for path, setting in sysctl.SETTINGS.items()},
     **{path: _fixed(text) for path, text in system.FIXED.items()},
 }

@@ -80,8 +80,8 @@ def _tail(u: MappingUsage, locked: int) -> tuple[int, ...]:
         0,  # FilePmdMapped
         u.shared_hugetlb,
         u.private_hugetlb,
-        0,  # Swap
-        0,  # SwapPss
+        u.swap,
+        u.swap_pss,
         locked,
     )
 

@@ -18,7 +18,7 @@ _LARGE = 2 << 20
 def meminfo(kernel: Kernel) -> bytes:
     """The file. What the machine has none of is 0; the kernel itself takes no memory here."""
     with kernel.lock:
-        used = census(kernel)
+        used, swap = census(kernel), kernel.core.swap_info()
         committed = int(kernel.core.info().account) * PAGE_SIZE
         limit = commit_limit(kernel) * PAGE_SIZE
         pools = hugetlb.pools(kernel)
@@ -28,7 +28,7 @@ def meminfo(kernel: Kernel) -> bytes:
         ("MemAvailable", used.free + used.file),
         ("Buffers", 0),
         ("Cached", used.file + used.shmem),
-        ("SwapCached", 0),
+        ("SwapCached", swap.cached * PAGE_SIZE),
         ("Active", 0),
         ("Inactive", used.evictable_anon + used.evictable_file),
         ("Active(anon)", 0),
@@ -37,8 +37,8 @@ def meminfo(kernel: Kernel) -> bytes:
         ("Inactive(file)", used.evictable_file),
         ("Unevictable", used.mlocked),
         ("Mlocked", used.mlocked),
-        ("SwapTotal", 0),
-        ("SwapFree", 0),
+        ("SwapTotal", swap.total * PAGE_SIZE),
+        ("SwapFree", swap.free * PAGE_SIZE),
         ("Zswap", 0),
         ("Zswapped", 0),
         ("Dirty", used.dirty),

@@ -22,7 +22,7 @@ def oom_score(subject: Subject) -> bytes:
     badness = subject.badness
     if badness is None:
         return b"0\n"
-    return b"%d\n" % _divide((1000 + _divide(badness * 1000, subject.kernel.npages)) * 2, 3)
+    return b"%d\n" % _divide((1000 + _divide(badness * 1000, subject.kernel.npages + subject.kernel.swap_pages)) * 2, 3)
 
 
 def _divide(a: int, b: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from vmemu.memory.reclaim import fetch
 from vmemu.memory.words import ARG_END, ARG_START, ENV_END, ENV_START
 from vmemu.procfs.subject import Subject
 from vmemu.types import PAGE_SIZE
@@ -51,4 +52,7 @@ def _has_bytes(subject: Subject) -> bool:
 
 def _peek(subject: Subject, address: int, length: int) -> bytes:
     assert subject.space is not None  # noqa: S101 - the callers asked
-    return subject.kernel.core.peek(subject.space.sid, address, length)
+    data = subject.kernel.core.peek(subject.space.sid, address, length)
+    while len(data) < length and fetch(subject.kernel, subject.space.sid, address + len(data)):
+        data += subject.kernel.core.peek(subject.space.sid, address + len(data), length - len(data))
+    return data

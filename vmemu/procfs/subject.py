@@ -136,7 +136,7 @@ class Subject:
     @property
     def swapped(self) -> int:
         """Pages in swap."""
-        return 0
+        return int(self.info.swap) if self.space is not None else 0
 
     @property
     def badness(self) -> int | None:
@@ -145,4 +145,4 @@ class Subject:
         if self.space is None or self.pid == INIT or borrows or self.oom_score_adj == -1000:
             return None
         points = self.rss + self.swapped + self.page_tables // PAGE_SIZE
-        return points + self.oom_score_adj * (self.kernel.npages // 1000)
+        return points + self.oom_score_adj * ((self.kernel.npages + self.kernel.swap_pages) // 1000)

@@ -73,6 +73,11 @@ def _oom_kill_allocating_task(kernel: Kernel, value: int) -> None:
     kernel.oom_kill_allocating_task = value
 
 
+def _swappiness(kernel: Kernel, value: int) -> None:
+    if kernel.paging is not None:
+        kernel.paging.swappiness = value
+
+
 SETTINGS = {
     "sys/vm/admin_reserve_kbytes": Setting(lambda kernel: kernel.admin_reserve_kbytes, _admin_reserve_kbytes),
     "sys/vm/max_map_count": Setting(lambda kernel: kernel.max_map_count, _max_map_count),
@@ -84,6 +89,9 @@ SETTINGS = {
     "sys/vm/overcommit_kbytes": Setting(lambda kernel: kernel.overcommit_kbytes, _overcommit_kbytes),
     "sys/vm/overcommit_memory": Setting(lambda kernel: int(kernel.overcommit), _overcommit_memory, most=2),
     "sys/vm/overcommit_ratio": Setting(lambda kernel: kernel.overcommit_ratio, _overcommit_ratio),
+    "sys/vm/swappiness": Setting(
+        lambda kernel: 60 if kernel.paging is None else kernel.paging.swappiness, _swappiness, most=200
+    ),
     "sys/vm/user_reserve_kbytes": Setting(lambda kernel: kernel.user_reserve_kbytes, _user_reserve_kbytes),
     "sys/kernel/threads-max": Setting(_threads_max),
     "sys/kernel/randomize_va_space": Setting(lambda kernel: 0 if kernel.rng is None else 2),

@@ -9,7 +9,7 @@ from vmemu.kernel import Kernel
 from vmemu.pids import PID_MAX
 from vmemu.procfs.subject import TICK_NS
 
-__all__ = ["BOOT_TIME", "FIXED", "buddyinfo", "loadavg", "stat", "uptime"]
+__all__ = ["BOOT_TIME", "FIXED", "buddyinfo", "loadavg", "stat", "swaps", "uptime", "zoneinfo"]
 
 BOOT_TIME = 1_735_689_600
 """When the machine was booted, in seconds since 1970: 2025-01-01 00:00 UTC, always, so that runs can be compared."""
@@ -45,7 +45,6 @@ FIXED = {
     "pressure/cpu": _NO_PRESSURE,
     "pressure/io": _NO_PRESSURE,
     "pressure/memory": _NO_PRESSURE,
-    "swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
     "version": "Linux version 6.18.0 (vmemu@vmemu) #1 SMP PREEMPT_DYNAMIC\n",
     "sys/fs/file-nr": f"0\t0\t{(1 << 63) - 1}\n",
     "sys/kernel/hostname": "vmemu\n",
@@ -90,6 +89,40 @@ def loadavg(kernel: Kernel, offset: int = 0) -> bytes:
     with kernel.lock:
         total, last = len(kernel.processes), kernel.processes.last + offset
         return f"0.00 0.00 0.00 {_running(kernel)}/{total} {last}\n".encode()
+
+
+def swaps(kernel: Kernel) -> bytes:
+    """/proc/swaps (swap_show())."""
+    text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    with kernel.lock:
+        device = kernel.paging.device if kernel.paging is not None else None
+        if device is not None:
+            info = kernel.core.swap_info()
+            total, used = info.total * 4, (info.total - info.free) * 4
+            size = "".join(f"{n}\t" + "\t" * (n < 10_000_000) for n in (total, used))
+            text += f"{device.name:<40}{device.kind}\t" + "\t" * (device.kind == "file") + f"{size}-2\n"
+    return text.encode()
+
+
+def zoneinfo(kernel: Kernel) -> bytes:
+    """/proc/zoneinfo, as far as it is about free memory: one zone, its watermarks (zoneinfo_show_print())."""
+    with kernel.lock:
+        free, paging = kernel.core.free_frames(), kernel.paging
+        marks = (0, 0, 0, 0) if paging is None else (paging.min, paging.low, paging.high, paging.promo)
+    names = ("boost", "min", "low", "high", "promo", "spanned", "present", "managed", "cma")
+    lines = [f"        {name:<8} {n}" for name, n in zip(names, (0, *marks, *[kernel.npages] * 3, 0), strict=True)]
+    return "\n".join(
+        [
+            "Node 0, zone   Normal",
+            f"  pages free     {free}",
+            *lines,
+            "        protection: (0, 0, 0, 0, 0)",
+            f"      nr_free_pages {free}",
+            "  node_unreclaimable:  0",
+            "  start_pfn:           0",
+            "",
+        ]
+    ).encode()
 
 
 def buddyinfo(kernel: Kernel) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmemu._native import constants as c
 from vmemu.kernel import Kernel
 from vmemu.memory.census import census
 from vmemu.types import PAGE_SIZE
@@ -67,6 +68,7 @@ def vmstat(kernel: Kernel) -> dict[str, int]:
         faults = kernel.core.machine_faults()
         used = census(kernel)
         whole = kernel.core.whole()
+        swap, paging = kernel.core.swap_info(), kernel.paging
     dirtyable = (used.free + used.file) // PAGE_SIZE
     values = dict.fromkeys(_NAMES, 0)
     values.update((name, count) for name, count in events.items() if name in values)
@@ -97,7 +99,23 @@ def vmstat(kernel: Kernel) -> dict[str, int]:
         oom_kill=kernel.oom_kills,
         pgfault=faults.total + faults.bus_adrerr + faults.oom,
         pgmajfault=faults.major,
+        nr_swapcached=swap.cached,
+        pswpin=swap.counts[c.RC_SWPIN],
+        pswpout=swap.counts[c.RC_SWPOUT],
+        pgscan_anon=swap.counts[c.RC_SCAN_ANON],
+        pgscan_file=swap.counts[c.RC_SCAN_FILE],
+        pgsteal_anon=swap.counts[c.RC_STEAL_ANON],
+        pgsteal_file=swap.counts[c.RC_STEAL_FILE],
     )
+    if paging is not None:
+        values.update(
+            allocstall_normal=paging.stalls,
+            pageoutrun=paging.balanced,
+            pgscan_kswapd=paging.scan_kswapd,
+            pgscan_direct=paging.scan_direct,
+            pgsteal_kswapd=paging.steal_kswapd,
+            pgsteal_direct=paging.steal_direct,
+        )
     return values
 
 
