@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
+
 from vmemu import (
     Advice,
     Clone,
@@ -60,6 +62,7 @@ class Endurance:
         self.rng = rng = random.Random(seed)
         self.machine = Machine(
             rng.choice(("3MiB", "6MiB", "12MiB")),
+            swap=rng.choice((0, 0, "1MiB", "4MiB")),
             oom="kill",
             thp=rng.choice(("never", "madvise", "always")),
             fork_mode=rng.choice(list(ForkMode)),
@@ -143,7 +146,7 @@ class Endurance:
             del self.stamps[pid]
 
     def check(self) -> None:
-        """What a few processes wrote is there; looked at in RAM itself, which needs no memory."""
+        """What a few processes wrote is there; looked at in RAM itself, which needs no memory, unless swapped out."""
         for pid in self.rng.sample(sorted(self.stamps), min(len(self.stamps), 3)):
             p = self.machine.processes.get(pid)
             if p is None or p.state == "zombie":
@@ -151,8 +154,10 @@ class Endurance:
             ram = self.machine.ram
             for page, stamp in self.stamps[pid].items():
                 where = p.translate(HEAP + page * PAGE)
-                assert where is not None, (pid, page)
-                assert ram[where.pfn * PAGE] == stamp, (pid, page)
+                if where is None:
+                    assert p.pagemap(HEAP + page * PAGE, 1)[0] >> np.uint64(62) == 1, (pid, page)  # swapped out
+                else:
+                    assert ram[where.pfn * PAGE] == stamp, (pid, page)
 
     # ---- deeds ----
 
@@ -289,7 +294,9 @@ class Endurance:
         m.verify()
         left = [p.pid for p in m.processes.values() if p.pid != 1]
         assert not left, left
-        assert m.meminfo().anon == 0
+        self.file.truncate(0)
+        info = m.meminfo()
+        assert (info.anon, info.swap_free) == (0, info.swap_total)
         for path in sorted(m.cgroups, key=len, reverse=True):
             assert m.cgroups[path].pids_current == 0
             assert m.cgroups[path].memory_stat["anon"] == 0
