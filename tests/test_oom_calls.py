@@ -24,6 +24,7 @@ from vmemu import (
     KernelPanic,
     Machine,
     Map,
+    MemoryFault,
     Operation,
     OutOfMemory,
     Process,
@@ -189,6 +190,9 @@ def _advice(what: Advice) -> Callable[[Machine, Process], Act]:
 
     prepare.__name__ = f"_{what.name.lower()}"
     return prepare
+
+
+_free = _advice(Advice.FREE)
 
 
 def _guard_remove(m: Machine, p: Process) -> Act:
@@ -433,7 +437,8 @@ CALLS: list[Callable[[Machine, Process], Act]] = [
     _mremap_onto,
     _mremap_merged,
     _remap_file_pages,
-    *map(_advice, (Advice.DONTNEED, Advice.FREE, Advice.COLD, Advice.PAGEOUT, Advice.GUARD_INSTALL)),
+    *map(_advice, (Advice.DONTNEED, Advice.COLD, Advice.PAGEOUT, Advice.GUARD_INSTALL)),
+    _free,
     _guard_remove,
     _guard_fresh,
     _populate_write,
@@ -632,3 +637,38 @@ def test_the_same_in_a_group_at_its_limit(prepare: Callable[[Machine, Process], 
             assert jail.memory_peak <= (jail.memory_max or 1 << 60)
             m.verify()
     assert results[0] == results[1]
+
+
+def contents(p: Process) -> object:
+    """What a process reads in its mappings, page by page, or which fault it gets."""
+    if p.state != "running":
+        return p.state
+    digest = hashlib.sha256()
+    for mapping in p.maps():
+        for address in range(mapping.start, mapping.end, PAGE):
+            try:
+                digest.update(b"%d" % address + p.read(address, PAGE))
+            except MemoryFault as fault:
+                digest.update(b"%d %d" % (address, fault.kind))
+    return [(v.start, v.end, v.prot) for v in p.maps()], digest.hexdigest()
+
+
+@pytest.mark.parametrize("prepare", CALLS)
+def test_with_swap_nobody_dies(prepare: Callable[[Machine, Process], Act]) -> None:
+    """What the hog has is swapped out for it, and the call ends as it would with memory to spare."""
+    results = []
+    for memory, swap in (("128MiB", 0), ("16MiB", "64MiB")):
+        with Machine(memory, swap=swap, oom="kill", thp="madvise", fork_mode=ForkMode.COW) as m:
+            hog, p = m.spawn(), m.spawn()
+            act = prepare(m, p)
+            if swap:
+                hog.mmap(TO, 32 * MIB, RW, LAZY | Map.FIXED)
+                hog.touch(TO, 32 * MIB, write=True)
+                assert m.meminfo().swap_free < m.meminfo().swap_total
+            result = act()
+            assert m.oom_reports == []
+            m.verify()
+            kids = [] if prepare is _free else [contents(c) for c in p.children]
+            results.append((result, p.state if prepare is _free else contents(p), kids))
+            m.verify()
+    assert results[0] == results[1] or prepare is _mincore  # which says what is in memory

@@ -269,6 +269,8 @@ class File:
             before = self.size
             if size > before:
                 self._clear_tail("ftruncate")
+            elif size % PAGE_SIZE and not self._inode.on_disk:  # its tail is to be zeroed (shmem_get_partial_folio())
+                self._table.insist(self._table.read_in, self._inode, size // PAGE_SIZE, None, "ftruncate")
             self._table.insist(self._table.core.object_resize, self._inode.object, size)
             if size < before:
                 self._clear_tail("ftruncate")
