@@ -9,19 +9,17 @@ static void count_high(struct cgroups *c, uint32_t id)
 		c->of[id].highs++;
 }
 
-/* page_counter_try_charge(): the peaks below a limit that stops it move all the same. */
+/* page_counter_try_charge(), but that a charge which fails leaves no mark on the peaks below the limit. */
 uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind)
 {
 	int high = 0;
 
+	for (uint32_t i = id; i; i = c->of[i].parent)
+		if (c->of[i].usage + n > c->of[i].max)
+			return i;
 	for (uint32_t i = id; i; i = c->of[i].parent) {
 		struct cgroup *g = &c->of[i];
 
-		if (g->usage + n > g->max) {
-			for (uint32_t below = id; below != i; below = c->of[below].parent)
-				c->of[below].usage -= n;
-			return i;
-		}
 		g->usage += n;
 		g->peak = max_u64(g->peak, g->usage);
 		high |= g->usage > g->high;

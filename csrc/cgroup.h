@@ -42,7 +42,7 @@ struct cgroups {
 };
 
 /* Charges n frames to a group and those above it; 0, or the id of the group whose limit it would exceed, and then nothing is
- * charged. */
+ * charged, nor a peak moved. */
 uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
 void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
 

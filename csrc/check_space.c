@@ -232,8 +232,11 @@ int check_spaces(const struct check *c)
 	}
 	if (rc)
 		return rc;
-	for (uint32_t id = 1; id < vm->objects.capacity; id++)
-		account += object_charge(&vm->objects.of[id]);
+	for (uint32_t id = 1; id < vm->objects.capacity; id++) {
+		const struct object *obj = &vm->objects.of[id];
+
+		account += object_charge(obj) + object_page_charge(obj) * (obj->nframes + obj->nswapped);
+	}
 	CHECK(account == vm->env.account, "%llu pages charged, counted %llu", (unsigned long long)vm->env.account,
 	      (unsigned long long)account);
 	CHECK(n == vm->nspaces, "%u spaces, counted %u", vm->nspaces, n);

@@ -159,11 +159,31 @@ static enum vmemu_charge charge_of(uint32_t flags)
 	return flags & FRAME_SHMEM ? VMEMU_CHARGE_SHMEM : VMEMU_CHARGE_FILE;
 }
 
-/* Makes whoever pays pay for n frames; -ENOMEM at a limit. */
+/* There is a block of which no frame is in use; the end of RAM may be too short to be one. */
+static int has_block(const struct frames *f)
+{
+	uint64_t brief = f->nframes / BLOCK_FRAMES;
+	uint32_t heads[] = { f->partial[BLOCK_WHOLE], f->returned };
+
+	for (int i = 0; i < 2; i++)
+		if (heads[i] && (heads[i] - 1 != brief || f->blocks[brief].next))
+			return 1;
+	return f->virgin < brief;
+}
+
+/* Makes whoever pays pay for n frames, which are there then (mem_cgroup_charge()); -ENOMEM without them or at a limit. */
 static int pay(struct frames *f, uint32_t flags, uint64_t n)
 {
-	uint32_t full = cgroup_charge(&f->cgroups, f->payer, n, charge_of(flags));
+	uint32_t full;
 
+	if (n > 1 && !has_block(f))
+		return -ENOMEM;
+	while (!f->free)
+		if (!folio_reclaim(f)) {
+			f->refused = NO_FRAME_LEFT;
+			return -ENOMEM;
+		}
+	full = cgroup_charge(&f->cgroups, f->payer, n, charge_of(flags));
 	if (full && n == 1)
 		f->refused = full;
 	return full ? -ENOMEM : 0;
@@ -277,8 +297,7 @@ int frame_alloc_block(struct frames *f, uint32_t flags, int zeroed, pfn_t *head)
 		f->retained++;
 	}
 	if (b == f->nblocks) {
-		if (f->payer)
-			cgroup_uncharge(&f->cgroups, f->payer, BLOCK_FRAMES, charge_of(flags));
+		VM_ASSERT(!f->payer);
 		return -ENOMEM;
 	}
 	blk = &f->blocks[b];

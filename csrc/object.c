@@ -335,6 +335,7 @@ int object_add(struct objects *o, struct object *obj, uint64_t index, pfn_t *pfn
 		return rc;
 	}
 	insert(obj, node, index, *pfn);
+	o->env->account += object_page_charge(obj);
 	return 0;
 }
 
@@ -389,6 +390,7 @@ static void remove_one(struct objects *o, struct object *obj, uint64_t index)
 	node->slot[i] = NULL;
 	node->count--;
 	prune_root(o, obj, index);
+	o->env->account -= object_page_charge(obj);
 }
 
 void object_drop(struct objects *o, struct object *obj, uint64_t first, uint64_t last)

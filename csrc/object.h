@@ -53,6 +53,12 @@ static inline uint64_t object_charge(const struct object *obj)
 	return obj->kind & VMEMU_OBJ_ACCOUNT ? object_pages(obj) : 0;
 }
 
+/* Shared memory that is not charged for its size is charged page by page as it is used (shmem_acct_blocks()). */
+static inline uint64_t object_page_charge(const struct object *obj)
+{
+	return (obj->kind & (VMEMU_OBJ_SHMEM | VMEMU_OBJ_HUGETLB | VMEMU_OBJ_ACCOUNT)) == VMEMU_OBJ_SHMEM;
+}
+
 /* Frame at a page index, or NO_PFN. */
 pfn_t object_lookup(const struct object *obj, uint64_t index);
 /* Index of the first page in memory at or after `index`; UINT64_MAX if there is none. */

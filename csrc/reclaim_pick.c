@@ -268,13 +268,15 @@ static uint32_t pick(struct reclaim *r, enum evictable kind, uint32_t n)
 	}
 }
 
-/* Slots of frames that are in memory again are given up where others need them (vm_swap_full()). */
+/* Slots of frames that are in memory again are given up where others need them (vm_swap_full()); not those of victims, which go
+ * there. */
 static void free_slots(struct reclaim *r, uint32_t n)
 {
 	struct frames *f = &r->vm->frames;
 
 	for (uint64_t pfn = 0; pfn < r->used && f->swap.cached && (r->room < n || f->cgroups.n); pfn++) {
-		if (!frame_swapcached(&f->of[pfn]) || f->of[pfn].refs == 1 || !swap_can_leave(f, (pfn_t)pfn))
+		if (!frame_swapcached(&f->of[pfn]) || f->of[pfn].refs == 1 || !swap_can_leave(f, (pfn_t)pfn) ||
+		    r->vm->reclaim.marks[pfn] & MARK_VICTIM)
 			continue;
 		if (r->room >= n && cgroup_swap_room(&f->cgroups, f->swap.payer[f->swap.slot[pfn]]) >= n)
 			continue;

@@ -201,7 +201,9 @@ class Api(Round):
             elif which == 3:
                 name = r.choice(self.machine.cgroupfs.listdir(path))
                 self.machine.cgroupfs.read(f"{path}/{name}")
-                data = r.choice(("max", "0", "1", "4096", "64k", "-1", "x", "99999999999999999999"))
+                data = r.choice(
+                    ("max", "0", "1", "4096", "64k", "-1", "x", "99999999999999999999", "+memory", "-memory +pids")
+                )
                 self.machine.cgroupfs.write(f"{path}/{name}", data)
             else:
                 self.process().cgroup = path

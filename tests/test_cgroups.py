@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import pickle
+import random
 
 import pytest
 
-from vmemu import Clone, ForkMode, Machine, Map, OutOfMemory, Process, Prot, SyscallError
+from vmemu import Advice, Clone, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, Prot, SyscallError
 
 PAGE = 4096
 MIB = 1 << 20
@@ -77,13 +78,32 @@ def test_bad_names_and_limits() -> None:
             {"pids_max": 1 << 23},
             {"memory_max": -1},
             {"memory_max": "lots"},
+            {"memory_max": "-1"},
+            {"memory_max": ""},
+            {"memory_swap_max": -PAGE},
             {"memory_high": "2MiB", "memory_max": "1MiB"},
         ):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 create("b", **wrong)
-        for wrong in ({"pids_max": "3"}, {"pids_max": True}, {"memory_max": 1.5}):
-            with pytest.raises(TypeError):
+        for wrong in (
+            {"pids_max": "3"},
+            {"pids_max": True},
+            {"pids_max": 1.0},
+            {"memory_max": 1.5},
+            {"memory_high": True},
+            {"memory_max": b"max"},
+            {"oom_group": "no"},
+            {"oom_group": 2},
+        ):
+            name = next(iter(wrong))
+            with pytest.raises(TypeError, match=name):
                 create("b", **wrong)
+            with pytest.raises(TypeError, match=name):
+                setattr(m.cgroups["a"], name, wrong[name])
+        a = m.cgroups["a"]
+        a.memory_max = a.memory_high = "1MiB"
+        a.memory_max = a.memory_high = a.memory_swap_max = a.pids_max = "max"
+        assert (a.memory_max, a.memory_high, a.memory_swap_max, a.pids_max) == (None,) * 4
         with pytest.raises(ValueError, match="root"):
             m.cgroups.root.memory_max = "1MiB"
         assert list(m.cgroups) == ["a"]
@@ -256,6 +276,23 @@ def test_page_cache_and_shared_memory_are_of_who_touched_them_first() -> None:
         m.verify()
 
 
+def test_pages_read_ahead_are_of_who_asked() -> None:
+    """MADV_WILLNEED brings in what there is room for, and fails for no frame."""
+    with Machine("32MiB") as m:
+        a = m.cgroups.create("a", memory_max=MIB)
+        f = m.create_file("f", b"", writenotify=True)
+        f.truncate(2 * MIB)
+        p = m.spawn()
+        p.cgroup = a
+        at = p.mmap(None, 2 * MIB, Prot.READ, Map.SHARED, f)
+        p.madvise(at, 100 * PAGE, Advice.WILLNEED)
+        assert a.memory_stat["file"] == 100 * PAGE
+        p.madvise(at, 2 * MIB, Advice.WILLNEED)
+        assert 100 * PAGE < a.memory_current <= MIB
+        assert (a.memory_events["oom"], a.memory_events["oom_kill"]) == (0, 0)
+        m.verify()
+
+
 def test_charges_are_hierarchical_and_go_to_the_parent() -> None:
     """What is charged below counts above; what a removed group had is its parent's."""
     with Machine("32MiB") as m:
@@ -318,7 +355,7 @@ def test_limit_without_a_killer() -> None:
 
 
 def test_the_limit_of_an_ancestor_holds() -> None:
-    """The charge that fails is undone where it had succeeded, peaks apart (page_counter_try_charge())."""
+    """The charge that fails is nobody's, and no peak moves."""
     with Machine("32MiB") as m:
         a = m.cgroups.create("a", memory_max=MIB)
         b = m.cgroups.create("a/b")
@@ -327,9 +364,83 @@ def test_the_limit_of_an_ancestor_holds() -> None:
         with pytest.raises(OutOfMemory):
             filled(p, 1000)
         assert a.memory_current == b.memory_current == MIB
-        assert (a.memory_peak, b.memory_peak) == (MIB, MIB + PAGE)
+        assert (a.memory_peak, b.memory_peak) == (MIB, MIB)
         assert (a.memory_events["max"], b.memory_events["max"]) == (1, 0)
         assert a.memory_events_local["max"] == 1
+        m.verify()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_least_limit_above_holds(seed: int) -> None:
+    """However deep a group lies and in whatever order limits are set: what its processes can have is the least."""
+    rng = random.Random(seed)
+    with Machine("32MiB", overcommit=Overcommit.ALWAYS) as m:
+        groups = [m.cgroups.create("/".join("abcdef"[: i + 1])) for i in range(6)]
+        limits = [rng.choice((None, *range(100, 1000, 50))) for _ in groups]
+        for i in rng.sample(range(6), 6):
+            most = limits[i]
+            groups[i].memory_max = None if most is None else most * PAGE
+            groups[i].pids_max = None if most is None else most // 50
+        known = [most for most in limits if most is not None] or [2000]
+        p = m.spawn()
+        p.cgroup = groups[-1]
+        a = p.mmap(None, 1500 * PAGE, RW, ANON)
+        done = 0
+        try:
+            for at in range(a, a + 1500 * PAGE, PAGE):
+                p.touch(at, PAGE, write=True)
+                done += 1
+        except OutOfMemory:
+            assert {g.memory_current for g in groups} == {min(known) * PAGE}
+            assert done == min(known) - p.page_tables // PAGE - 1  # and the root of the tables
+            stopped = [g.memory_events_local["max"] for g in groups]
+            assert stopped == [int(i == max(j for j in range(6) if limits[j] == min(known))) for i in range(6)]
+        else:
+            assert min(known) > 1500
+        for g in groups:
+            g.memory_max = None
+        n = 1
+        try:
+            while n < 30:
+                p.clone(Clone.VM | 17)
+                n += 1
+        except SyscallError as error:
+            assert error.errno == errno.EAGAIN
+        assert n == min(30, min(known) // 50)
+        m.verify()
+
+
+@pytest.mark.parametrize("thp", ["never", "always"])
+@pytest.mark.parametrize("seed", range(4))
+def test_peaks_are_the_most_that_was_charged(thp: str, seed: int) -> None:
+    """Whatever was refused in between: at a limit, for want of a frame, for want of a block for a huge page."""
+    rng = random.Random(seed)
+    with Machine(f"{8 * MIB + 96 * PAGE}", thp=thp, overcommit=Overcommit.ALWAYS) as m:
+        groups = [m.cgroups.create("a", memory_max="7MiB"), *(m.cgroups.create(f"a/{i}") for i in range(3))]
+        groups[2].memory_max = "3MiB"
+        some = []
+        for group in groups[1:]:
+            p = m.spawn()
+            p.cgroup = group
+            some.append(p)
+        most, refused = [0] * 4, 0
+        for _ in range(300):
+            p = rng.choice(some)
+            try:
+                if p.maps() and rng.random() < 0.4:
+                    victim = rng.choice(p.maps())
+                    p.munmap(victim.start, rng.choice((victim.size, PAGE)))
+                else:
+                    size = rng.choice((PAGE, 40 * PAGE, MIB, 3 * MIB))
+                    a = p.mmap(None, size, RW, ANON)
+                    for at in range(a, a + size, PAGE):
+                        p.touch(at, PAGE, write=True)
+                        most = [max(n, g.memory_current) for n, g in zip(most, groups, strict=True)]
+            except OutOfMemory:
+                refused += 1
+            most = [max(n, g.memory_current) for n, g in zip(most, groups, strict=True)]
+        assert [g.memory_peak for g in groups] == most
+        assert refused > 10
         m.verify()
 
 
@@ -409,7 +520,9 @@ def test_files() -> None:
             "cgroup.controllers": "memory pids\n",
             "cgroup.events": "populated 1\nfrozen 0\n",
             "cgroup.procs": f"{p.pid}\n",
+            "cgroup.subtree_control": "\n",
             "cgroup.threads": f"{p.pid}\n{t.tid}\n",
+            "cgroup.type": "domain\n",
             "memory.current": f"{10 * PAGE + tables}\n",
             "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
             "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
@@ -430,7 +543,14 @@ def test_files() -> None:
         }
         assert fs.read("jail/pids.max") == b"3\n"
         assert fs.read("jail/memory.max") == b"4194304\n"
-        assert fs.listdir() == ["cgroup.controllers", "cgroup.procs", "cgroup.threads", "jail"]
+        assert fs.listdir() == [
+            "cgroup.controllers",
+            "cgroup.procs",
+            "cgroup.subtree_control",
+            "cgroup.threads",
+            "jail",
+        ]
+        assert fs.read("cgroup.subtree_control") == b"memory pids\n"
         assert fs.read("cgroup.procs") == b"1\n"
         assert m.procfs.read(f"{p.pid}/cgroup") == b"0::/jail/in\n"
         fs.write("jail/cgroup.kill", "1")
@@ -464,6 +584,13 @@ def test_files() -> None:
         ("cgroup.procs", "-1", errno.EINVAL),
         ("pids.current", "1", errno.EINVAL),
         ("memory.stat", "1", errno.EINVAL),
+        ("cgroup.subtree_control", "+pids +memory", "memory pids\n"),
+        ("cgroup.subtree_control", "+memory -memory\n", "\n"),
+        ("cgroup.subtree_control", "", "\n"),
+        ("cgroup.subtree_control", "memory", errno.EINVAL),
+        ("cgroup.subtree_control", "+cpu", errno.EINVAL),
+        ("cgroup.type", "threaded", errno.EOPNOTSUPP),
+        ("cgroup.type", "domain", errno.EINVAL),
     ],
 )
 def test_writing(name: str, data: str, result: str | int) -> None:
@@ -475,6 +602,40 @@ def test_writing(name: str, data: str, result: str | int) -> None:
         else:
             assert m.cgroupfs.write(f"j/{name}", data) == len(data)
             assert m.cgroupfs.read(f"j/{name}").decode() == result
+
+
+def test_no_internal_processes() -> None:
+    """A group that hands the domain controller memory on has no processes, and the other way round."""
+    with Machine("16MiB") as m:
+        a = m.cgroups.create("a", memory_max="1MiB")
+        p, q = m.spawn(), m.spawn()
+        p.cgroup = a
+        b = m.cgroups.create("a/b", memory_max="512KiB")  # here the parent may have some
+        fails(errno.EBUSY, m.cgroupfs.write, "a/cgroup.subtree_control", "+pids +memory")
+        assert a.subtree_control == frozenset()
+        a.subtree_control = {"pids"}  # no domain controller, and nobody is below
+        q.cgroup = a
+        p.cgroup = b
+        fails(errno.EBUSY, setattr, p, "cgroup", a)  # now somebody is
+        a.subtree_control = ()
+        p.cgroup = a
+        for one in (p, q):
+            one.cgroup = b
+        m.cgroupfs.write("a/cgroup.subtree_control", "+memory")
+        fails(errno.EBUSY, setattr, p, "cgroup", a)
+        fails(errno.EBUSY, m.cgroupfs.write, "a/cgroup.procs", str(p.pid))
+        assert p.fork().cgroup is b
+        for one in (p, q, *p.children):
+            one.exit()
+        b.subtree_control = {"memory"}
+        fails(errno.EBUSY, setattr, a, "subtree_control", ())
+        fails(errno.EINVAL, setattr, a, "subtree_control", "cpu")
+        b.subtree_control = ()
+        a.subtree_control = ()
+        m.spawn().cgroup = a
+        m.cgroups.remove(b)
+        fails(errno.ENODEV, setattr, b, "subtree_control", {"pids"})
+        m.verify()
 
 
 def test_files_that_are_not_there() -> None:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from linux import tinyelf
 
-from vmemu import ForkMode, Machine, Map, Overcommit, Process, Prot, SyscallError
+from vmemu import (
+    Advice,
+    Clone,
+    File,
+    ForkMode,
+    Machine,
+    Map,
+    Overcommit,
+    Process,
+    ProcessKilled,
+    Prot,
+    Resource,
+    SegmentationFault,
+    SyscallError,
+)
 
 PAGE = 4096
 MIB = 1 << 20
@@ -178,6 +193,196 @@ def test_shared_memory_is_charged_once(mode: Overcommit) -> None:
         for one in (p, *kids):
             one.exit()
         assert committed(m) == 0
+        m.verify()
+
+
+def test_shared_memory_without_a_reservation_is_charged_as_it_is_used() -> None:
+    """MAP_NORESERVE, and files in memory: page by page; under NEVER the flag means nothing (shmem_acct_blocks())."""
+    for mode in MODES:
+        with Machine("16MiB", overcommit=mode) as m:
+            p, strict = m.spawn(), mode is Overcommit.NEVER
+            a = p.mmap(None, 100 * PAGE, RW, Map.SHARED | Map.ANONYMOUS | Map.NORESERVE)
+            assert committed(m) == 100 * strict
+            p.touch(a, 30 * PAGE, write=True)
+            c = p.fork()
+            c.touch(a, 40 * PAGE, write=True)
+            assert committed(m) == (100 if strict else 40)
+            f = m.create_file("f", bytes(20 * PAGE))
+            f.truncate(200 * PAGE)
+            assert committed(m) == (120 if strict else 60)
+            b = p.mmap(None, 200 * PAGE, RW, Map.SHARED, f)
+            p.touch(b + 100 * PAGE, 7 * PAGE)
+            assert committed(m) == (127 if strict else 67)
+            m.verify()
+            f.truncate(PAGE)
+            p.exit()
+            assert committed(m) == (101 if strict else 41)
+            f.close()
+            c.exit()
+            assert committed(m) == 0
+            m.create_file("g", bytes(9 * PAGE), writenotify=True)  # page cache of a disk is not
+            assert committed(m) == 0
+            m.verify()
+
+
+def test_huge_pages_set_aside_are_not_promised() -> None:
+    """CommitLimit is a share of the rest, or vm.overcommit_kbytes; mappings of them are not charged."""
+    with Machine("64MiB", overcommit=Overcommit.NEVER, hugepages={"2MiB": 4}) as m:
+        assert m.meminfo().commit_limit == (64 - 8) * MIB // 2
+        p = m.spawn()
+        p.mmap(None, 4 * MIB, RW, ANON | Map.HUGETLB)
+        assert committed(m) == 0
+        assert most(m, p) == 28 * MIB // PAGE - 1024 // 32 - 1
+        m.procfs.write("sys/vm/overcommit_kbytes", "4096")
+        assert (m.meminfo().commit_limit, m.procfs.read("sys/vm/overcommit_ratio")) == (4 * MIB, b"0\n")
+        m.procfs.write("sys/vm/overcommit_ratio", "25")
+        assert (m.meminfo().commit_limit, m.procfs.read("sys/vm/overcommit_kbytes")) == (14 * MIB, b"0\n")
+        lines = dict(line.split(":") for line in m.procfs.read("meminfo").decode().splitlines())
+        assert lines["CommitLimit"].split() == [str(14 * 1024), "kB"]
+
+
+def _mremap(p: Process, npages: int) -> None:
+    a = p.mmap(0x1000_0000, PAGE, RW, ANON | Map.FIXED)
+    p.mremap(a, PAGE, npages * PAGE)
+
+
+def _mremap_elsewhere(p: Process, npages: int) -> None:
+    a = p.mmap(0x1000_0000, PAGE, RW, ANON | Map.FIXED)
+    p.mmap(0x1000_1000, PAGE, Prot.NONE, ANON | Map.FIXED)
+    p.mremap(a, PAGE, npages * PAGE, 1)
+
+
+def _stack(p: Process, npages: int) -> None:
+    a = p.mmap(0x7000_0000_0000, PAGE, RW, ANON | Map.FIXED | Map.GROWSDOWN)
+    p.touch(a - (npages - 1) * PAGE, 1, write=True)
+
+
+def _brk(p: Process, npages: int) -> None:
+    top = p.brk(0)
+    if p.brk(top + npages * PAGE) == top:
+        raise SyscallError(errno.ENOMEM, "brk")
+
+
+def _mprotect(p: Process, npages: int) -> None:
+    a = p.mmap(None, npages * PAGE, Prot.READ, ANON)
+    p.mprotect(a, npages * PAGE, RW)
+
+
+def _shared(p: Process, npages: int) -> None:
+    p.mmap(None, npages * PAGE, RW, Map.SHARED | Map.ANONYMOUS)
+
+
+def _noreserve(p: Process, npages: int) -> None:
+    p.mmap(None, npages * PAGE, RW, ANON | Map.NORESERVE)
+
+
+def _private_file(p: Process, npages: int) -> None:
+    p.mmap(None, npages * PAGE, RW, Map.PRIVATE, FILE[0])
+
+
+FILE: list[File] = []
+GROWTHS = [_mremap, _mremap_elsewhere, _stack, _brk, _mprotect, _shared, _noreserve, _private_file]
+
+
+@pytest.mark.parametrize("grow", GROWTHS)
+def test_never_counts_every_way_to_grow(grow: Callable[[Process, int], None]) -> None:
+    """To the page: what is refused leaves Committed_AS as it was, one page less is promised."""
+    for fits in (False, True):
+        with Machine("64MiB", overcommit=Overcommit.NEVER, overcommit_kbytes=8 << 10) as m:
+            m.procfs.write("sys/vm/user_reserve_kbytes", "0")
+            FILE[:] = [m.create_file("f", writenotify=True)]
+            p, other = m.spawn(), m.spawn()
+            p.setrlimit(3, (1 << 30, 1 << 30))
+            other.mmap(None, 1000 * PAGE, RW, ANON)
+            room = 2048 - 1000 - 1  # less than the limit
+            before = committed(m)
+            if fits:
+                grow(p, room)
+                assert committed(m) == 1000 + room
+            else:
+                with pytest.raises((SyscallError, SegmentationFault)):
+                    grow(p, room + 1)
+                assert committed(m) - before <= 1  # what it grew from
+                p.exit()
+                assert committed(m) == 1000
+            m.verify()
+
+
+@pytest.mark.parametrize("mode", list(ForkMode))
+def test_never_counts_forks(mode: ForkMode) -> None:
+    """All accountable mappings once more for each child, to the page; a refused one leaves everything as it was."""
+    with Machine("64MiB", overcommit=Overcommit.NEVER, overcommit_kbytes=(8 << 10) - 4, fork_mode=mode) as m:
+        m.procfs.write("sys/vm/user_reserve_kbytes", "0")
+        p = m.spawn()
+        p.mmap(0x1000_0000, 500 * PAGE, RW, ANON | Map.FIXED)
+        p.mmap(0x2000_0000, 182 * PAGE, RW, ANON | Map.FIXED)
+        p.mmap(0x3000_0000, 999 * PAGE, Prot.READ, ANON | Map.FIXED)
+        p.madvise(0x2000_0000, PAGE, Advice.DONTFORK)  # not counted for a child
+        p.mmap(0x4000_0000, PAGE, RW, ANON | Map.FIXED)
+        each = 682
+        assert committed(m) == each + 1
+        for call in (lambda: p.fork_many(3), lambda: [p.fork() for _ in range(3)]):
+            before = m.meminfo() if call.__code__.co_names[0] == "fork_many" else None
+            with pytest.raises(SyscallError, match="fork") as info:
+                call()
+            assert info.value.errno == errno.ENOMEM
+            if before is not None:
+                assert m.meminfo() == before
+        assert committed(m) == 2 * each + 1 == 1365  # and 682 more are not less than 2047
+        m.procfs.write("sys/vm/overcommit_kbytes", str(8 * 1024))
+        p.clone(0)
+        assert committed(m) == 2047
+        for one in p.children:
+            one.exit()
+        assert committed(m) == each + 1
+        m.verify()
+
+
+def test_execve_promises_for_what_it_replaces(tmp_path: Path) -> None:
+    """The old memory is gone before the program's segments are charged (begin_new_exec()), unless others have it."""
+    parts = (tinyelf.Part(flags=5, vaddr=0x400000), tinyelf.Part(flags=6, vaddr=0x600000, memsz=1000 * PAGE))
+    program = tinyelf.save(tmp_path / "large", tinyelf.tiny(parts))
+    with Machine("64MiB", overcommit=Overcommit.NEVER, overcommit_kbytes=8 << 10) as m:
+        m.procfs.write("sys/vm/user_reserve_kbytes", "0")
+        p = m.spawn()
+        p.execve(program)
+        needed = committed(m)
+        stack = next(v.size for v in p.maps() if v.name == "[stack]") // PAGE
+        assert needed > stack
+        p.mmap(None, (2048 - needed - stack - 1) * PAGE, RW, ANON)
+        p.execve(program)
+        assert committed(m) == needed
+        p.mmap(None, (2048 - needed - stack) * PAGE, RW, ANON)
+        with pytest.raises(SyscallError):  # the stack was made before
+            p.execve(program)
+        p.munmap(p.maps()[0].start, PAGE)
+        p.munmap(next(v.start for v in p.maps() if "ac" in v.flags and not v.name), 600 * PAGE)
+        c = p.vfork()
+        with pytest.raises(ProcessKilled):  # its parent keeps the memory
+            c.execve(program)
+        assert (p.state, c.state) == ("running", "zombie")
+        m.verify()
+
+
+def test_all_limits_are_inherited(program: str) -> None:
+    """By children however they are made, and kept by execve; what one sets is its own."""
+    with Machine("16MiB") as m:
+        p = m.spawn()
+        for resource in Resource:
+            if resource not in (Resource.NPROC, Resource.STACK, Resource.AS, Resource.DATA):
+                p.setrlimit(resource, (100 + resource, 200 + resource))
+        limits = [p.getrlimit(r) for r in Resource]
+        kids = [p.fork(), *p.fork_many(2), p.clone(0), p.clone(Clone.VM | 17), p.posix_spawn(program)]
+        kids[0].execve(program)
+        t = p.clone(Clone.VM | Clone.THREAD | Clone.SIGHAND)
+        for one in (*kids, t, kids[1].fork()):
+            assert [one.getrlimit(r) for r in Resource] == limits
+            shown = m.procfs.read(f"{one.pid}/limits").decode()
+            assert f"{'Max pending signals':25} {111:<20} {211:<20} signals" in shown
+        kids[1].setrlimit(Resource.FSIZE, (0, 0))
+        assert [k.getrlimit(Resource.FSIZE) for k in (p, kids[0], kids[2])] == [(101, 201)] * 3
+        t.setrlimit(Resource.FSIZE, (5, 5))  # a thread's are its process's
+        assert p.getrlimit(Resource.FSIZE) == (5, 5)
         m.verify()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from vmemu.cgroups import FILES, ROOT_FILES, Cgroup
+from vmemu.cgroups import CONTROLLERS, FILES, ROOT_FILES, Cgroup
 from vmemu.errors import syscall_error
 from vmemu.kernel import Kernel
 from vmemu.lifecycle import identity
@@ -41,6 +41,10 @@ def _lines(values: dict[str, int]) -> str:
     return "".join(f"{name} {value}\n" for name, value in values.items())
 
 
+def _words(names: Iterable[str]) -> str:
+    return " ".join(sorted(names)) + "\n"
+
+
 def _procs(group: Cgroup) -> str:
     return "".join(f"{pid}\n" for pid in group.procs)
 
@@ -62,6 +66,23 @@ def _write_kill(kernel: Kernel, group: Cgroup, data: bytes) -> None:
     if parse_int("cgroup.kill", data, 0) != 1:
         raise syscall_error("write", errno.ERANGE, f"{data!r} to cgroup.kill")
     kernel.cgroups.kill([pid for below in group.below() for pid in below.procs if pid != INIT])
+
+
+def _write_subtree_control(_: Kernel, group: Cgroup, data: bytes) -> None:
+    """Words such as +memory and -pids; nothing happens unless all can be done (cgroup_subtree_control_write())."""
+    controllers = set(group.subtree_control)
+    for word in data.decode("ascii", "replace").split():
+        if word[0] not in "+-" or word[1:] not in CONTROLLERS:
+            raise invalid("cgroup.subtree_control", data)
+        (controllers.add if word[0] == "+" else controllers.discard)(word[1:])
+    group.subtree_control = controllers
+
+
+def _write_type(_: Kernel, group: Cgroup, data: bytes) -> None:
+    """All are domains here; the only thing that Linux takes is a change to threaded."""
+    if data.strip() == b"threaded":
+        raise syscall_error("write", errno.EOPNOTSUPP, f"{group.path}: there are no threaded cgroups")
+    raise invalid("cgroup.type", data)
 
 
 def _write_pids_max(_: Kernel, group: Cgroup, data: bytes) -> None:
@@ -99,6 +120,8 @@ _FILES = {
     "cgroup.controllers": _File(lambda _, group: "memory pids\n"),
     "cgroup.events": _File(lambda _, group: f"populated {int(group.populated)}\nfrozen 0\n"),
     "cgroup.kill": _File(None, _write_kill),
+    "cgroup.subtree_control": _File(lambda _, group: _words(group.subtree_control), _write_subtree_control),
+    "cgroup.type": _File(lambda _, group: "domain\n", _write_type),
     "cgroup.procs": _File(lambda _, group: _procs(group), _write_procs),
     "cgroup.threads": _File(_threads),
     "memory.current": _File(lambda _, group: f"{group.memory_current}\n"),

@@ -1,15 +1,18 @@
 """Control groups: the tree, who is in it, and what it limits, as cgroup v2 has them (kernel/cgroup/pids.c).
 
-Every group has the controllers pids and memory; a group with children may have processes too. Counters are
-hierarchical: what a group has, its ancestors have. The root limits nothing and counts nothing.
+Every group has the controllers pids and memory from the start, whatever its parent's subtree_control says; so a group
+with children may have processes too, as long as nobody writes to its subtree_control. Counters are hierarchical: what a
+group has, its ancestors have; so the least limit from a group up is what holds for it. The root limits nothing and
+counts nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -17,20 +20,22 @@ from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 from vmemu._native import Core
 from vmemu.errors import syscall_error
-from vmemu.pids import PID_MAX, ProcessTable
+from vmemu.pids import BIRTH_NS, PID_MAX, ProcessTable
 from vmemu.types import PAGE_SIZE, parse_size
 
-__all__ = ["FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
+__all__ = ["CONTROLLERS", "FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
 
 _MOST = 65535
 """Groups that a machine may have, the root too; a frame has 16 bits for whose it is."""
 _NAME_MAX = 255
 _EVENTS = ("max", "oom", "oom_kill", "oom_group_kill")
-ROOT_FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.threads")
+CONTROLLERS = ("memory", "pids")
+ROOT_FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 FILES = (
     *ROOT_FILES,
     "cgroup.events",
     "cgroup.kill",
+    "cgroup.type",
     "memory.current",
     "memory.events",
     "memory.events.local",
@@ -60,16 +65,17 @@ class Cgroup:
         "_groups",
         "_high",
         "_max",
+        "_oom_group",
         "_parent",
         "_pids",
         "_pids_max",
         "_pids_peak",
+        "_subtree",
         "_swap_max",
         "events",
         "events_local",
         "name",
         "number",
-        "oom_group",
         "pids_events",
         "pids_events_local",
     )
@@ -86,8 +92,8 @@ class Cgroup:
         self._max: int | None = None
         self._high: int | None = None
         self._swap_max: int | None = None
-        self.oom_group = False
-        """Whether the OOM killer kills all of it when it chooses one (memory.oom.group)."""
+        self._oom_group = False
+        self._subtree = frozenset(() if parent else CONTROLLERS)
         self.events: dict[str, int] = dict.fromkeys(_EVENTS, 0)
         """Here and below: times that the limit stopped an access or a call (`max`), that reclaim did not help (`oom`),
         processes (`oom_kill`) and whole groups (`oom_group_kill`) that were killed."""
@@ -151,6 +157,41 @@ class Cgroup:
         with self._groups.lock:
             return any(self._groups.members(group) for group in self.below())
 
+    @property
+    def subtree_control(self) -> frozenset[str]:
+        """The controllers that it hands on by cgroup.subtree_control: none until somebody sets them, the root both.
+        With ``"memory"`` among them no process may be in it.
+
+        Setting it: EBUSY while processes are in it (as long as no domain controller and no process below are concerned,
+        ``"pids"`` may be handed on nevertheless), or to take one away that a child hands on; EINVAL for others.
+        """
+        return self._subtree
+
+    @subtree_control.setter
+    def subtree_control(self, controllers: Collection[str]) -> None:
+        wanted = frozenset((controllers,) if isinstance(controllers, str) else controllers)
+        for name in sorted(wanted.difference(CONTROLLERS)):
+            raise syscall_error("write", errno.EINVAL, f"there is no controller {name!r}")
+        with self._groups.lock:
+            gone, new = self._subtree - wanted, wanted - self._subtree
+            self._settled()
+            for child in self._children.values():
+                if gone & child._subtree:
+                    raise syscall_error("write", errno.EBUSY, f"{child.path} hands {min(gone & child._subtree)} on")
+            if new and self._parent and self.procs and ("memory" in new or not self._takes_threads()):
+                raise syscall_error("write", errno.EBUSY, f"processes are in cgroup {self.path}")
+            self._subtree = wanted
+
+    def _takes_threads(self) -> bool:
+        """It hands on nothing that processes in it would compete for, and there are none below
+        (cgroup_can_be_thread_root())."""
+        return "memory" not in self._subtree and not any(child.populated for child in self._children.values())
+
+    def check_room(self) -> None:
+        """EBUSY if no process may be in it because it hands controllers on (cgroup_migrate_vet_dst())."""
+        if self._parent and self._subtree and not self._takes_threads():
+            raise syscall_error("cgroup", errno.EBUSY, f"{self.path} hands controllers on: no process may be in it")
+
     # ---- pids ----
 
     @property
@@ -170,17 +211,30 @@ class Cgroup:
         return self._pids_max
 
     @pids_max.setter
-    def pids_max(self, most: SupportsIndex | None) -> None:
+    def pids_max(self, most: SupportsIndex | str | None) -> None:
         self._settable("pids_max")
-        self._pids_max = None if most is None else _count(most)
+        self._pids_max = _count(most)
 
     def _settable(self, what: str) -> None:
         if self._parent is None:
             raise ValueError(f"{what}: the root of the cgroups has no limits")
+        self._settled()
+
+    def _settled(self) -> None:
         if self._groups.by_id.get(self.number) is not self:
             raise syscall_error("open", errno.ENODEV, f"the cgroup {self.name} was removed")
 
     # ---- memory ----
+
+    @property
+    def oom_group(self) -> bool:
+        """Whether the OOM killer kills all of it when it chooses one (memory.oom.group)."""
+        return self._oom_group
+
+    @oom_group.setter
+    def oom_group(self, yes: bool) -> None:
+        self._settable("oom_group")
+        self._oom_group = _flag(yes)
 
     def _info(self) -> Any:
         return self._groups.core.cgroup_info(self.number)
@@ -326,11 +380,19 @@ def _bytes(pages: int | None) -> int | None:
 
 def _pages(size: int | str | None, what: str) -> int | None:
     """Whole pages in a size (page_counter_memparse())."""
-    return None if size is None else min(parse_size(size, what) // PAGE_SIZE, (1 << 52) - 1)
+    return None if size is None or size == "max" else min(parse_size(size, what) // PAGE_SIZE, (1 << 52) - 1)
 
 
-def _count(most: SupportsIndex) -> int:
-    if isinstance(most, bool) or not hasattr(most, "__index__"):
+def _flag(yes: object) -> bool:
+    if not isinstance(yes, bool) and yes not in (0, 1):
+        raise TypeError(f"oom_group: {yes!r} is not a bool")
+    return bool(yes)
+
+
+def _count(most: SupportsIndex | str | None) -> int | None:
+    if most is None or most == "max":
+        return None
+    if isinstance(most, bool | str) or not hasattr(most, "__index__"):
         raise TypeError(f"pids_max: {most!r} is neither an int nor None")
     number = most.__index__()
     if not 0 <= number <= PID_MAX:
@@ -369,6 +431,9 @@ class Cgroups(Dictionary[str, Cgroup]):
         self.root = Cgroup(self, 0, "", None)
         """Where every process is at first."""
         self.by_id = {0: self.root}
+        self._arrived: dict[int, tuple[int, int]] = {}
+        """By pid, of who was moved: when it was born, its place in the order of arrival."""
+        self._moves = 0
         self._doubtful: Cgroup | None = None
         """A group that is being made or removed, which the core may have while it is not in the tree."""
         self.kill: Callable[[list[int]], None]
@@ -429,13 +494,14 @@ class Cgroups(Dictionary[str, Cgroup]):
         path: str,
         *,
         parent: Cgroup | str | None = None,
-        pids_max: SupportsIndex | None = None,
+        pids_max: SupportsIndex | str | None = None,
         memory_max: int | str | None = None,
         memory_high: int | str | None = None,
         memory_swap_max: int | str | None = None,
         oom_group: bool = False,
     ) -> Cgroup:
-        """mkdir(2): a new group at *path* below *parent* (the root by default), with the limits given.
+        """mkdir(2): a new group at *path* below *parent* (the root by default), with the limits given; None and
+        ``"max"`` are no limit. Here the parent may have processes, its subtree_control stays as it is.
 
         ``create("a/b")`` needs ``a``. EEXIST, ENOENT, ENAMETOOLONG, EINVAL as mkdir says, EAGAIN above 65,535 groups;
         ValueError for a limit that makes no sense. Nothing is made then.
@@ -445,11 +511,11 @@ class Cgroups(Dictionary[str, Cgroup]):
         if not number:
             raise syscall_error("mkdir", errno.EAGAIN, f"{path}: there are {_MOST} cgroups")
         most, high = _pages(memory_max, "memory_max"), _pages(memory_high, "memory_high")
-        swap, tasks = _pages(memory_swap_max, "memory_swap_max"), None if pids_max is None else _count(pids_max)
+        swap, tasks, together = _pages(memory_swap_max, "memory_swap_max"), _count(pids_max), _flag(oom_group)
         if most is not None and high is not None and high > most:
             raise ValueError(f"memory_high: {memory_high!r} is more than memory_max, {memory_max!r}")
         group = Cgroup(self, number, name, above)
-        group._pids_max, group._swap_max, group.oom_group = tasks, swap, bool(oom_group)
+        group._pids_max, group._swap_max, group._oom_group = tasks, swap, together
         self._doubtful = group
         self.core.cgroup_new(number, above.number)
         group._limit(most, high)
@@ -548,12 +614,30 @@ class Cgroups(Dictionary[str, Cgroup]):
         """The group of a task."""
         return self.by_id[self.table.cgroup[tid]]
 
-    def move(self, pid: int, group: Cgroup) -> None:
-        """Puts a living process, with all its tasks, into a group; limits on tasks do not count (pids_can_attach())."""
+    def arrivals(self) -> array[int]:
+        """By pid: what orders the processes of a group by when they came into it, by birth or from elsewhere
+        (css_set_move_task()). It is not to be changed."""
+        born = self.table.started_ns
+        if not self._arrived:
+            return born
+        places = array("Q", born)
+        for pid, (since, place) in list(self._arrived.items()):
+            if pid < len(born) and born[pid] == since and pid in self.table:
+                places[pid] = place
+            else:
+                del self._arrived[pid]
+        return places
+
+    def move(self, pid: int, group: Cgroup, now: int) -> None:
+        """Puts a living process, with all its tasks, into a group; limits on tasks do not count (pids_can_attach()).
+        *now*: ns on the machine's clock, at which the next one will be born."""
         table = self.table
         old, tids = self.of(pid), [pid, *table.threads.get(pid, ())]
         if old is group:
             return
+        group.check_room()
+        self._moves = self._moves % (BIRTH_NS - 2) + 1
+        self._arrived[pid] = table.started_ns[pid], now - BIRTH_NS + self._moves
         for tid in tids:  # from the first on, whose the others are, it has moved
             table.cgroup[tid] = group.number
         group.charge(len(tids))

@@ -90,8 +90,8 @@ class SwapError(SyscallError):
 
 
 class KernelPanic(VmemuError):
-    """Linux would have stopped the machine: memory ran out with ``vm.panic_on_oom`` set. `.report` is the OOM report.
-    The machine is as it was before the access or call."""
+    """Linux would have stopped the machine: memory ran out and nobody could be killed, or ``vm.panic_on_oom`` is set.
+    `.report` is the OOM report. The machine goes on here, as it does after OutOfMemory."""
 
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)

@@ -173,11 +173,20 @@ def _carry_out(space: Space, plan: ExecPlan) -> Made:
     )
 
 
+def _given_back(kernel: Kernel, tid: int) -> int:
+    """Pages that are promised to who executes and no longer will be."""
+    sid = kernel.processes.space[tid]
+    alone = kernel.overcommit is Overcommit.NEVER and sid and sid not in kernel.shared
+    return int(kernel.core.sums(sid).account) if alone else 0
+
+
 def _map(space: Space, segment: Segment, files: dict[str, File]) -> None:
     """One mapping of the plan, charged as mmap charges it."""
     kernel = space.kernel
     npages, prot = (segment.end - segment.start) // PAGE_SIZE, int(segment.prot)
-    if prot & _WRITE and not space.enough_memory(npages):
+    # by the time that Linux maps segments the old memory has gone (begin_new_exec())
+    given = 0 if segment.growsdown else _given_back(kernel, space.tid)
+    if prot & _WRITE and not space.enough_memory(npages - given):
         why = f"overcommit: {npages} pages for the {segment.role}"
         if segment.growsdown:
             raise syscall_error("execve", errno.ENOMEM, why)

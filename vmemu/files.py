@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vmemu._native import Core, byte_view
 from vmemu._native import constants as c
-from vmemu.errors import OutOfMemory, VmemuError, own, syscall_error
+from vmemu.errors import KernelPanic, OutOfMemory, VmemuError, own, syscall_error
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["File", "FileTable", "Inode", "Pager"]
@@ -244,7 +244,7 @@ class File:
             before, done = self.size, 0
             if view and offset + len(view) > before:
                 self._clear_tail("pwrite")
-                self._table.core.object_resize(self._inode.object, offset + len(view))
+                self._table.insist(self._table.core.object_resize, self._inode.object, offset + len(view))
             try:
                 while done < len(view):
                     write = self._table.core.object_write
@@ -252,7 +252,7 @@ class File:
                     done += n
                     if not n:
                         self._read_in((offset + done) // PAGE_SIZE, "pwrite")
-            except OutOfMemory:  # the size moves with what was written
+            except (OutOfMemory, KernelPanic):  # the size moves with what was written
                 self._table.core.object_resize(self._inode.object, max(before, offset + done if done else 0))
                 raise
         return len(view)
@@ -269,7 +269,9 @@ class File:
             before = self.size
             if size > before:
                 self._clear_tail("ftruncate")
-            self._table.core.object_resize(self._inode.object, size)
+            elif size % PAGE_SIZE and not self._inode.on_disk:  # its tail is to be zeroed (shmem_get_partial_folio())
+                self._table.insist(self._table.read_in, self._inode, size // PAGE_SIZE, None, "ftruncate")
+            self._table.insist(self._table.core.object_resize, self._inode.object, size)
             if size < before:
                 self._clear_tail("ftruncate")
             self._inode.cut(size)
@@ -281,7 +283,7 @@ class File:
         if not inode.on_disk or not self.size % PAGE_SIZE:
             return
         if last in inode.disk:
-            self._table.fill(inode, last, 1, None, call)
+            self._table.insist(self._table.fill, inode, last, 1, None, call)
         self._table.core.object_clear_tail(inode.object, last < inode.blocks or last in inode.disk)
 
     def _read_in(self, index: int, call: str) -> None:
@@ -644,16 +646,24 @@ class FileTable:
             self.core.object_fill(inode.object, needed, 1, data, major, call, self._payer)
         return True
 
-    def read_ahead(self, object_: int, first: int, last: int, call: str) -> None:
-        """Brings the pages [first, last) into the cache as far as the file goes (force_page_cache_ra())."""
+    def read_ahead(self, object_: int, first: int, last: int, call: str, cgroup: int = 0) -> None:
+        """Brings the pages [first, last) into the cache, for which *cgroup* pays, as far as the file goes and there are
+        frames: nobody is killed for them (force_page_cache_ra())."""
         with self.lock:
             inode, info = self._by_object[object_], self.core.object_info(object_)
             last = min(last, -(-int(info.size) // PAGE_SIZE)) if info is not None else first
-            while first < last:
-                n = min(last - first, READ_AROUND)
-                if not self.fill(inode, first, n, None, call):
-                    return
-                first += n
+            self._payer = cgroup
+            try:
+                while first < last:
+                    n = min(last - first, READ_AROUND)
+                    if not self.fill(inode, first, n, None, call):
+                        return
+                    first += n
+            except OutOfMemory as error:
+                if error.cgroup is None:  # it is the host that has no memory
+                    raise
+            finally:
+                self._payer = 0
 
     def write_back(self, object_: int, first: int, last: int) -> bool:
         """Keeps the bytes of the cached pages [first, last), which may leave the cache, of a file that is only here;

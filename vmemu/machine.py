@@ -87,7 +87,7 @@ class Machine:
     ``"lru"`` or ``"aging"``. Without swap and policy nothing is reclaimed. SyscallError as swapon(2) for a file that is
     too small or can't be written; SwapError from any access or call when the device fails later.
     *oom*: ``"raise"`` raises OutOfMemory where a frame was missing; ``"kill"`` runs Linux's OOM killer and goes on,
-    ProcessKilled if the caller was chosen.
+    ProcessKilled if the caller was chosen, KernelPanic if nobody can be (of a control group at its limit: OutOfMemory).
     """
 
     def __init__(

@@ -24,6 +24,7 @@ _INTERVAL)."""
 _FIELDS = 6
 """Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
+_DEADLOCKED, _PANIC = "System is deadlocked on memory", "Kernel panic - not syncing: "
 
 
 class OomCandidate(NamedTuple):
@@ -56,6 +57,7 @@ class OomReport:
     pid: int
     """Who needed the memory."""
     name: str
+    uid: int
     oom_score_adj: int
     """Its."""
     cgroup: str | None
@@ -76,12 +78,18 @@ class OomReport:
     """The control group that was killed as a whole (memory.oom.group)."""
     by_allocating: bool = False
     """The victim is who asked, by oom_kill_allocating_task."""
+    members: tuple[OomCandidate, ...] = ()
+    """Who of the group was killed, the victim too, in the order of the scan."""
+    panic: str | None = None
+    """Why Linux would have stopped here."""
 
     def __str__(self) -> str:
         lines = [] if self.candidates is None else self._header(self.candidates)
         v = self.victim
         if v is None:
-            return "\n".join([*lines, "Out of memory and no killable processes..."])
+            if self.panic is None or self.panic == _DEADLOCKED:
+                lines.append("Out of memory and no killable processes...")
+            return "\n".join([*lines, *([] if self.panic is None else [_PANIC + self.panic])])
         limited = self.cgroup is not None
         where = f"oom_memcg={self.cgroup}" if limited else "global_oom"
         how = "Memory cgroup out of memory" if limited else "Out of memory"
@@ -90,13 +98,10 @@ class OomReport:
             f"oom-kill:constraint=CONSTRAINT_{'MEMCG' if limited else 'NONE'},nodemask=(null),cpuset=/,mems_allowed=0,"
             f"{where},task_memcg={v.cgroup},task={v.name},pid={v.pid},uid={v.uid}"
         )
-        lines.append(
-            f"{how}: Killed process {v.pid} ({v.name}) total-vm:{v.total_vm * _KIB}kB, anon-rss:{v.anon * _KIB}kB, "
-            f"file-rss:{v.file * _KIB}kB, shmem-rss:{v.shmem * _KIB}kB, UID:{v.uid} "
-            f"pgtables:{v.pgtables_bytes // 1024}kB oom_score_adj:{v.oom_score_adj}"
-        )
+        lines.append(f"{how}: {_killed(v)}")
         if self.group is not None:
             lines.append(f"Tasks in {self.group} are going to be killed due to memory.oom.group set")
+            lines += [f"{how}: {_killed(member)}" for member in self.members]
         return "\n".join(lines)
 
     def _header(self, candidates: Iterable[OomCandidate]) -> list[str]:
@@ -105,11 +110,20 @@ class OomReport:
         columns = "uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
         return [
             f"{self.name} invoked oom-killer: {what}, oom_score_adj={self.oom_score_adj}",
+            f"CPU: 0 UID: {self.uid} PID: {self.pid} Comm: {self.name}",
             *self.memory,
             "Tasks state (memory values in pages):",
             f"[  pid  ]   {columns}",
             *map(_row, candidates),
         ]
+
+
+def _killed(c: OomCandidate) -> str:
+    return (
+        f"Killed process {c.pid} ({c.name}) total-vm:{c.total_vm * _KIB}kB, anon-rss:{c.anon * _KIB}kB, "
+        f"file-rss:{c.file * _KIB}kB, shmem-rss:{c.shmem * _KIB}kB, UID:{c.uid} "
+        f"pgtables:{c.pgtables_bytes // 1024}kB oom_score_adj:{c.oom_score_adj}"
+    )
 
 
 def _row(c: OomCandidate) -> str:
@@ -124,16 +138,17 @@ def _choose(kernel: Kernel, cgroup: int, step: int) -> int:
     (select_bad_process())."""
     table = kernel.processes
     state, adjust = bytearray(table.state), cast("array[int]", table.oom_adj)
+    order = kernel.cgroups.arrivals() if cgroup else table.started_ns
     state[INIT] = ZOMBIE
     for child in table.lender:  # in_vfork()
         state[child] = ZOMBIE
     for pid, tids in table.threads.items():
         if table.state[pid] != RUNNING:  # the others have its memory
             if adjust is table.oom_adj:
-                adjust = array("h", adjust)
-            state[tids[0]], adjust[tids[0]] = RUNNING, adjust[pid]
+                adjust, order = array("h", adjust), array("Q", order)
+            state[tids[0]], adjust[tids[0]], order[tids[0]] = RUNNING, adjust[pid], order[pid]
     row = kernel.core.worst(
-        state, RUNNING, table.space, adjust, NEVER, table.started_ns, table.cgroup, _ranks(kernel, cgroup), step
+        state, RUNNING, table.space, adjust, NEVER, order, table.cgroup, _ranks(kernel, cgroup), step
     )
     return table.process(row) if row > 0 else 0
 
@@ -149,14 +164,15 @@ def _ranks(kernel: Kernel, cgroup: int) -> array[int] | None:
 
 
 def _scanned(kernel: Kernel, cgroup: int) -> list[int]:
-    """Living processes but init in order of birth, those of one group before those of the next one."""
+    """Living processes but init in order of birth; of a group and those below in order of arrival, those of one group
+    before those of the next one."""
     table = kernel.processes
-    started = table.started_ns
+    order = kernel.cgroups.arrivals() if cgroup else table.started_ns
     groups = [kernel.cgroups.root] if not cgroup else kernel.cgroups.by_id[cgroup].below()
     found: list[int] = []
     for group in groups:
         pids = kernel.cgroups.members(group) if cgroup else [pid for pid in table if table.alive(pid)]
-        found += sorted(pids, key=started.__getitem__)
+        found += sorted(pids, key=order.__getitem__)
     return [pid for pid in found if pid != INIT]
 
 
@@ -247,33 +263,39 @@ def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
 
 def out_of_memory(kernel: Kernel, pid: int, cgroup: int = 0) -> bool:
     """No frame is left, or none below the limit of a control group (its number), and process *pid* needs one: kills
-    somebody, if there is somebody. KernelPanic with panic_on_oom; a group's limit concerns only the value 2."""
+    somebody. False if nobody in the group can be killed: then the charge fails. KernelPanic if nobody in the machine
+    can be, or with panic_on_oom; a group's limit concerns only the value 2."""
     table = kernel.processes
     pages = total_pages(kernel, cgroup)
     step = pages // 1000
     if kernel.panic_on_oom == 2 or (kernel.panic_on_oom and not cgroup):
         what = "compulsory" if kernel.panic_on_oom == 2 else "system-wide"
-        report = _report(kernel, pid, cgroup, pages, 0, ())
-        raise KernelPanic(f"Out of memory: {what} panic_on_oom is enabled", report)
+        raise _panic(kernel, pid, cgroup, pages, f"Out of memory: {what} panic_on_oom is enabled")
     allocating = bool(kernel.oom_kill_allocating_task) and not cgroup and pid != INIT and table.oom_adj[pid] != NEVER
     victim = pid if allocating else _choose(kernel, cgroup, step)
+    if not victim and not cgroup:
+        raise _panic(kernel, pid, cgroup, pages, _DEADLOCKED)
     if not victim:
         _report(kernel, pid, cgroup, pages, 0, ())
         return False
     group = _group(kernel, victim, cgroup)
     chosen = [victim]
+    members: list[int] = []
     if group is not None:
-        chosen += [
-            other for other in _scanned(kernel, group.number) if other != victim and table.oom_adj[other] > NEVER
-        ]
+        members = [other for other in _scanned(kernel, group.number) if table.oom_adj[other] > NEVER]
+        chosen += [other for other in members if other != victim]
     killed = list(dict.fromkeys(sharer for one in chosen for sharer in _with_sharers(kernel, one)))
     path = None if group is None else group.path
-    report = _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, path)
+    report = _report(kernel, pid, cgroup, pages, victim, tuple(killed), allocating, path, members)
     events = [(events, "oom_kill") for one in chosen for events in kernel.cgroups.of(one).counters()]
     if group is not None:
         events += [(events, "oom_group_kill") for events in group.counters()]
     kill_all(kernel, killed, Tally(events, kernel.oom_kills + len(chosen), report))
     return True
+
+
+def _panic(kernel: Kernel, pid: int, cgroup: int, pages: int, why: str) -> KernelPanic:
+    return KernelPanic(why, _report(kernel, pid, cgroup, pages, 0, (), panic=why))
 
 
 def _group(kernel: Kernel, victim: int, cgroup: int) -> Cgroup | None:
@@ -305,12 +327,15 @@ def _report(
     killed: tuple[int, ...],
     allocating: bool = False,
     group: str | None = None,
+    members: Sequence[int] = (),
+    panic: str | None = None,
 ) -> OomReport:
     listed = _listed(kernel)
     pids = _scanned(kernel, cgroup) if listed else []
     report = OomReport(
         pid=pid,
         name=_name(kernel, _task(kernel, pid)),
+        uid=kernel.credentials.of(_task(kernel, pid)).uid,
         oom_score_adj=kernel.processes.oom_adj[pid],
         cgroup=kernel.cgroups.by_id[cgroup].path if cgroup else None,
         clock_ns=kernel.clock_ns,
@@ -321,6 +346,8 @@ def _report(
         killed=killed,
         group=group,
         by_allocating=allocating,
+        members=tuple(_rows(kernel, members, pages // 1000)),
+        panic=panic,
     )
     if not victim:
         kernel.oom_reports.append(report)

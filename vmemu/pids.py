@@ -15,12 +15,14 @@ from typing import Any
 from vmemu.columns import Rare, Watched
 from vmemu.errors import syscall_error
 
-__all__ = ["FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
+__all__ = ["BIRTH_NS", "FREE", "INIT", "PID_MAX", "RUNNING", "SIGCHLD", "THREAD", "ZOMBIE", "Flag", "ProcessTable"]
 
 FREE, RUNNING, ZOMBIE, HELD, THREAD = 0, 1, 2, 3, 4
 """Of a row. HELD is no task: the number is still that of a process group or session, so it is not given again. THREAD
 runs and is not the first of its process; the first may be a ZOMBIE while others run."""
 INIT = 1
+BIRTH_NS = 1_000_000
+"""What one call that makes processes takes on the machine's clock."""
 PID_MAX = 4_194_304
 """Linux's limit on 64-bit machines (PID_MAX_LIMIT)."""
 SIGCHLD = int(signal.SIGCHLD)

@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Group", "Hog", "Tree", "build_hog", "controller", "group", "may_protect"]
+__all__ = ["Bomb", "Group", "Hog", "Tree", "build_bomb", "build_hog", "controller", "group", "may_protect", "mounts"]
 
 PAGE = 4096
 
 
-def _mounts() -> Iterator[tuple[str, str, set[str]]]:
+def mounts() -> Iterator[tuple[str, str, set[str]]]:
     """(type, directory, options) of what is mounted."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, directory, kind, options = line.split()[:4]
@@ -32,7 +32,7 @@ def controller(name: str) -> tuple[int, Path] | str:
     """Where groups with a controller can be made: (version, directory); or why they cannot."""
     if os.geteuid():
         return "needs root"
-    for kind, directory, options in _mounts():
+    for kind, directory, options in mounts():
         at = Path(directory)
         if kind == "cgroup2" and name in (at / "cgroup.controllers").read_text().split():
             version = 2
@@ -203,11 +203,20 @@ int main(void)
 
 def build_hog(directory: Path) -> Path | None:
     """The program of `Hog`; None without a compiler."""
+    return _build(directory, "hog", _HOG)
+
+
+def build_bomb(directory: Path) -> Path | None:
+    """That of `Bomb`."""
+    return _build(directory, "bomb", _BOMB)
+
+
+def _build(directory: Path, name: str, text: str) -> Path | None:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None
-    source, program = directory / "hog.c", directory / "hog"
-    source.write_text(_HOG)
+    source, program = directory / f"{name}.c", directory / name
+    source.write_text(text)
     done = subprocess.run([compiler, "-O1", "-static", "-o", program, source], capture_output=True, check=False)
     return program if done.returncode == 0 else None
 
@@ -256,3 +265,112 @@ class Hog:
         for stream in (self._process.stdin, self._process.stdout):
             assert stream
             stream.close()
+
+
+# ---- a bomb, one step at a time ----
+
+_BOMB = r"""
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	char text[64], *heap = NULL;
+	int slot = 1;
+	ssize_t n;
+
+	(void)argc;
+	signal(SIGCHLD, SIG_IGN);
+	while ((n = recv(atoi(argv[slot]), text, sizeof(text) - 1, 0)) > 0) {
+		char what = text[0];
+		size_t number, bytes;
+		long reply = 0;
+
+		text[n] = 0;
+		number = strtoul(text + 1, NULL, 10);
+		bytes = number << 12;
+		if (what == 'f') {
+			reply = fork();
+			if (!reply) {
+				slot = 1 + (int)number;
+				continue;
+			}
+		} else if (what == 't') {
+			char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+			if (at == MAP_FAILED)
+				return 1;
+			madvise(at, bytes, MADV_NOHUGEPAGE);
+			for (size_t i = 0; i < number; i++)
+				at[i << 12] = 1;
+			heap = heap ? heap : at;
+		} else if (what == 'd') {
+			for (size_t i = 0; i < number; i++)
+				heap[i << 12]++;
+		}
+		n = snprintf(text, sizeof(text), "%ld", reply);
+		send(atoi(argv[slot]), text, (size_t)n, 0);
+	}
+	return 0;
+}
+"""
+
+
+class Bomb:
+    """Processes by slot in a group, the first in slot 0: they fork, touch new pages, and write to those that they all
+    have from the first."""
+
+    def __init__(self, program: Path, where: Group, slots: int) -> None:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(slots)]
+        self._ours = [ours for ours, _ in pairs]
+        fds = [theirs.fileno() for _, theirs in pairs]
+        self._first = subprocess.Popen([program, *map(str, fds)], pass_fds=fds)
+        for _, theirs in pairs:
+            theirs.close()
+        for ours in self._ours:
+            ours.settimeout(0.01)
+        self.pids = {0: self._first.pid}
+        where.write("cgroup.procs", self._first.pid)
+        self.step(0, "d", 0)  # it runs
+
+    def step(self, slot: int, what: str, number: int) -> bool:
+        """Fork into slot *number*, or touch ("t") or write ("d") so many pages. False: it was killed meanwhile."""
+        self._ours[slot].send(f"{what}{number}".encode())
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                answer = self._ours[slot].recv(64)
+                if answer:
+                    if what == "f":
+                        self.pids[number] = int(answer)
+                        assert self.pids[number] > 0
+                    return True
+                time.sleep(0.001)  # nobody has the other end any more
+            if slot in self.dead():
+                return False
+        raise TimeoutError(f"{what}{number} in {slot}")
+
+    def dead(self) -> set[int]:
+        """The slots whose processes are gone."""
+        gone = set()
+        for slot, pid in self.pids.items():
+            try:
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX":
+                    gone.add(slot)
+            except (FileNotFoundError, ProcessLookupError):
+                gone.add(slot)
+        return gone
+
+    def close(self) -> None:
+        """Ends what is left."""
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._first.wait()
+        for ours in self._ours:
+            ours.close()

@@ -44,7 +44,7 @@ def memory() -> Iterator[Group]:
         yield one
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 def test_pids_max(pids: tuple[Group, Group], seed: int) -> None:
     """Forks, ends and waits of a few processes, limits that change: what is refused, how many there are, the peak."""
     rng, real, compared = random.Random(seed), dict(zip(("outer", "outer/inner"), pids, strict=True)), 0
@@ -158,7 +158,7 @@ def _real(memory: Group, program: Path, shares: list[int], adjusted: list[int]) 
             hog.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_memory_max(memory: Group, tmp_path: Path, seed: int) -> None:
     """Processes of one, two, four and eight shares and one that grows: the victims are the same, in the same order."""
     program = build_hog(tmp_path)

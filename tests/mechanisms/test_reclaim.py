@@ -221,6 +221,28 @@ def test_without_swap_anonymous_memory_stays() -> None:
         assert resident(p, a, 16) == list(range(8, 16))
 
 
+@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("npages", [200, 300, 400])
+def test_a_full_device_while_folios_are_cut(npages: int, policy: str) -> None:
+    """The second look for victims, when folios were cut, took the slots of those that the first one had found, and
+    what they held was gone."""
+    with Machine("6MiB", swap="64KiB", policy=policy, thp="always", overcommit=1) as m:
+        p, q, r = m.spawn(), m.spawn(), m.spawn()
+        a = q.mmap(None, npages * PAGE, RW, ANON)
+        for i in range(npages):
+            q.write(a + i * PAGE, b"%d" % i)
+        p.touch(p.mmap(None, 4 << 20, RW, ANON), 2 << 20, write=True)
+        b = r.mmap(None, 8 << 20, RW, ANON)
+        with pytest.raises(OutOfMemory):
+            for at in range(b, b + (8 << 20), PAGE):
+                r.touch(at, PAGE, write=True)
+        assert m.vmstat()["thp_split_page"] > 0
+        assert all(q.pagemap(a, npages))
+        m.verify()
+        r.exit()
+        assert [q.read(a + i * PAGE, 3).rstrip(b"\0") for i in range(npages)] == [b"%d" % i for i in range(npages)]
+
+
 def test_off_unless_asked_for() -> None:
     with machine() as m:
         assert shrink(m._kernel, 10) == 0

@@ -14,7 +14,7 @@ from vmemu.bombs.services import Service, Watcher
 from vmemu.bombs.shapes import SHAPES
 from vmemu.bombs.swarm import Actor, Swarm
 from vmemu.cgroups import Cgroup
-from vmemu.errors import OutOfMemory, ProcessKilled, SwapError
+from vmemu.errors import KernelPanic, OutOfMemory, ProcessKilled, SwapError
 from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
@@ -84,6 +84,8 @@ class Run:
                 self.tick += 1
                 try:
                     self._one_tick()
+                except KernelPanic:  # only those are left that may not be killed
+                    self.ended = Ended.MEMORY
                 except SwapError as error:
                     self.ended, self.failure = Ended.SWAP, str(error.strerror)
                 sample = self._sample()
@@ -109,7 +111,7 @@ class Run:
         heap = 0 if options.program else _HEAP
         try:
             first, pages = start(machine, program, argv, options.dirty, heap, self._enter)
-        except OutOfMemory:
+        except (OutOfMemory, KernelPanic):
             self.ended = Ended.MEMORY
         except ProcessKilled:
             self._look_for_kills()

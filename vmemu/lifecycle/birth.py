@@ -22,7 +22,7 @@ from vmemu.memory.args import MASK
 from vmemu.memory.shortage import call, make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
-from vmemu.pids import INIT, Flag
+from vmemu.pids import BIRTH_NS, INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
 
 __all__ = ["boot", "clone", "fork", "fork_many", "posix_spawn", "spawn", "vfork"]
@@ -39,8 +39,6 @@ NAMESPACES = _NEWNS | _NEWUSER | _NEWPID | _NEWIPC | int(Clone.NEWCGROUP | Clone
 _ALWAYS, _HEURISTIC = Overcommit.ALWAYS, Overcommit.HEURISTIC
 _EXEC_FAILED = 127 << 8
 """Status of a child of posix_spawn that could not exec (SPAWN_ERROR)."""
-BIRTH_NS = 1_000_000
-"""What one call that makes processes takes on the machine's clock."""
 
 
 def boot(kernel: Kernel) -> int:
@@ -84,7 +82,8 @@ def _empty(kernel: Kernel, parent: int) -> int:
     if table.cgroup[parent]:
         kernel.cgroups.of(parent).refuse(1)
     pid = table.reserve_one("spawn")
-    sid = kernel.core.space_new(table.cgroup[parent], "spawn")
+    new = kernel.core.space_new
+    sid = call(kernel, parent, new, table.cgroup[parent], "spawn") if parent else new(0, "spawn")
     kernel.core.set_words(sid, EMPTY)
     table.unborn = (pid,)
     _enrol(kernel, pid, parent, kernel.credentials.of(parent).uid, sid)

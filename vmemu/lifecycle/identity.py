@@ -224,4 +224,4 @@ def set_cgroup(kernel: Kernel, pid: int, group: Cgroup | str) -> None:
     table = kernel.processes
     if pid not in table or not table.alive(pid):
         raise syscall_error("cgroup", errno.ESRCH, f"process {pid} has exited")
-    kernel.cgroups.move(pid, kernel.cgroups.find(group, "cgroup"))
+    kernel.cgroups.move(pid, kernel.cgroups.find(group, "cgroup"), kernel.clock_ns)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import SupportsIndex
 
 from vmemu._native import constants as c
-from vmemu.errors import SyscallError
+from vmemu.errors import OutOfMemory, SyscallError
 from vmemu.memory.args import TASK_SIZE, page_up, u64
 from vmemu.memory.mmap import map_private, munmap
 from vmemu.memory.space import STACK_GUARD, Space
@@ -36,7 +37,8 @@ def brk(space: Space, address: SupportsIndex) -> int:
         words[BRK] = new
         core.set_words(space.sid, words)
         if new > old and words[DEF_FLAGS] & c.VM_LOCKED and not words[DEF_FLAGS] & c.VM_LOCKONFAULT:
-            space.populate(page_up(old), page_up(new), True)
+            with contextlib.suppress(OutOfMemory):  # mm_populate()
+                space.populate(page_up(old), page_up(new), True)
         return new
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, SupportsIndex
 from vmemu.errors import VmemuError
 from vmemu.memory import view
 from vmemu.memory.args import TASK_SIZE, integer, page_up
+from vmemu.memory.shortage import call
 from vmemu.memory.space import Space
+from vmemu.pids import INIT
 from vmemu.types import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def clear_refs(space: Space, what: int) -> None:
         if what == HIGH_WATER:
             kernel.core.reset_peak(space.sid)
         elif what != SOFT_DIRTY or kernel.soft_dirty is not False:
-            kernel.core.clear_refs(space.sid, what)
+            call(kernel, INIT, kernel.core.clear_refs, space.sid, what)  # somebody else may write it
             if what == SOFT_DIRTY and kernel.soft_dirty is None:
                 kernel.soft_dirty = True
                 kernel.core.show_soft_dirty(True)

@@ -68,7 +68,7 @@ def install(space: Space, start: int, size: int, flags: int, vm_flags: int, pgof
     core, files, call = space.kernel.core, space.kernel.files, "mmap"
     page, end = page_of(flags), start + size
     giant = page == GIANT_PAGE
-    core.unmap(space.sid, start, end, call)
+    space.insist(core.unmap, space.sid, start, end, call)
     if pgoff * PAGE_SIZE % page:
         raise syscall_error(call, errno.EINVAL, f"offset {pgoff * PAGE_SIZE:#x} is not that of a huge page")
     _, free, reserved = core.pool_info(giant)
@@ -84,7 +84,7 @@ def install(space: Space, start: int, size: int, flags: int, vm_flags: int, pgof
         vm_flags |= c.VM_POOL_OWNER
     inode = files.huge_pages(pgoff * PAGE_SIZE + size, giant, reserve and shared)
     try:
-        core.map(space.sid, start, end, vm_flags, inode.object, pgoff, 0, call)
+        space.insist(core.map, space.sid, start, end, vm_flags, inode.object, pgoff, 0, call)
     finally:
         core.object_release(inode.object)
 

@@ -96,7 +96,7 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
         hugetlb.check_aligned(page, start, call=CALL)
         end -= end % page
         if start < end:
-            core.zap(space.sid, start, end, CALL)
+            space.insist(core.zap, space.sid, start, end, CALL)
     elif what in (Advice.FREE, Advice.COLD, Advice.PAGEOUT):
         _let_go(space, vma, start, end, what)
     elif what == Advice.REMOVE:
@@ -104,9 +104,9 @@ def _advise(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     elif what == Advice.GUARD_INSTALL:
         if vma.flags & (c.VM_LOCKED | c.VM_HUGETLB):
             raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} takes no guards")
-        core.guard(space.sid, start, end, CALL)
+        space.insist(core.guard, space.sid, start, end, CALL)
     elif what == Advice.GUARD_REMOVE:
-        core.unguard(space.sid, start, end, CALL)
+        space.insist(core.unguard, space.sid, start, end, CALL)
     elif what == Advice.COLLAPSE:
         thp.collapse(space, vma, start, end)
     else:  # MADV_WILLNEED is left
@@ -126,7 +126,7 @@ def _reflag(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     if what in (Advice.KEEPONFORK, Advice.DODUMP) and flags & c.VM_DROPPABLE:
         raise syscall_error(CALL, errno.EINVAL, f"{vma.start:#x}-{vma.end:#x} is droppable")
     if what == Advice.UNMERGEABLE and flags & c.VM_MERGEABLE:
-        space.kernel.core.ksm_break(space.sid, start, end, CALL)
+        space.insist(space.kernel.core.ksm_break, space.sid, start, end, CALL)
     if what == Advice.WIPEONFORK and (vma.object or flags & c.VM_SHARED):
         raise syscall_error(CALL, errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
     if what in _READ_AHEAD:
@@ -144,13 +144,13 @@ def _let_go(space: Space, vma: Vma, start: int, end: int, what: Advice) -> None:
     if what == Advice.FREE:
         if vma.object:
             raise syscall_error(CALL, errno.EINVAL, "MADV_FREE is for private anonymous memory")
-        core.lazyfree(space.sid, start, end, CALL)
+        space.insist(core.lazyfree, space.sid, start, end, CALL)
     elif what == Advice.COLD:
-        core.cold(space.sid, start, end, CALL)
+        space.insist(core.cold, space.sid, start, end, CALL)
     else:
         if vma.object:
             space.kernel.files.write_back(vma.object, *_indexes(vma, start, end))
-        page_out(space.kernel, space.sid, start, end, CALL)
+        space.insist(page_out, space.kernel, space.sid, start, end, CALL)
 
 
 def _will_need(space: Space, vma: Vma, start: int, end: int) -> None:
@@ -159,7 +159,8 @@ def _will_need(space: Space, vma: Vma, start: int, end: int) -> None:
     if info is None or info.kind & c.OBJ_SHMEM:
         space.kernel.core.drain()
         return
-    space.kernel.files.read_ahead(vma.object, *_indexes(vma, start, end), CALL)
+    payer = space.kernel.processes.cgroup[space.pid]
+    space.kernel.files.read_ahead(vma.object, *_indexes(vma, start, end), CALL, payer)
 
 
 def _indexes(vma: Vma, start: int, end: int) -> tuple[int, int]:
@@ -177,7 +178,7 @@ def _remove(space: Space, vma: Vma, start: int, end: int) -> None:
     if vma.flags & (c.VM_SHARED | c.VM_MAYWRITE) != c.VM_SHARED | c.VM_MAYWRITE:
         raise syscall_error(CALL, errno.EACCES, f"{vma.start:#x}-{vma.end:#x} is not shared and writable")
     first, last = _indexes(vma, start, end)
-    space.kernel.core.object_punch(vma.object, first, last - first)
+    space.insist(space.kernel.core.object_punch, vma.object, first, last - first)
 
 
 def _populate(space: Space, start: int, end: int, what: Advice) -> None:

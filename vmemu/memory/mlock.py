@@ -9,7 +9,7 @@ from typing import SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
-from vmemu.errors import MemoryFault, SyscallError, syscall_error
+from vmemu.errors import MemoryFault, OutOfMemory, SyscallError, syscall_error
 from vmemu.limits import Resource
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u32, u64
 from vmemu.memory.space import Space
@@ -93,8 +93,9 @@ def mlockall(space: Space, flags: int) -> None:
         locked = c.VM_LOCKED | (c.VM_LOCKONFAULT if flags & _MCL_ONFAULT else 0)
         _apply_all(space, locked if flags & _MCL_FUTURE else 0, locked if flags & _MCL_CURRENT else None)
         if flags & _MCL_CURRENT:
-            for vma in space.vmas():
-                _populate(space, vma.start, vma.end, vma.flags)
+            with contextlib.suppress(OutOfMemory):  # mm_populate()
+                for vma in space.vmas():
+                    _populate(space, vma.start, vma.end, vma.flags)
 
 
 def munlockall(space: Space) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, SupportsIndex
 from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.alignment import HUGE_PAGE
-from vmemu.errors import OutOfMemory, syscall_error
+from vmemu.errors import KernelPanic, OutOfMemory, syscall_error
 from vmemu.files import File
 from vmemu.limits import Resource
 from vmemu.memory import hugetlb
@@ -35,6 +35,7 @@ from vmemu.memory.bits import (
     PROT_WRITE,
 )
 from vmemu.memory.place import MMAP_MIN_ADDR, place
+from vmemu.memory.shortage import make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import DEF_FLAGS, MMAP_BASE
 from vmemu.types import PAGE_SIZE, Overcommit
@@ -216,8 +217,8 @@ def _map(space: Space, wish: _Wish) -> int:
     if populate:
         try:
             _populate(space, start, end, vm_flags)
-        except OutOfMemory:
-            kernel.core.unmap(space.sid, start, end, CALL)
+        except (OutOfMemory, KernelPanic):
+            space.insist(kernel.core.unmap, space.sid, start, end, CALL)
             raise
     return start
 
@@ -286,7 +287,7 @@ def _to_unmap(space: Space, start: int, end: int, call: str) -> list[Vma]:
     for number, vma in enumerate(vmas):
         if vma.flags & c.VM_SEALED:
             if number:
-                space.kernel.core.split(space.sid, start, call)
+                space.insist(space.kernel.core.split, space.sid, start, call)
             raise syscall_error(call, errno.EPERM, f"{vma.start:#x}-{vma.end:#x} is sealed")
     return vmas
 
@@ -313,25 +314,26 @@ def _charge(space: Space, wish: _Wish, start: int, vm_flags: int, sums: Any) -> 
 def _install(space: Space, wish: _Wish, start: int, vm_flags: int) -> None:
     """Makes the mapping. Where that fails what was there is gone nevertheless (vms_abort_munmap_vmas())."""
     core, files, end = space.kernel.core, space.kernel.files, start + wish.size
+    insist, sid = space.insist, space.sid
     if wish.file is not None:
         if wish.flags & MAP_SYNC and wish.file.on_disk:  # the file system's own mmap
-            core.unmap(space.sid, start, end, CALL)
+            insist(core.unmap, sid, start, end, CALL)
             raise syscall_error(CALL, errno.EOPNOTSUPP, f"MAP_SYNC: {wish.file.name} is not on persistent memory")
-        core.map(space.sid, start, end, vm_flags, wish.file.object, wish.pgoff, wish.file.tag, CALL)
+        insist(core.map, sid, start, end, vm_flags, wish.file.object, wish.pgoff, wish.file.tag, CALL)
     elif wish.huge:
         hugetlb.install(space, start, wish.size, wish.flags, vm_flags, wish.pgoff)
     elif vm_flags & c.VM_SHARED:
         charged = not vm_flags & c.VM_NORESERVE
         if charged and not space.enough_memory(wish.size // PAGE_SIZE):
-            core.unmap(space.sid, start, end, CALL)
+            insist(core.unmap, sid, start, end, CALL)
             raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size} bytes more than may be promised")
         shared = files.anonymous(wish.size, charged)
         try:
-            core.map(space.sid, start, end, vm_flags, shared.object, 0, 0, CALL)
+            insist(core.map, sid, start, end, vm_flags, shared.object, 0, 0, CALL)
         finally:
             core.object_release(shared.object)
     else:
-        core.map(space.sid, start, end, vm_flags, 0, start // PAGE_SIZE, 0, CALL)
+        insist(core.map, sid, start, end, vm_flags, 0, start // PAGE_SIZE, 0, CALL)
 
 
 def remap_file_pages(
@@ -376,13 +378,21 @@ def munmap(space: Space, address: SupportsIndex, length: SupportsIndex, call: st
     lock.acquire()
     try:
         if not core.unmap_plain(space.sid, addr, end, call):  # else there is nothing to refuse
-            _to_unmap(space, addr, end, call)
-            core.unmap(space.sid, addr, end, call)
+            _unmap(space, addr, end, call)
+    except OutOfMemory as error:
+        if not make_room(space.kernel, space.pid, error):
+            raise
+        space.insist(_unmap, space, addr, end, call)
     finally:
         lock.release()
+
+
+def _unmap(space: Space, start: int, end: int, call: str) -> None:
+    _to_unmap(space, start, end, call)
+    space.kernel.core.unmap(space.sid, start, end, call)
 
 
 def map_private(space: Space, start: int, end: int, prot: int, call: str, extra: int = 0, apart: bool = False) -> None:
     """Private anonymous memory at a place already decided on; charged if it is writable. *apart*: see Core.map()."""
     flags = vm_prot(prot) | _MAY | extra | (c.VM_ACCOUNT if prot & PROT_WRITE else 0)
-    space.kernel.core.map(space.sid, start, end, flags, 0, start // PAGE_SIZE, 0, call, apart)
+    space.insist(space.kernel.core.map, space.sid, start, end, flags, 0, start // PAGE_SIZE, 0, call, apart)

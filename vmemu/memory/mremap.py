@@ -122,7 +122,7 @@ def _grow(space: Space, vma: Vma, addr: int, old: int, new: int, flags: int) -> 
     free = end <= TASK_SIZE and (following is None or following.start >= end)
     if addr + old == vma.end and free:
         _charge(space, vma, (new - old) // PAGE_SIZE)
-        core.extend(space.sid, vma.end, end, False, CALL)
+        space.insist(core.extend, space.sid, vma.end, end, False, CALL)
         _populate(space, vma, addr + old, end)
         return addr
     if not flags & MREMAP_MAYMOVE:
@@ -179,15 +179,15 @@ def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags:
     _charge(space, vma, (new if keep else new - old) // PAGE_SIZE)
     if old:
         if vma.flags & c.VM_MERGEABLE:  # merged pages would turn up where nobody expects them (prep_move_vma())
-            core.ksm_break(space.sid, addr, addr + old, CALL)
-        core.move(space.sid, addr, addr + old, to, new, keep, CALL)
+            space.insist(core.ksm_break, space.sid, addr, addr + old, CALL)
+        space.insist(core.move, space.sid, addr, addr + old, to, new, keep, CALL)
         if keep and vma.flags & c.VM_LOCKED:  # the old mapping is no longer locked, but goes on counting
             words = core.words(space.sid)
             words[LOCKED_EXTRA] += (vma.end - vma.start) // PAGE_SIZE
             core.set_words(space.sid, words)
     else:  # a second mapping of the same pages
         pgoff = vma.pgoff + (addr - vma.start) // PAGE_SIZE
-        core.map(space.sid, to, to + new, vma.flags, vma.object, pgoff, vma.tag, CALL)
+        space.insist(core.map, space.sid, to, to + new, vma.flags, vma.object, pgoff, vma.tag, CALL)
     _populate(space, vma, to + old, to + new)
     return to
 

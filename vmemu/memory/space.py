@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar
 
 from vmemu._native import Trap, Vma, byte_view, to_short_trap
 from vmemu._native import constants as c
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["STACK_GUARD", "Space"]
+
+_T = TypeVar("_T")
 
 STACK_GUARD = 256 * PAGE_SIZE
 """Bytes kept free below a stack (stack_guard_gap)."""
@@ -279,10 +282,10 @@ class Space(Holder):
             ):
                 return False
             try:
-                kernel.core.prepare_anon(self.sid, stack.start, "expand_stack")
+                self.insist(kernel.core.prepare_anon, self.sid, stack.start, "expand_stack")
                 if not self._may_grow(stack, start):
                     return False
-                kernel.core.extend(self.sid, stack.start, start, True, "expand_stack")
+                self.insist(kernel.core.extend, self.sid, stack.start, start, True, "expand_stack")
             except SyscallError:
                 return False
         return True
@@ -299,6 +302,11 @@ class Space(Holder):
 
     # ---- what the calls on mappings need ----
 
+    def insist(self, function: Callable[..., _T], *args: object) -> _T:
+        """The result of a function of the core that does all or nothing on behalf of this process, made again as long
+        as frames that it lacks can be had. Raises OutOfMemory, or ProcessKilled if this process is killed for them."""
+        return call(self.kernel, self.pid, function, *args)
+
     def vmas(self, start: int = 0, end: int = TASK_SIZE) -> list[Vma]:
         """The mappings that overlap [start, end)."""
         return list(self.kernel.core.vmas(self.sid, start, end))
@@ -308,7 +316,7 @@ class Space(Holder):
         extra = (start > vma.start) + (end < vma.end)
         if flags != vma.flags and extra and not self.room_for_split(extra):
             raise syscall_error(call, errno.ENOMEM, f"more than {self.kernel.max_map_count} mappings")
-        self.kernel.core.reflag(self.sid, start, end, flags, call)
+        self.insist(self.kernel.core.reflag, self.sid, start, end, flags, call)
 
     def room_for_split(self, extra: int = 1) -> bool:
         """*extra* more mappings would stay within max_map_count."""
