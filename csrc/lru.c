@@ -332,6 +332,7 @@ int lru_pageout(struct vm *vm, struct space *s, uint64_t start, uint64_t end)
 
 	space_mark_peak(vm, s, 0, TASK_SIZE); /* a folio that is split gives pages back beyond the range */
 	lru_drain(vm);
+	reclaim_restore(vm);
 	return each(vm, s, start, end, pageout_entries, &ctx);
 }
 

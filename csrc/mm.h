@@ -55,14 +55,16 @@ struct fault_log {
 
 /* When frames are reclaimed, and which; see reclaim.h. */
 struct reclaim_state {
-	uint64_t low;	  /* fewer free frames than that stop an access; 0: none do */
-	uint64_t stalled; /* frames given back since boot when nothing more could be reclaimed, */
-	uint64_t floor;	  /* and free ones below which it is tried again all the same */
-	uint8_t *marks;	  /* by pfn, scratch of one run; NULL until first needed */
-	uint32_t policy;  /* enum vmemu_policy */
-	uint32_t runs;	  /* made so far */
-	uint64_t random;  /* state of the generator */
-	pfn_t hand[2];	  /* where the clock is, for anonymous memory and for files */
+	uint64_t low;		      /* fewer free frames than that stop an access; 0: none do */
+	uint64_t stalled;	      /* frames given back since boot when nothing more could be reclaimed, */
+	uint64_t floor;		      /* and free ones below which it is tried again all the same */
+	uint8_t *marks;		      /* by pfn, scratch of one run; NULL until first needed */
+	uint32_t policy;	      /* enum vmemu_policy */
+	uint32_t runs;		      /* made so far */
+	struct vmemu_victim *pending; /* handed out, until it is heard what became of them; NULL until first needed */
+	uint32_t npending, cap;	      /* of how many there is room for */
+	uint64_t random;	      /* state of the generator */
+	pfn_t hand[2];		      /* where the clock is, for anonymous memory and for files */
 	uint64_t counts[VMEMU_NRECLAIM];
 };
 

@@ -187,11 +187,49 @@ static int split_folios(struct reclaim *r, uint64_t n)
 
 /* ---- the way out ---- */
 
+/* Whether the page is still where it was when it was handed out. */
+static int still_there(struct vm *vm, const struct vmemu_victim *v)
+{
+	struct object *obj = v->object ? object_get(&vm->objects, v->object) : NULL;
+
+	return v->slot ? vm->frames.swap.slot[v->pfn] == v->slot : obj && object_lookup(obj, v->index) == v->pfn;
+}
+
+void reclaim_restore(struct vm *vm)
+{
+	struct reclaim_state *s = &vm->reclaim;
+
+	for (uint32_t i = 0; i < s->npending; i++)
+		if (still_there(vm, &s->pending[i]))
+			frame_of(&vm->frames, s->pending[i].pfn)->flags |= FRAME_DIRTY;
+	s->npending = 0;
+}
+
+/* Room for so many victims. */
+static int make_pending(struct vm *vm, uint32_t cap)
+{
+	struct reclaim_state *s = &vm->reclaim;
+	struct vmemu_victim *pending;
+
+	reclaim_restore(vm);
+	if (cap <= s->cap)
+		return 0;
+	pending = host_zalloc(&vm->host, cap * sizeof(*pending));
+	if (!pending)
+		return -ENOMEM;
+	host_free(&vm->host, s->pending, s->cap * sizeof(*pending));
+	s->pending = pending;
+	s->cap = cap;
+	return 0;
+}
+
 int reclaim_begin(struct vm *vm, uint32_t cap, struct reclaim **out)
 {
 	struct reclaim_state *s = &vm->reclaim;
 	struct reclaim *r;
 
+	if (make_pending(vm, cap))
+		return -ENOMEM;
 	if (!s->marks && !(s->marks = host_zalloc(&vm->host, vm->frames.nframes)))
 		return -ENOMEM;
 	r = host_zalloc(&vm->host, sizeof(*r) + cap * sizeof(r->victims[0]));
@@ -262,7 +300,8 @@ static void mark_peaks(struct vm *vm)
 static void hand_out(struct reclaim *r, struct vmemu_victim *out, uint32_t *n, struct vmemu_victim victim)
 {
 	frame_of(&r->vm->frames, victim.pfn)->flags &= (uint16_t)~FRAME_DIRTY;
-	out[(*n)++] = victim;
+	r->vm->reclaim.pending[*n] = out[*n] = victim;
+	r->vm->reclaim.npending = ++*n;
 }
 
 /* Victims among the pages of one object, which nothing maps any more. */
@@ -363,16 +402,20 @@ int reclaim_run(struct vm *vm, const struct vmemu_reclaim *what, struct vmemu_vi
 uint32_t reclaim_finish(struct vm *vm, const struct vmemu_victim *victims, uint32_t n)
 {
 	struct frames *f = &vm->frames;
-	uint64_t *counts = vm->reclaim.counts;
+	struct reclaim_state *s = &vm->reclaim;
+	uint64_t *counts = s->counts;
 	uint32_t freed = 0;
 
+	if (n != s->npending || (n && (victims[0].pfn != s->pending[0].pfn || victims[0].slot != s->pending[0].slot)))
+		reclaim_restore(vm); /* those of somebody else, who was interrupted */
+	s->npending = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		const struct vmemu_victim *v = &victims[i];
 		struct object *obj = v->object ? object_get(&vm->objects, v->object) : NULL;
 		struct frame *fr = frame_of(f, v->pfn);
 
-		if (v->slot ? f->swap.slot[v->pfn] != v->slot : !obj || object_lookup(obj, v->index) != v->pfn)
-			continue; /* gone meanwhile */
+		if (!still_there(vm, v)) /* gone meanwhile */
+			continue;
 		if (!v->written) {
 			fr->flags |= FRAME_DIRTY;
 			continue;

@@ -23,6 +23,8 @@ void reclaim_destroy(struct vm *vm);
 int reclaim_run(struct vm *vm, const struct vmemu_reclaim *what, struct vmemu_victim *out, uint32_t cap,
 		uint32_t *nvictims);
 /* The caller is done with victims; those with `written` set may go. Returns how many frames that frees. */
+/* Of victims handed out nothing will be heard any more: who had them was interrupted. What they hold may be nowhere else. */
+void reclaim_restore(struct vm *vm);
 uint32_t reclaim_finish(struct vm *vm, const struct vmemu_victim *victims, uint32_t n);
 
 /* For lru.c: frames that are to go, whoever maps them (MADV_PAGEOUT). begin: cap more may be added; -ENOMEM. */

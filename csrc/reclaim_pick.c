@@ -336,7 +336,10 @@ void reclaim_destroy(struct vm *vm)
 {
 	host_free(&vm->host, vm->frames.stamps, (vm->frames.nframes + 1) * sizeof(*vm->frames.stamps));
 	host_free(&vm->host, vm->reclaim.marks, vm->frames.nframes);
+	host_free(&vm->host, vm->reclaim.pending, vm->reclaim.cap * sizeof(*vm->reclaim.pending));
 	vm->frames.stamps = vm->frames.recency = NULL;
 	vm->frames.stamped = 0;
 	vm->reclaim.marks = NULL;
+	vm->reclaim.pending = NULL;
+	vm->reclaim.npending = vm->reclaim.cap = 0;
 }

@@ -22,10 +22,10 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from machines import PAGE, SHARED, anon, every_mode, filled, program
+from machines import ANON, PAGE, SHARED, anon, every_mode, filled, program
 
 import vmemu
-from vmemu import Clone, ForkMode, Machine, Process, Prot, SyscallError, workloads
+from vmemu import Advice, Clone, ForkMode, Machine, Process, Prot, SyscallError, workloads
 
 HERE = str(Path(vmemu.__file__).parent)
 RW = Prot.READ | Prot.WRITE
@@ -549,6 +549,33 @@ def test_shared_memory(how: str) -> None:
 def test_files(how: str) -> None:
     """A file that nobody has goes."""
     storm(lambda m: lambda: m.create_file("x", b"x" * 100) and None, how, stride=stride(how, 1, 5), whole=False)
+
+
+@pytest.mark.parametrize("call", ["PAGEOUT", "write", "file"])
+def test_pages_on_their_way_out(call: str) -> None:
+    """Reclaim has taken pages from everybody and not written them yet: they are somewhere all the same."""
+    npages = 200
+    with Machine("512KiB", swap="4MiB") as m:
+        p = m.spawn()
+        a = p.mmap(None, npages * PAGE, RW, ANON)
+        pages = b"".join(b"%08d" % i + bytes(PAGE - 8) for i in range(npages))
+        p.write(a, pages)
+        file = m.create_file("f", pages[: 20 * PAGE], writenotify=True)
+        calls: dict[str, Callable[[], object]] = {
+            "PAGEOUT": lambda: p.madvise(a + 30 * PAGE, 40 * PAGE, Advice.PAGEOUT),
+            "write": lambda: p.touch(a + 100 * PAGE, 60 * PAGE, write=True),
+            "file": lambda: [file.pwrite(b"%08d" % i, i * PAGE) for i in range(20)],
+        }
+        for n in count(0, 2):
+            p.touch(a, 70 * PAGE, write=True)  # dirty again, and in memory
+            cutter = Cutter("signals", n)
+            cutter(calls[call])
+            m.verify()
+            p.touch(a + 70 * PAGE, 130 * PAGE)  # what is thought to be clean goes
+            assert p.read(a, len(pages)) == pages and file.pread(20 * PAGE, 0) == pages[: 20 * PAGE], n
+            if not cutter.cuts:
+                assert n > 10
+                return
 
 
 # ---- mending ----
