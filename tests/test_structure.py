@@ -31,6 +31,7 @@ PYTHON = """
     kernel
     cgroups
     files pids interned limits credentials dispositions swap
+    openfile
     _native
     errors options
     types alignment columns

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
         VmemuError,
     )
     from vmemu.faultlog import FAULT_DTYPE, NO_FRAME, FaultLog
-    from vmemu.files import File
     from vmemu.ksm import KsmCounts, KsmStat
     from vmemu.limits import RLIM_INFINITY, Resource
     from vmemu.machine import Machine
     from vmemu.oom import OomCandidate, OomReport
+    from vmemu.openfile import File
     from vmemu.process import Process
     from vmemu.traces import TRACE_DTYPE, RunResult, load_trace, save_trace
     from vmemu.types import (
@@ -121,7 +121,7 @@ _HOMES = {
     "errors": "BusError FaultsLost InvariantError KernelPanic MemoryFault OutOfMemory ProcessKilled "
     "SegmentationFault SwapError SyscallError TraceError VmemuError",
     "faultlog": "FAULT_DTYPE NO_FRAME FaultLog",
-    "files": "File",
+    "openfile": "File",
     "ksm": "KsmCounts KsmStat",
     "limits": "RLIM_INFINITY Resource",
     "machine": "Machine",

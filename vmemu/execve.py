@@ -20,7 +20,6 @@ from vmemu import loader, plans
 from vmemu._native import Pattern, Trap
 from vmemu._native import constants as c
 from vmemu.errors import OutOfMemory, syscall_error
-from vmemu.files import File
 from vmemu.kernel import Image, Kernel
 from vmemu.limits import Resource
 from vmemu.loader import ExecPlan, PastReturn, Seen, Segment
@@ -28,6 +27,7 @@ from vmemu.memory import mprotect
 from vmemu.memory.mmap import map_private, vm_prot
 from vmemu.memory.shortage import call
 from vmemu.memory.space import Space
+from vmemu.openfile import File
 from vmemu.plans import Kept, Made
 from vmemu.types import PAGE_SIZE, Overcommit, Prot
 

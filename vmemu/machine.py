@@ -17,7 +17,6 @@ from vmemu.cgroupfs import CgroupFS
 from vmemu.crowd import exit_many, usage
 from vmemu.errors import VmemuError
 from vmemu.faultlog import FaultLog
-from vmemu.files import File
 from vmemu.handles import ProcessMap
 from vmemu.kernel import Kernel
 from vmemu.ksm import Ksm
@@ -30,6 +29,7 @@ from vmemu.memory.commit import commit_limit
 from vmemu.memory.reclaim import start_paging, trim
 from vmemu.memory.shortage import make_room, squeeze
 from vmemu.oom import OomReport, out_of_memory
+from vmemu.openfile import File
 from vmemu.pids import INIT
 from vmemu.process import Process
 from vmemu.procfs import ProcFS

@@ -12,9 +12,9 @@ from collections.abc import Mapping as Dictionary
 from typing import Any, NamedTuple
 
 from vmemu._native import Pattern
-from vmemu.files import Inode
 from vmemu.kernel import Image
 from vmemu.loader import ExecPlan, Restacked, Restacker, Seen
+from vmemu.openfile import Inode
 from vmemu.types import PAGE_SIZE
 
 __all__ = ["Kept", "Made", "Request", "find", "keep", "request_of"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from vmemu.files import File
+    from vmemu.openfile import File
 
 __all__ = ["Process", "Thread"]
 

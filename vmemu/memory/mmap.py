@@ -11,7 +11,6 @@ from vmemu._native import Vma
 from vmemu._native import constants as c
 from vmemu.alignment import HUGE_PAGE
 from vmemu.errors import KernelPanic, OutOfMemory, syscall_error
-from vmemu.files import File
 from vmemu.limits import Resource
 from vmemu.memory import hugetlb
 from vmemu.memory.args import MASK, TASK_SIZE, page_up, u64
@@ -38,6 +37,7 @@ from vmemu.memory.place import MMAP_MIN_ADDR, place
 from vmemu.memory.shortage import make_room
 from vmemu.memory.space import Space
 from vmemu.memory.words import DEF_FLAGS, MMAP_BASE
+from vmemu.openfile import File
 from vmemu.types import PAGE_SIZE, Overcommit
 
 __all__ = ["map_private", "mmap", "munmap", "remap_file_pages", "vm_prot"]
