@@ -92,24 +92,15 @@ void table_release(struct tables *t, pte_t e)
 static void release_all(struct tables *t, const pte_t *e, unsigned int used)
 {
 	struct frame *of = t->frames->of;
-	pte_t some[8], ahead[8];
 
-	/* They are read well before records are written: the record of a page is often where its entry is, modulo 4096, and then the
-	 * processor takes a load that follows for one of what was just stored. */
-	memcpy(ahead, e, sizeof(ahead));
-	for (unsigned int i = 0; used; i += 8) {
-		memcpy(some, ahead, sizeof(some));
-		if (i + 8 < TABLE_ENTRIES)
-			memcpy(ahead, e + i + 8, sizeof(ahead));
-		if (!(some[0] | some[1] | some[2] | some[3] | some[4] | some[5] | some[6] | some[7]))
+	for (unsigned int i = 0; used; i++) {
+		pte_t entry = e[i];
+
+		if (!entry)
 			continue;
-		for (unsigned int k = 0; k < 8 && used; k++) {
-			if (!some[k])
-				continue;
-			used--;
-			if (!(some[k] & PTE_P) || !frame_leave(&of[pte_pfn(some[k])]))
-				table_release(t, some[k]);
-		}
+		used--;
+		if (!(entry & PTE_P) || !frame_leave(&of[pte_pfn(entry)]))
+			table_release(t, entry);
 	}
 }
 
