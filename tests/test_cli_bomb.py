@@ -132,6 +132,8 @@ def test_procfs(tmp_path: Path) -> None:
             ["--bomb", "classic", "--report", "/no/such/directory/x.html"],
             "--report: /no/such/directory/x.html: No such",
         ),
+        (["--bomb", "classic", "--report", "-"], "--report: -: the page needs a file"),
+        (["--report", ""], "--report: : No such file or directory"),
         (["--bomb", "classic", "--report", "/"], "--report: /: Is a directory"),
     ],
 )

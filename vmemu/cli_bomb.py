@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmemu.cli_common import INTERRUPTED, add_memory, add_program, interrupt, usage, words_of
+from vmemu.cli_common import INTERRUPTED, add_memory, add_program, check_output, interrupt, usage, words_of
 from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
@@ -324,16 +324,9 @@ def _check_report(options: argparse.Namespace, parser: Parser) -> None:
     """That the report can be written is known before anything runs."""
     if options.report is None:
         return
-    file = Path(options.report)
-    problem = None
-    if file.is_dir():
-        problem = "Is a directory"
-    elif not file.absolute().parent.is_dir():
-        problem = "No such directory"
-    elif not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        problem = "Permission denied"
-    if problem:
-        parser.error(f"--report: {options.report}: {problem}")
+    if options.report == "-":  # standard output is for the text
+        parser.error("--report: -: the page needs a file")
+    check_output("--report", options.report, parser)
 
 
 def _write_report(options: argparse.Namespace, parser: Parser, page: Callable[[], str]) -> int:

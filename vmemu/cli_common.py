@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmemu.options import Parser, size
@@ -14,7 +16,7 @@ from vmemu.options import Parser, size
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["INTERRUPTED", "add_memory", "add_program", "interrupt", "usage", "words_of"]
+__all__ = ["INTERRUPTED", "add_memory", "add_program", "check_output", "interrupt", "usage", "words_of"]
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C."""
@@ -44,6 +46,22 @@ def words_of(options: argparse.Namespace) -> list[str]:
     """PROGRAM and ARGS; the first -- only ends the options."""
     words: list[str] = options.program
     return words[1:] if words[:1] == ["--"] else words
+
+
+def check_output(option: str, name: str, parser: Parser) -> None:
+    """A usage error of *option* if no file of that *name* can be written."""
+    file = Path(name)
+    problem = None
+    if not name:
+        problem = "No such file or directory"
+    elif file.is_dir():
+        problem = "Is a directory"
+    elif not file.absolute().parent.is_dir():
+        problem = "No such directory"
+    elif not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        problem = "Permission denied"
+    if problem:
+        parser.error(f"{option}: {name}: {problem}")
 
 
 @contextlib.contextmanager
