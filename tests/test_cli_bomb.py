@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import commands
 import pytest
 
 from vmemu.bombs import SHAPES
+from vmemu.cli_common import interrupt
 
 COMMAND = [*commands.COMMAND, "bomb"]
 
@@ -151,23 +153,42 @@ def test_a_report_that_cannot_be_written_loses_nothing() -> None:
     assert done.stderr == "vmemu bomb: error: --report: /dev/full: No space left on device\n"
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(
     "arguments", [["--bomb", "waiting", "--memory", "4GiB", "--built-in"], ["--matrix", "--memory", "512MiB"]]
 )
-def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) -> None:
+def test_interrupt_ends_with_the_report(arguments: list[str], times: int, tmp_path: Path) -> None:
+    """However often it is asked to in quick succession."""
     file = tmp_path / "report.html"
     command = [*COMMAND, "--json", "--ticks", "100000", "--max-processes", "1000000", "--report", str(file), *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         commands.wait_until_busy(process.pid, 2.5 if "--matrix" in arguments else 1.0)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+        for i in range(times):
+            time.sleep(0.02 * bool(i))
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     assert err == ""
     report = json.loads(out)
     assert report["interrupted"] if "results" in report else report["ended"] == "interrupted"
     assert file.read_text().endswith("</html>\n")
+
+
+def test_another_interrupt_a_second_later_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupt() as asked:
+        assert not asked()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+            assert asked()
+        now[0] += 1.5
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ __all__ = ["INTERRUPTED", "add_memory", "add_program", "check_output", "interrup
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C."""
+_PATIENCE = 1.0
+"""Seconds after the first Ctrl-C until another one ends the command."""
 
 _COMMAND_HELP = "everything after the first word that is not an option belongs to the program (or after --)"
 
@@ -85,17 +88,20 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C asks to stop (the function given says so), the second raises KeyboardInterrupt."""
-    asked = False
+    """Within it the first Ctrl-C asks to stop (the function given says so). Those that follow are ignored while what
+    was found is written, except after `_PATIENCE`: then one raises KeyboardInterrupt."""
+    asked_at: float | None = None
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at is None:
+            asked_at = now
+        elif now - asked_at > _PATIENCE:
             raise KeyboardInterrupt
-        asked = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: asked
+        yield lambda: asked_at is not None
     finally:
         signal.signal(signal.SIGINT, before)

@@ -416,3 +416,22 @@ def test_defences_can_be_written_again() -> None:
     words = ["nproc=20", "pids.max=30", "memory.max=4MiB", "overcommit=2", "protect", "watcher=50"]
     assert bombs.Defences.parse(words).words == words
     assert bombs.Defences.parse(["watcher"]).words == ["watcher=50"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ticks", "5"), ("ticks", True), ("ticks", 5.0), ("ticks", None), ("max_processes", None), ("generations", 2.5),
+        ("generations", False), ("dirty", "1"), ("seed", None), ("seed", 1.5), ("service", 4096.0), ("program", 3),
+        ("argv", "sh"), ("fork", "cow"), ("policy", 1), ("sharing", "yes"),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_named(name: str, value: Any) -> None:
+    with Machine(memory=SMALL) as machine:
+        with pytest.raises(TypeError, match=f"^{name}: "):
+            bombs.classic(machine, **{name: value})
+        assert len(machine.processes) == 1
+
+
+def test_numpy_integers_are_integers() -> None:
+    assert explode(ticks=np.int64(3), seed=np.uint8(1)).to_json()["settings"]["ticks"] == 3
