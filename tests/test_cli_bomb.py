@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import pty
@@ -16,8 +18,11 @@ from typing import Any
 import commands
 import pytest
 
+from vmemu import Machine, bombs
 from vmemu.bombs import SHAPES
 from vmemu.cli_common import interrupt
+from vmemu.lab.page import result_page
+from vmemu.lab.verdicts import print_result
 
 COMMAND = [*commands.COMMAND, "bomb"]
 
@@ -76,6 +81,33 @@ def test_table() -> None:
         "Again: vmemu bomb --bomb classic",
     ):
         assert word in out
+
+
+def test_labels_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    result = bombs.classic(Machine(memory="16MiB", oom="kill"), defences=["nproc=20"], ticks=200).result
+    narrow = Narrow()
+    print_result(result, narrow)
+    text = narrow.getvalue()
+    for label in ("ended", "contained", "bystander", "peak processes", "forks", "killed", "least free memory"):
+        assert re.search(rf"^{label}\b", text, re.MULTILINE), text
+
+
+class Narrow(io.StringIO):
+    """A terminal of 30 columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_is_singular() -> None:
+    result = bombs.classic(Machine(memory="16MiB", oom="kill"), ticks=3).result
+    fate = dataclasses.replace(result.bystander, first_stall=2, stalls=1, major_faults=1)
+    result = dataclasses.replace(result, bystander=fate)
+    out = io.StringIO()
+    print_result(result, out)
+    assert "1 tick with stalls; 1 major fault\n" in re.sub(" +\n", "\n", out.getvalue())
+    assert "stalled in 1 tick; 1 major fault<" in result_page(result)
 
 
 def test_again_is_the_same_again() -> None:

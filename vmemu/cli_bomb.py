@@ -194,7 +194,8 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode, stop:
         parser.error(f"--built-in contradicts the program {words[0]}")
     program = None if options.built_in else words[0] if words else default_program()
     _check_report(options, parser)
-    with usage(parser, program or "the built-in program"):
+    swap = "--swap" if options.swap_file is None else "--swap-file"
+    with usage(parser, program or "the built-in program", swap):
         result = _explode(options, fork, defences, program, words, stop)
     if options.json:
         print(json.dumps(result.to_json(), indent=2))
@@ -204,7 +205,7 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode, stop:
         print_result(result)
     status = _write_report(options, parser, lambda: _page(result))
     if result.failure is not None:
-        print(f"{parser.prog}: error: --swap: {result.failure}", file=sys.stderr)
+        print(f"{parser.prog}: error: {swap}: {result.failure}", file=sys.stderr)
         return 2
     return status or (INTERRUPTED if result.ended is Ended.INTERRUPTED else 0)
 

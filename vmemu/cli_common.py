@@ -68,8 +68,9 @@ def check_output(option: str, name: str, parser: Parser) -> None:
 
 
 @contextlib.contextmanager
-def usage(parser: Parser, program: str) -> Iterator[None]:
-    """A program that can't be executed and a machine that can't be made are usage errors."""
+def usage(parser: Parser, program: str, swap: str = "--swap") -> Iterator[None]:
+    """A program that can't be executed and a machine that can't be made are usage errors; *swap* is the option
+    that names the swap device."""
     from vmemu.errors import SyscallError
 
     try:
@@ -80,7 +81,7 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
             why = f"does not fit into the machine's memory: {why}"
         about = "--procfs" if why.startswith("export: ") else program or repr(program)
         if why.startswith("swap"):
-            about = "--swap"
+            about = swap
         parser.exit(2, f"{parser.prog}: error: {about}: {why}\n")
     except (ValueError, NotImplementedError) as error:
         parser.error(str(error))
