@@ -146,12 +146,12 @@ def tree(result: Result, unit: str = "tick") -> str:
     rows = "".join(
         "<tr>" + "".join(f'<td class="n">{value:,}</td>' for value in row) + "</tr>" for row in generations(result)[:40]
     )
-    some = "All processes"
+    some = "All processes of the bomb"
     if shown < len(nodes):
         first = next((i for i, index in enumerate(chosen) if i != index), shown)
-        some = f"{shown:,} of {len(nodes):,} processes"
-        some += f", the first {first:,} and the first killed or exited after them with their ancestors,"
-        some = f"The first {shown:,} of {len(nodes):,} processes" if first == shown else some
+        some = f"{shown:,} of {len(nodes):,} processes of the bomb: the first {first:,}"
+        if first < shown:
+            some += ", and of the later ones the first that were killed or exited, with their ancestors"
     return (
         '<figure class="wide"><figcaption><h3>Who forked whom</h3>'
         + legend([("c0", "alive"), ("c8", "exited"), ("killed", "killed")])
@@ -159,7 +159,7 @@ def tree(result: Result, unit: str = "tick") -> str:
         f'preserveAspectRatio="none" role="img" aria-label="Tree of processes over time">{"".join(forks + lives)}</svg>'
         '<div class="x" style="margin-left:0"><span style="left:0;transform:none">start</span>'
         f'<span class="last">{unit} {ticks:,}</span></div>'
-        f'<p class="note">{some} of the bomb, each a line from its birth to its death, children below their parent.</p>'
+        f'<p class="note">{some}. Each is a line from its birth to its death, children below their parent.</p>'
         '<details><summary>By generation</summary><div class="scroll"><table><thead><tr><th class="n">generation</th>'
         '<th class="n">processes</th><th class="n">exited</th><th class="n">killed</th><th class="n">alive</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div></details></figure>"
