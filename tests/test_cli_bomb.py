@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import pty
@@ -9,13 +11,18 @@ import re
 import select
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import commands
 import pytest
 
+from vmemu import Machine, bombs
 from vmemu.bombs import SHAPES
+from vmemu.cli_common import interrupt
+from vmemu.lab.page import result_page
+from vmemu.lab.verdicts import print_result
 
 COMMAND = [*commands.COMMAND, "bomb"]
 
@@ -76,6 +83,33 @@ def test_table() -> None:
         assert word in out
 
 
+def test_labels_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    result = bombs.classic(Machine(memory="16MiB", oom="kill"), defences=["nproc=20"], ticks=200).result
+    narrow = Narrow()
+    print_result(result, narrow)
+    text = narrow.getvalue()
+    for label in ("ended", "contained", "bystander", "peak processes", "forks", "killed", "least free memory"):
+        assert re.search(rf"^{label}\b", text, re.MULTILINE), text
+
+
+class Narrow(io.StringIO):
+    """A terminal of 30 columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_is_singular() -> None:
+    result = bombs.classic(Machine(memory="16MiB", oom="kill"), ticks=3).result
+    fate = dataclasses.replace(result.bystander, first_stall=2, stalls=1, major_faults=1)
+    result = dataclasses.replace(result, bystander=fate)
+    out = io.StringIO()
+    print_result(result, out)
+    assert "1 tick with stalls; 1 major fault\n" in re.sub(" +\n", "\n", out.getvalue())
+    assert "stalled in 1 tick; 1 major fault<" in result_page(result)
+
+
 def test_again_is_the_same_again() -> None:
     line = re.search(r"Again: vmemu bomb (.*)", bomb("--bomb", "touch", "--memory", "16MiB", "--built-in").stdout)
     assert line
@@ -132,6 +166,8 @@ def test_procfs(tmp_path: Path) -> None:
             ["--bomb", "classic", "--report", "/no/such/directory/x.html"],
             "--report: /no/such/directory/x.html: No such",
         ),
+        (["--bomb", "classic", "--report", "-"], "--report: -: the page needs a file"),
+        (["--report", ""], "--report: : No such file or directory"),
         (["--bomb", "classic", "--report", "/"], "--report: /: Is a directory"),
     ],
 )
@@ -149,23 +185,42 @@ def test_a_report_that_cannot_be_written_loses_nothing() -> None:
     assert done.stderr == "vmemu bomb: error: --report: /dev/full: No space left on device\n"
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(
     "arguments", [["--bomb", "waiting", "--memory", "4GiB", "--built-in"], ["--matrix", "--memory", "512MiB"]]
 )
-def test_interrupt_ends_with_the_report(arguments: list[str], tmp_path: Path) -> None:
+def test_interrupt_ends_with_the_report(arguments: list[str], times: int, tmp_path: Path) -> None:
+    """However often it is asked to in quick succession."""
     file = tmp_path / "report.html"
     command = [*COMMAND, "--json", "--ticks", "100000", "--max-processes", "1000000", "--report", str(file), *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         commands.wait_until_busy(process.pid, 2.5 if "--matrix" in arguments else 1.0)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+        for i in range(times):
+            time.sleep(0.02 * bool(i))
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     assert err == ""
     report = json.loads(out)
     assert report["interrupted"] if "results" in report else report["ended"] == "interrupted"
     assert file.read_text().endswith("</html>\n")
+
+
+def test_another_interrupt_a_second_later_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupt() as asked:
+        assert not asked()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+            assert asked()
+        now[0] += 1.5
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(

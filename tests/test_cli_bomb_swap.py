@@ -92,7 +92,7 @@ def test_device_fails_for_the_command(tmp_path: Path, monkeypatch: pytest.Monkey
     out, err = capsys.readouterr()  # type: ignore[attr-defined]
     assert status == 2
     assert "ended" in out and "the swap device failed" in out
-    assert len(err.splitlines()) == 1 and "error: --swap" in err and str(file) in err
+    assert len(err.splitlines()) == 1 and "error: --swap-file: " in err and str(file) in err
 
 
 def test_swap_error_is_a_value() -> None:
@@ -112,7 +112,7 @@ def test_swap_error_is_a_value() -> None:
         (["--swap", "17TiB"], "16TiB"),
         (["--policy", "best"], "'best'"),
         (["--swap", "1MiB", "--policy", "opt"], "'opt'"),
-        (["--swap-file", "FILE"], "too small"),
+        (["--swap-file", "FILE"], "error: --swap-file: "),
         (["--swap-file", "DIR"], "directory"),
         (["--swap-file", "DIR/none"], "No such file"),
         (["--swap", "1GiB", "--swap-file", "BIG"], "too small"),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmemu.cli_common import INTERRUPTED, add_memory, add_program, interrupt, usage, words_of
+from vmemu.cli_common import INTERRUPTED, add_memory, add_program, check_output, interrupt, usage, words_of
 from vmemu.options import Parser, add_json, add_seed, number, size
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ Defences (--defence, repeatable):
   overcommit=2     promise no more memory than there is
   protect          oom_score_adj -1000 for the bystander
   watcher[=N]      a process that looks every tenth tick, and kills the bomb's process group at N processes (50)
---matrix runs all shapes against all defences with the built-in program and prints who survives."""
+--matrix runs all shapes against all defences with the built-in program and prints who survives.
+
+Ctrl-C ends the bomb, and what was found is printed and written; another one more than a second later gives that up."""
 
 _ONLY = ("defence", "ticks", "swap", "swap_file", "policy", "built_in")
 """Options that need --bomb or --matrix."""
@@ -112,20 +114,22 @@ def _bomb(options: argparse.Namespace, parser: Parser) -> int:
             check(options.procfs)
         except SyscallError as error:
             parser.exit(2, f"{parser.prog}: error: --procfs: {error.strerror}\n")
-    if options.matrix:
-        return _matrix(options, parser, fork)
-    if options.bomb is not None:
-        return _scenario(options, parser, fork)
-    for name in _ONLY:
-        if getattr(options, name):
-            parser.error(f"--{name.replace('_', '-')} needs --bomb or --matrix")
-    return _generations(options, parser, fork)
+    if not options.matrix and options.bomb is None:
+        for name in _ONLY:
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} needs --bomb or --matrix")
+    with interrupt() as stop:  # until all is printed and written
+        if options.matrix:
+            return _matrix(options, parser, fork, stop)
+        if options.bomb is not None:
+            return _scenario(options, parser, fork, stop)
+        return _generations(options, parser, fork, stop)
 
 
 # ---- generation by generation ----
 
 
-def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> int:
+def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode, stop: Callable[[], bool]) -> int:
     from vmemu.lab import bomb
     from vmemu.lab.report import Stopped, to_json
 
@@ -154,7 +158,7 @@ def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) ->
             film=film,
         )
 
-    with usage(parser, program), interrupt() as stop:
+    with usage(parser, program):
         if sys.stderr.isatty():
             from vmemu.lab.tables import BombProgress
 
@@ -178,7 +182,7 @@ def _generations(options: argparse.Namespace, parser: Parser, fork: ForkMode) ->
 # ---- one shape ----
 
 
-def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> int:
+def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode, stop: Callable[[], bool]) -> int:
     from vmemu.bombs import SHAPES, Ended
     from vmemu.bombs.program import default_program
 
@@ -190,7 +194,8 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> in
         parser.error(f"--built-in contradicts the program {words[0]}")
     program = None if options.built_in else words[0] if words else default_program()
     _check_report(options, parser)
-    with usage(parser, program or "the built-in program"), interrupt() as stop:
+    swap = "--swap" if options.swap_file is None else "--swap-file"
+    with usage(parser, program or "the built-in program", swap):
         result = _explode(options, fork, defences, program, words, stop)
     if options.json:
         print(json.dumps(result.to_json(), indent=2))
@@ -200,7 +205,7 @@ def _scenario(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> in
         print_result(result)
     status = _write_report(options, parser, lambda: _page(result))
     if result.failure is not None:
-        print(f"{parser.prog}: error: --swap: {result.failure}", file=sys.stderr)
+        print(f"{parser.prog}: error: {swap}: {result.failure}", file=sys.stderr)
         return 2
     return status or (INTERRUPTED if result.ended is Ended.INTERRUPTED else 0)
 
@@ -261,7 +266,7 @@ def _defences(options: argparse.Namespace, parser: Parser) -> Defences:
 # ---- all of them ----
 
 
-def _matrix(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> int:
+def _matrix(options: argparse.Namespace, parser: Parser, fork: ForkMode, stop: Callable[[], bool]) -> int:
     from vmemu.bombs import SHAPES
     from vmemu.lab import matrix
 
@@ -271,7 +276,7 @@ def _matrix(options: argparse.Namespace, parser: Parser, fork: ForkMode) -> int:
             parser.error(f"--matrix runs all bombs against all defences on machines of its own: no {what} with it")
     _check_report(options, parser)
     runs = len(matrix.defences_for(options.memory)) * len(SHAPES)
-    with usage(parser, "the built-in program"), interrupt() as stop, contextlib.ExitStack() as view:
+    with usage(parser, "the built-in program"), contextlib.ExitStack() as view:
         progress = None
         if sys.stderr.isatty():
             from vmemu.lab.live import MatrixProgress
@@ -324,16 +329,9 @@ def _check_report(options: argparse.Namespace, parser: Parser) -> None:
     """That the report can be written is known before anything runs."""
     if options.report is None:
         return
-    file = Path(options.report)
-    problem = None
-    if file.is_dir():
-        problem = "Is a directory"
-    elif not file.absolute().parent.is_dir():
-        problem = "No such directory"
-    elif not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        problem = "Permission denied"
-    if problem:
-        parser.error(f"--report: {options.report}: {problem}")
+    if options.report == "-":  # standard output is for the text
+        parser.error("--report: -: the page needs a file")
+    check_output("--report", options.report, parser)
 
 
 def _write_report(options: argparse.Namespace, parser: Parser, page: Callable[[], str]) -> int:

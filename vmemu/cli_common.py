@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmemu.options import Parser, size
@@ -14,10 +17,12 @@ from vmemu.options import Parser, size
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["INTERRUPTED", "add_memory", "add_program", "interrupt", "usage", "words_of"]
+__all__ = ["INTERRUPTED", "add_memory", "add_program", "check_output", "interrupt", "usage", "words_of"]
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C."""
+_PATIENCE = 1.0
+"""Seconds after the first Ctrl-C until another one ends the command."""
 
 _COMMAND_HELP = "everything after the first word that is not an option belongs to the program (or after --)"
 
@@ -46,9 +51,26 @@ def words_of(options: argparse.Namespace) -> list[str]:
     return words[1:] if words[:1] == ["--"] else words
 
 
+def check_output(option: str, name: str, parser: Parser) -> None:
+    """A usage error of *option* if no file of that *name* can be written."""
+    file = Path(name)
+    problem = None
+    if not name:
+        problem = "No such file or directory"
+    elif file.is_dir():
+        problem = "Is a directory"
+    elif not file.absolute().parent.is_dir():
+        problem = "No such directory"
+    elif not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        problem = "Permission denied"
+    if problem:
+        parser.error(f"{option}: {name}: {problem}")
+
+
 @contextlib.contextmanager
-def usage(parser: Parser, program: str) -> Iterator[None]:
-    """A program that can't be executed and a machine that can't be made are usage errors."""
+def usage(parser: Parser, program: str, swap: str = "--swap") -> Iterator[None]:
+    """A program that can't be executed and a machine that can't be made are usage errors; *swap* is the option
+    that names the swap device."""
     from vmemu.errors import SyscallError
 
     try:
@@ -59,7 +81,7 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
             why = f"does not fit into the machine's memory: {why}"
         about = "--procfs" if why.startswith("export: ") else program or repr(program)
         if why.startswith("swap"):
-            about = "--swap"
+            about = swap
         parser.exit(2, f"{parser.prog}: error: {about}: {why}\n")
     except (ValueError, NotImplementedError) as error:
         parser.error(str(error))
@@ -67,17 +89,20 @@ def usage(parser: Parser, program: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C asks to stop (the function given says so), the second raises KeyboardInterrupt."""
-    asked = False
+    """Within it the first Ctrl-C asks to stop (the function given says so). Those that follow are ignored while what
+    was found is written, except after `_PATIENCE`: then one raises KeyboardInterrupt."""
+    asked_at: float | None = None
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at is None:
+            asked_at = now
+        elif now - asked_at > _PATIENCE:
             raise KeyboardInterrupt
-        asked = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: asked
+        yield lambda: asked_at is not None
     finally:
         signal.signal(signal.SIGINT, before)

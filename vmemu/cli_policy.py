@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
+from vmemu.cli_common import check_output
 from vmemu.options import Parser, add_json, add_seed, size
 
 if TYPE_CHECKING:
@@ -46,11 +48,7 @@ def _policy(options: argparse.Namespace, parser: Parser) -> int:
     from vmemu.errors import TraceError
     from vmemu.lab import policy
 
-    if options.plot is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs Matplotlib: install vmemu with the extra 'plot'")
+    _check_plot(options, parser)
     try:
         with _status() as progress:
             report = policy.run(options.trace, options.memory or (), options.policy or _NAMES, options.seed, progress)
@@ -58,16 +56,34 @@ def _policy(options: argparse.Namespace, parser: Parser) -> int:
         parser.exit(2, f"{parser.prog}: error: {options.trace}: {error.strerror}\n")
     except TraceError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    if options.plot is not None:
-        try:
-            policy.plot(report, options.plot)
-        except (OSError, ValueError) as error:
-            parser.exit(2, f"{parser.prog}: error: --plot {options.plot}: {error}\n")
     if options.json:
         print(json.dumps(policy.to_json(report), indent=2))
     else:
         _print(report)
+    if options.plot is not None:
+        try:
+            policy.plot(report, options.plot)
+        except (OSError, ValueError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+            print(f"{parser.prog}: error: --plot: {options.plot}: {why}", file=sys.stderr)
+            return 1
     return 0
+
+
+def _check_plot(options: argparse.Namespace, parser: Parser) -> None:
+    """That the picture can be drawn and written is known before anything runs."""
+    if options.plot is None:
+        return
+    from vmemu.lab import policy
+
+    try:
+        known = policy.plot_formats()
+    except ImportError:
+        parser.error("--plot needs Matplotlib: install vmemu with the extra 'plot'")
+    ending = os.path.splitext(options.plot)[1].removeprefix(".").lower()
+    if ending and ending not in known:
+        parser.error(f"--plot: {options.plot}: {ending!r} is no format; there are {', '.join(known)}")
+    check_output("--plot", options.plot, parser)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dictionary
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmemu import traces
 from vmemu._native import Core
@@ -35,7 +35,17 @@ from vmemu.process import Process
 from vmemu.procfs import ProcFS
 from vmemu.procfs.vmstat import vmstat
 from vmemu.swap import POLICIES, HostFile, HostMemory, SwapDevice
-from vmemu.types import PAGE_SIZE, FaultCounts, ForkMode, FrameStats, HugePool, MemInfo, Overcommit, parse_size
+from vmemu.types import (
+    PAGE_SIZE,
+    FaultCounts,
+    ForkMode,
+    FrameStats,
+    HugePool,
+    MemInfo,
+    Overcommit,
+    parse_size,
+    size_word,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,6 +185,20 @@ class Machine:
         self._kernel.soft_dirty = None if soft_dirty is None else bool(soft_dirty)
         self._kernel.core.show_soft_dirty(bool(soft_dirty))
         self._kernel.zero_pfn = self._kernel.core.zero_page() if zero_page else None
+        self._settings: dict[str, Any] = {
+            "memory": size,
+            "swap": swap_bytes,
+            "swap_file": None if swap_file is None else os.fsdecode(swap_file),
+            "zero_page": bool(zero_page),
+            "fault_around": int(fault_around),
+            "reuse": bool(reuse),
+            "contents": bool(contents),
+            "oom": oom,
+            "aslr": bool(aslr),
+            "seed": seed,
+            "soft_dirty": soft_dirty,
+            "hugepages": {size_word(page): int(count) for page, count in pools.items()},
+        }
         self.init = Process(self._kernel, birth.boot(self._kernel))
         """Process 1: adopts orphans and reaps its children at once."""
         self.processes = ProcessMap(self._kernel, Process)
@@ -285,6 +309,23 @@ class Machine:
         ValueError while another log of this machine is open.
         """
         return FaultLog(self._kernel, capacity)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that make a machine like this one: `Machine(**m.settings)`; what /proc/sys/vm has changed
+        since is as it is now. Values are JSON's. Snapshot."""
+        kernel, paging = self._kernel, self._kernel.paging
+        return {
+            **self._settings,
+            "fork_mode": int(kernel.fork_mode),
+            "overcommit": int(kernel.overcommit),
+            "overcommit_ratio": int(kernel.overcommit_ratio),
+            "overcommit_kbytes": int(kernel.overcommit_kbytes),
+            "max_map_count": int(kernel.max_map_count),
+            "thp": kernel.thp,
+            "policy": None if paging is None else paging.policy,
+            "swappiness": 60 if paging is None else paging.swappiness,
+        }
 
     @property
     def zero_pfn(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from vmemu import ForkMode, Machine, SyscallError, bombs
 from vmemu.bombs import KINDS, SHAPES, Ended, Event, Fate, Result
+from vmemu.types import parse_size
 
 SMALL = "16MiB"
 
@@ -416,3 +418,45 @@ def test_defences_can_be_written_again() -> None:
     words = ["nproc=20", "pids.max=30", "memory.max=4MiB", "overcommit=2", "protect", "watcher=50"]
     assert bombs.Defences.parse(words).words == words
     assert bombs.Defences.parse(["watcher"]).words == ["watcher=50"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ticks", "5"), ("ticks", True), ("ticks", 5.0), ("ticks", None), ("max_processes", None), ("generations", 2.5),
+        ("generations", False), ("dirty", "1"), ("seed", None), ("seed", 1.5), ("service", 4096.0), ("program", 3),
+        ("argv", "sh"), ("fork", "cow"), ("policy", 1), ("sharing", "yes"),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_named(name: str, value: Any) -> None:
+    with Machine(memory=SMALL) as machine:
+        with pytest.raises(TypeError, match=f"^{name}: "):
+            bombs.classic(machine, **{name: value})
+        assert len(machine.processes) == 1
+
+
+def test_numpy_integers_are_integers() -> None:
+    assert explode(ticks=np.int64(3), seed=np.uint8(1)).to_json()["settings"]["ticks"] == 3
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"fork_mode": ForkMode.EAGER}, {"thp": "always"}, {"zero_page": False, "fault_around": 1},
+        {"overcommit": 2, "overcommit_ratio": 80}, {"contents": False, "reuse": False}, {"hugepages": {"2MiB": 1}},
+        {"swap": "4MiB", "swappiness": 5, "policy": "random", "seed": 7}, {"oom": "kill", "aslr": True, "seed": 3},
+    ],
+)  # fmt: skip
+def test_settings_make_the_same_machine(made: dict[str, Any]) -> None:
+    """Through JSON, and whatever a defence changed meanwhile."""
+    with Machine(memory=SMALL, **made) as machine:
+        first = bombs.touch(machine, defences=["overcommit=0"], ticks=25).result
+    settings = json.loads(json.dumps(first.settings))
+    for name, value in made.items():
+        assert (
+            parse_size(settings["machine"][name]) == 4 << 20 if name == "swap" else settings["machine"][name] == value
+        )
+    assert settings["fork"] == ("eager" if "fork_mode" in made else "cow")
+    with Machine(**settings["machine"]) as machine:
+        again = bombs.touch(machine, defences=settings["defences"], ticks=settings["ticks"]).result
+    assert (again.digest, again.settings) == (first.digest, first.settings)

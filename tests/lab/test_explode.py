@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from vmemu import Machine
-from vmemu.bombs import SHAPES, Ended, Result, Sample, classic
-from vmemu.lab import bomb, charts, explode, matrix
+from vmemu.bombs import SHAPES, Ended, Event, Result, Sample, classic
+from vmemu.lab import bomb, charts, explode, matrix, pictures
 from vmemu.lab.film import Film
 from vmemu.lab.live import LiveView, bar, sparkline
 from vmemu.lab.page import generations_page, matrix_page, result_page
@@ -304,3 +304,18 @@ def test_page_generation_by_generation(settings: dict[str, Any]) -> None:
         assert title in page.text
     assert not re.search(r"\btick|ystander", page.text)
     assert command(found) in page.text and "--bomb" not in page.text
+
+
+def test_the_tree_shows_every_fate() -> None:
+    """However late the first is killed; the same each time, and nobody without its parent."""
+    result = run("exponential", ticks=60)
+    killed = np.flatnonzero(result.tree["fate"] == Event.KILLED)
+    assert len(killed) > 20
+    chosen = pictures._chosen(result)
+    assert chosen == pictures._chosen(result) == sorted(set(chosen))
+    assert len(chosen) == 160 < len(result.tree)
+    assert len(set(chosen) & set(killed.tolist())) > 10
+    assert all(parent in chosen for parent in result.tree["parent"][chosen].tolist() if parent >= 0)
+    drawn = pictures.tree(result)
+    assert drawn.count('<line class="killed"') == len(set(chosen) & set(killed.tolist()))
+    assert "with their ancestors" in drawn

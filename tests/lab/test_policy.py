@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +128,50 @@ def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_trace(path, workloads.uniform(npages=256, naccesses=2000, seed=1))
     assert main(["policy", "--plot", str(tmp_path / "out.png"), str(path)]) == 0
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.nothing", "'nothing' is no format; there are "),
+        ("none/out.png", "No such directory"),
+        (".", "Is a directory"),
+    ],
+)
+def test_a_bad_plot_is_found_before_anything_runs(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before even the trace is looked for."""
+    pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit) as stopped:
-        main(["policy", "--plot", str(tmp_path / "out.nothing"), str(path)])
+        main(["policy", "--plot", str(tmp_path / name), str(tmp_path / "no-trace.npy")])
     assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert "--plot: " in err and message in err
+
+
+def test_a_plot_needs_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "matplotlib.backend_bases"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["policy", "--plot", str(tmp_path / "out.png"), str(tmp_path / "no-trace.npy")])
+    assert stopped.value.code == 2
+    assert "needs Matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_plot_that_cannot_be_written_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path, plot = tmp_path / "trace.npy", tmp_path / "out.svg"
+    save_trace(path, workloads.uniform(npages=256, naccesses=2000, seed=1))
+    plot.symlink_to("/dev/full")
+    assert main(["policy", "--policy", "fifo", "--memory", "512KiB", "--plot", str(plot), str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert "fifo" in out
+    assert err.endswith(f"error: --plot: {plot}: No space left on device\n") and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["/no/such/trace.npy"], ["--policy", "best", "x"], ["--memory", "1", "x"], []])

@@ -17,7 +17,7 @@ _NONE = Defences()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """How a scenario is to run. ValueError for numbers that make no sense."""
+    """How a scenario is to run. ValueError for numbers that make no sense, TypeError for what is none; both name it."""
 
     defences: Defences = _NONE
     ticks: int = 1000
@@ -40,15 +40,32 @@ class Options:
     """Look at which frames are shared while the bomb grows."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("ticks", self.ticks, 1),
-            ("max_processes", self.max_processes, 1),
-            ("generations", self.generations or 0, 0),
-            ("dirty", self.dirty, 0),
-            ("seed", self.seed, 0),
-            ("service", 1 if self.service is None else self.service, 1),
+        for name, least, optional in (
+            ("ticks", 1, False),
+            ("max_processes", 1, False),
+            ("generations", 0, True),
+            ("dirty", 0, False),
+            ("seed", 0, False),
+            ("service", 1, True),
         ):
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name}: {value!r} is not an int{' or None' * optional}")
+            value = value.__index__()  # NumPy's too, which JSON would not take
             if value < least:
                 raise ValueError(f"{name}: {value} is less than {least}")
+            object.__setattr__(self, name, value)
+        for name in ("program", "policy"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name}: {value!r} is not a str or None")
+        if isinstance(self.argv, str | bytes):
+            raise TypeError(f"argv: {self.argv!r} is one word, not a sequence of them")
+        if not isinstance(self.fork, ForkMode | None):
+            raise TypeError(f"fork: {self.fork!r} is not a ForkMode or None")
+        if not isinstance(self.sharing, bool):
+            raise TypeError(f"sharing: {self.sharing!r} is not a bool")
         if self.dirty > 1 << 20:
             raise ValueError(f"dirty: {self.dirty} pages are more than 4 GiB for each process")

@@ -164,7 +164,7 @@ class Result:
 
     shape: str
     settings: dict[str, Any]
-    """What reproduces it."""
+    """What reproduces it; `machine` are the arguments of Machine."""
     ended: Ended
     ticks: int
     samples: NDArray[Any]

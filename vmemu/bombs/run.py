@@ -19,7 +19,7 @@ from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
 from vmemu.process import Process
-from vmemu.types import PAGE_SIZE
+from vmemu.types import PAGE_SIZE, ForkMode
 
 __all__ = ["SETTLE", "Run"]
 
@@ -44,6 +44,7 @@ class Run:
     def __init__(self, machine: Machine, name: str, options: Options) -> None:
         options.defences.check(machine.meminfo().total)
         self.machine = machine
+        self.made = machine.settings  # before a defence changes them
         self.name = name
         self.options = options
         self.rng = random.Random(options.seed)
@@ -139,14 +140,15 @@ class Run:
     def result(self) -> Result:
         """What came out."""
         options, swarm, info = self.options, self.swarm, self.machine.meminfo()
+        fork = ForkMode(self.made["fork_mode"]) if options.fork is None else options.fork
         settings = {
             "bomb": self.name,
             "defences": options.defences.words,
             "memory": info.total,
             "swap": info.swap_total,
             "swap_file": self.machine.swap_file,
-            "policy": options.policy,
-            "fork": None if options.fork is None else options.fork.name.lower().replace("_", "-"),
+            "policy": self.made["policy"],
+            "fork": fork.name.lower().replace("_", "-"),
             "ticks": options.ticks,
             "max_processes": options.max_processes,
             "generations": options.generations,
@@ -155,6 +157,7 @@ class Run:
             "program": options.program,
             "argv": None if options.argv is None else list(options.argv),
             "service": self.service.working_set if self.service else 0,
+            "machine": self.made,
         }
         return Result(
             shape=self.name,

@@ -13,7 +13,7 @@ from vmemu.lab.matrix import Matrix
 from vmemu.lab.pictures import sharing_map, tree
 from vmemu.lab.style import STYLE
 from vmemu.lab.tables import size
-from vmemu.lab.verdicts import ENDED, ENDED_GENERATIONS, command, short
+from vmemu.lab.verdicts import ENDED, ENDED_GENERATIONS, command, counted, short
 from vmemu.types import size_word
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def _summary(result: Result) -> str:
     fate = result.bystander
     suffered = []
     if fate.first_stall is not None:
-        suffered.append(f"first stall in tick {fate.first_stall:,}, stalled in {fate.stalls:,} ticks")
+        suffered.append(f"first stall in tick {fate.first_stall:,}, stalled in {counted(fate.stalls, 'tick')}")
     if fate.killed_at is not None:
         suffered.append(f"killed in tick {fate.killed_at:,}")
-    suffered.append(f"{fate.major_faults:,} major faults")
+    suffered.append(counted(fate.major_faults, "major fault"))
     contained = result.contained_at
     refused = [f"{count:,} by {why}" for why, count in result.refused.items() if count]
     return _tiles(
@@ -227,6 +227,8 @@ def _settings(result: Result) -> str:
     rows = []
     for name, value in result.settings.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+        if isinstance(value, dict):  # of the machine
+            shown = ", ".join(f"{key} {one}" for key, one in value.items() if one is not None and one != {})
         if name in ("memory", "swap", "service"):
             shown += f" bytes, {size(value)}"
         rows.append(

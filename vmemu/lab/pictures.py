@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ _CLASSES = (
     ("s6", "more"),
 )
 _MOST_LINES = 160
+_FIRST_LINES = 100
+"""Of them for the first that were born; the others are for the first that ended, and their ancestors."""
 
 
 def _classes(sharing: Sharing) -> NDArray[np.int64]:
@@ -115,12 +118,13 @@ _COLOURS = {Event.EXIT: "c8", Event.KILLED: "killed", Event.FORK: "c0"}
 def tree(result: Result, unit: str = "tick") -> str:
     """A line for each of the first processes, from its birth to its death, children below their parents."""
     nodes = result.tree
-    shown = min(len(nodes), _MOST_LINES)
-    order = _depth_first(nodes["parent"][:shown].tolist())
+    chosen = _chosen(result)
+    shown = len(chosen)
+    order = _depth_first(chosen, nodes["parent"].tolist())
     at = {index: y for y, index in enumerate(order)}
     ticks = max(result.ticks, 1)
     if shown < len(nodes):  # only as far as something happens to those
-        ticks = max(int(nodes["born"][:shown].max()) + 1, min(ticks, int(nodes["died"][:shown].max()) + 1), 1)
+        ticks = max(int(nodes["born"][chosen].max()) + 1, min(ticks, int(nodes["died"][chosen].max()) + 1), 1)
 
     def x(tick: int) -> float:
         return 1000 * min(tick, ticks) / ticks
@@ -142,7 +146,12 @@ def tree(result: Result, unit: str = "tick") -> str:
     rows = "".join(
         "<tr>" + "".join(f'<td class="n">{value:,}</td>' for value in row) + "</tr>" for row in generations(result)[:40]
     )
-    some = f"The first {shown:,} of {len(nodes):,} processes" if shown < len(nodes) else "All processes"
+    some = "All processes of the bomb"
+    if shown < len(nodes):
+        first = next((i for i, index in enumerate(chosen) if i != index), shown)
+        some = f"{shown:,} of {len(nodes):,} processes of the bomb: the first {first:,}"
+        if first < shown:
+            some += ", and of the later ones the first that were killed or exited, with their ancestors"
     return (
         '<figure class="wide"><figcaption><h3>Who forked whom</h3>'
         + legend([("c0", "alive"), ("c8", "exited"), ("killed", "killed")])
@@ -150,17 +159,43 @@ def tree(result: Result, unit: str = "tick") -> str:
         f'preserveAspectRatio="none" role="img" aria-label="Tree of processes over time">{"".join(forks + lives)}</svg>'
         '<div class="x" style="margin-left:0"><span style="left:0;transform:none">start</span>'
         f'<span class="last">{unit} {ticks:,}</span></div>'
-        f'<p class="note">{some} of the bomb, each a line from its birth to its death, children below their parent.</p>'
+        f'<p class="note">{some}. Each is a line from its birth to its death, children below their parent.</p>'
         '<details><summary>By generation</summary><div class="scroll"><table><thead><tr><th class="n">generation</th>'
         '<th class="n">processes</th><th class="n">exited</th><th class="n">killed</th><th class="n">alive</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div></details></figure>"
     )
 
 
-def _depth_first(parents: list[int]) -> list[int]:
+def _chosen(result: Result) -> list[int]:
+    """Indices of the processes to show, in order of birth: some of the first, then in order of their deaths as many of
+    those that were killed and those that exited in turn, each with its ancestors, and more of the first if there is
+    room."""
+    import numpy as np
+
+    nodes = result.tree
+    if len(nodes) <= _MOST_LINES:
+        return list(range(len(nodes)))
+    parents = nodes["parent"].tolist()
+    chosen = set(range(_FIRST_LINES))
+    by_death = np.argsort(nodes["died"], kind="stable")
+    ended = [[int(i) for i in by_death if nodes["fate"][i] == fate] for fate in (Event.KILLED, Event.EXIT)]
+    for index in (index for pair in itertools.zip_longest(*ended) for index in pair if index is not None):
+        line = set()
+        while index >= 0 and index not in chosen:
+            line.add(index)
+            index = parents[index]
+        if len(chosen) + len(line) <= _MOST_LINES:
+            chosen |= line
+        if len(chosen) == _MOST_LINES:
+            break
+    chosen.update(itertools.islice((i for i in range(len(nodes)) if i not in chosen), _MOST_LINES - len(chosen)))
+    return sorted(chosen)
+
+
+def _depth_first(chosen: list[int], parents: list[int]) -> list[int]:
     children: dict[int, list[int]] = {}
-    for index, parent in enumerate(parents):
-        children.setdefault(parent, []).append(index)
+    for index in chosen:
+        children.setdefault(parents[index], []).append(index)
     order: list[int] = []
     stack: list[Any] = list(reversed(children.get(-1, [])))
     while stack:

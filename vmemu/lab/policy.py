@@ -14,7 +14,7 @@ from vmemu.swap import POLICIES
 from vmemu.traces import check_trace, load_trace
 from vmemu.types import PAGE_SIZE, Overcommit
 
-__all__ = ["OPT", "PolicyReport", "PolicyRun", "plot", "run", "to_json"]
+__all__ = ["OPT", "PolicyReport", "PolicyRun", "plot", "plot_formats", "run", "to_json"]
 
 OPT = "opt"
 _LEAST_MEMORY = 16 * PAGE_SIZE
@@ -88,6 +88,13 @@ def _run(trace: Any, memory: int, policy: str, swap: int, seed: int) -> PolicyRu
 def to_json(report: PolicyReport) -> dict[str, Any]:
     """For `json.dumps`."""
     return dataclasses.asdict(report)
+
+
+def plot_formats() -> list[str]:
+    """The endings of names that `plot` can write. ImportError without Matplotlib."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return sorted(FigureCanvasBase.get_supported_filetypes())
 
 
 def plot(report: PolicyReport, path: str) -> None:

@@ -16,7 +16,7 @@ from vmemu.lab.matrix import Matrix
 from vmemu.lab.tables import size
 from vmemu.types import size_word
 
-__all__ = ["ENDED", "ENDED_GENERATIONS", "STYLES", "command", "print_matrix", "print_result", "short"]
+__all__ = ["ENDED", "ENDED_GENERATIONS", "STYLES", "command", "counted", "print_matrix", "print_result", "short"]
 
 ENDED = {
     Ended.CONTAINED: "a limit holds it, or it is dead, and nobody else is hurt any more",
@@ -32,6 +32,10 @@ ENDED_GENERATIONS = {**ENDED, Ended.MEMORY: "no frame was left"}
 """Of a bomb without an OOM killer."""
 _WIDE = 130
 """Columns of a terminal that has room for the table."""
+_LABEL = len("least free memory")
+"""Columns of the widest label: values wrap on a narrow terminal, labels do not."""
+_NARROW = 60
+"""Below so many, what there is to say of a value shares its column."""
 STYLES = {"unharmed": "green", "stalled": "yellow", "killed": "red"}
 
 
@@ -53,7 +57,7 @@ def command(result: Result) -> str:
         words.append(f"--swap-file {shlex.quote(settings['swap_file'])}")
     if settings.get("policy"):
         words.append(f"--policy {settings['policy']}")
-    if settings["fork"]:
+    if settings["fork"] not in (None, "cow"):
         words.append(f"--fork {settings['fork']}")
     words += [f"--{name} {settings[name]}" for name in ("ticks", "dirty", "seed") if name in settings]
     words.append(f"--max-processes {settings['max_processes']}")
@@ -69,42 +73,56 @@ def print_result(result: Result, file: IO[str] | None = None) -> None:
     defences = ", ".join(result.settings["defences"]) or "no defence"
     console.print(f"{result.shape} bomb against {defences}, {size(result.settings['memory'])} of RAM", style="bold")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    table.add_row("ended", result.ended.value, f"tick {result.ticks:,}: {ENDED[result.ended]}")
+    table.add_column(no_wrap=True, min_width=_LABEL)
+    narrow = console.width < _NARROW
+    table.add_column(justify="left" if narrow else "right", overflow="fold")
+    if not narrow:
+        table.add_column(style="dim", overflow="fold")
+
+    def row(label: str, value: str | Text, note: str) -> None:
+        if narrow:
+            table.add_row(label, Text.assemble(value, (f" {note}", "dim")) if note else value)
+        else:
+            table.add_row(label, value, note)
+
+    row("ended", result.ended.value, f"tick {result.ticks:,}: {ENDED[result.ended]}")
     contained = "never" if result.contained_at is None else f"tick {result.contained_at:,}"
-    table.add_row("contained", contained, "a tick is a turn of each process, 10 ms")
+    row("contained", contained, "a tick is a turn of each process, 10 ms")
     fate = result.bystander
-    table.add_row("bystander", Text(fate.verdict, STYLES[fate.verdict]), _suffered(result))
-    table.add_row("peak processes", f"{result.peak_processes:,}", f"tick {result.peak_tick:,}")
-    table.add_row("forks", f"{result.forks:,}", "")
+    row("bystander", Text(fate.verdict, STYLES[fate.verdict]), _suffered(result))
+    row("peak processes", f"{result.peak_processes:,}", f"tick {result.peak_tick:,}")
+    row("forks", f"{result.forks:,}", "")
     for why, count in result.refused.items():
         if count:
-            table.add_row("  refused", f"{count:,}", f"by {why}")
-    table.add_row("killed", f"{result.kills:,}", f"of the bomb; by the OOM killer of all {result.oom_kills:,}")
+            row("  refused", f"{count:,}", f"by {why}")
+    row("killed", f"{result.kills:,}", f"of the bomb; by the OOM killer of all {result.oom_kills:,}")
     if len(result.samples):
         last = result.samples[-1]
-        table.add_row("faults", f"{sum(int(last[kind]) for kind in KINDS):,}", "")
+        row("faults", f"{sum(int(last[kind]) for kind in KINDS):,}", "")
         for kind in KINDS:
             if last[kind]:
-                table.add_row(f"  {kind}", f"{int(last[kind]):,}", "")
+                row(f"  {kind}", f"{int(last[kind]):,}", "")
         free = int(result.samples["free"].min())
-        table.add_row("least free memory", size(free), f"of {size(result.settings['memory'])}")
+        row("least free memory", size(free), f"of {size(result.settings['memory'])}")
         if result.settings["swap"]:
             used = int(result.samples["swap_used"].max())
-            table.add_row("most swap used", size(used), f"of {size(result.settings['swap'])}")
+            row("most swap used", size(used), f"of {size(result.settings['swap'])}")
     console.print(table)
     console.print(f"\nAgain: {command(result)}", style="dim", soft_wrap=True)
+
+
+def counted(count: int, what: str) -> str:
+    """``"1 tick"``, ``"2 ticks"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _suffered(result: Result) -> str:
     fate = result.bystander
     parts = []
     if fate.first_stall is not None:
-        parts.append(f"first stall in tick {fate.first_stall:,}, {fate.stalls:,} ticks with stalls")
+        parts.append(f"first stall in tick {fate.first_stall:,}, {counted(fate.stalls, 'tick')} with stalls")
     if fate.major_faults:
-        parts.append(f"{fate.major_faults:,} major faults")
+        parts.append(counted(fate.major_faults, "major fault"))
     if fate.killed_at is not None:
         parts.append(f"killed in tick {fate.killed_at:,}")
     return "; ".join(parts) or "no stall, no major fault"
