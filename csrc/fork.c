@@ -240,6 +240,16 @@ static int copy_all(struct vm *vm, struct space *parent, struct space *child, in
 	return 0;
 }
 
+/* The child's mapping v has nothing reserved in a pool. */
+static int disown(struct vm *vm, struct space *child, const vma_t *v)
+{
+	int rc = vmas_own(&vm->env, &child->vmas, v->start, v->end);
+
+	if (!rc)
+		vmas_set_flags(&vm->env, &child->vmas, v->start, v->flags & ~(uint64_t)VMEMU_VM_POOL_OWNER);
+	return rc;
+}
+
 /* Shares everything; what fork treats specially is then done to the child's own copy of that part. */
 static int share_all(struct vm *vm, struct space *parent, struct space *child)
 {
@@ -260,7 +270,11 @@ static int share_all(struct vm *vm, struct space *parent, struct space *child)
 
 		at = part.end;
 		if (part.flags & VMEMU_VM_DONTCOPY) {
-			rc = space_unmap(vm, child, part.start, part.end);
+			/* what it reserved is its parent's: the pages go on counting for that */
+			if (part.flags & VMEMU_VM_POOL_OWNER)
+				rc = disown(vm, child, &part);
+			if (!rc)
+				rc = space_unmap(vm, child, part.start, part.end);
 			continue;
 		}
 		if (!(part.flags & (VMEMU_VM_LOCKED | VMEMU_VM_WIPEONFORK | VMEMU_VM_POOL_OWNER)))

@@ -211,6 +211,27 @@ def test_what_the_owner_leaves_stays_with_the_child() -> None:
         assert c.touch(a, 1, write=True) == counts(cow_reuse=1)
 
 
+@every_mode
+def test_what_a_child_does_not_get_stays_reserved_for_the_owner(mode: ForkMode) -> None:
+    with with_pool(3) as m:
+        p = m.spawn()
+        a = p.mmap(None, 3 * HUGE, RW, PRIVATE)
+        p.write(a, b"one")
+        p.madvise(a, 3 * HUGE, Advice.DONTFORK)
+        child = p.fork(mode)
+        assert pool(m) == (3, 2, 2)
+        m.verify()
+        with pytest.raises(SegmentationFault):
+            child.read(a, 1)
+        child.exit()
+        p.wait()
+        assert p.read(a, 3) == b"one"
+        assert p.touch(a + HUGE, 2 * HUGE, write=True) == counts(zero_fill=2, none=2 * 512 - 2)
+        assert pool(m) == (3, 0, 0)
+        p.munmap(a, 3 * HUGE)
+        assert pool(m) == (3, 3, 0)
+
+
 def test_a_dropped_page_that_a_child_keeps_costs_others_theirs() -> None:
     """The owner's next page is taken from what is free, whoever it was promised to (__unmap_hugepage_range())."""
     with with_pool(2) as m:
