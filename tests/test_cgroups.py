@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import random
+import threading
 
 import pytest
 
@@ -670,3 +671,23 @@ def test_counters_are_mended() -> None:
         m._kernel.mend()
         assert (a.pids_current, b.pids_current) == (5, 5)
         m.verify()
+
+
+def test_limits_set_by_two_threads_at_once() -> None:
+    """No limit, and one: each is set as a whole."""
+    with Machine("8MiB") as m:
+        group, failures = m.cgroups.create("g"), []
+
+        def change(limit: int | None) -> None:
+            try:
+                for _ in range(3000):
+                    group.memory_max = group.memory_high = limit
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=change, args=(limit,)) for limit in (None, MIB)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
