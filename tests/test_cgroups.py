@@ -9,7 +9,19 @@ import threading
 
 import pytest
 
-from vmemu import Advice, Clone, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, Prot, SyscallError
+from vmemu import (
+    Advice,
+    Clone,
+    ForkMode,
+    Machine,
+    Map,
+    OutOfMemory,
+    Overcommit,
+    Process,
+    ProcessKilled,
+    Prot,
+    SyscallError,
+)
 
 PAGE = 4096
 MIB = 1 << 20
@@ -691,3 +703,23 @@ def test_limits_set_by_two_threads_at_once() -> None:
         for thread in threads:
             thread.join()
         assert not failures
+
+
+def test_the_greatest_limit_is_none() -> None:
+    """PAGE_COUNTER_MAX, as page_counter_memparse() has it."""
+    with Machine("8MiB") as m:
+        group = m.cgroups.create("g", memory_max=MIB)
+        m.cgroupfs.write("g/memory.max", str((1 << 63) - 1))
+        assert m.cgroupfs.read("g/memory.max") == b"max\n" and group.memory_max is None
+        m.cgroupfs.write("g/memory.max", str((1 << 63) - 4097))
+        assert group.memory_max is not None
+
+
+def test_the_report_of_a_group_has_its_swap() -> None:
+    with Machine("8MiB", swap="8MiB", oom="kill") as m:
+        p = m.spawn()
+        p.cgroup = m.cgroups.create("g", memory_max="256KiB", memory_swap_max="128KiB")
+        a = p.mmap(None, MIB, 3, 0x22)
+        with pytest.raises(ProcessKilled):
+            p.touch(a, MIB, write=True)
+        assert "swap: usage 128kB, limit 128kB, failcnt " in str(m.oom_reports[0])
