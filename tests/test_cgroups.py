@@ -5,10 +5,23 @@ from __future__ import annotations
 import errno
 import pickle
 import random
+import threading
 
 import pytest
 
-from vmemu import Advice, Clone, ForkMode, Machine, Map, OutOfMemory, Overcommit, Process, Prot, SyscallError
+from vmemu import (
+    Advice,
+    Clone,
+    ForkMode,
+    Machine,
+    Map,
+    OutOfMemory,
+    Overcommit,
+    Process,
+    ProcessKilled,
+    Prot,
+    SyscallError,
+)
 
 PAGE = 4096
 MIB = 1 << 20
@@ -670,3 +683,43 @@ def test_counters_are_mended() -> None:
         m._kernel.mend()
         assert (a.pids_current, b.pids_current) == (5, 5)
         m.verify()
+
+
+def test_limits_set_by_two_threads_at_once() -> None:
+    """No limit, and one: each is set as a whole."""
+    with Machine("8MiB") as m:
+        group, failures = m.cgroups.create("g"), []
+
+        def change(limit: int | None) -> None:
+            try:
+                for _ in range(3000):
+                    group.memory_max = group.memory_high = limit
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=change, args=(limit,)) for limit in (None, MIB)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+
+def test_the_greatest_limit_is_none() -> None:
+    """PAGE_COUNTER_MAX, as page_counter_memparse() has it."""
+    with Machine("8MiB") as m:
+        group = m.cgroups.create("g", memory_max=MIB)
+        m.cgroupfs.write("g/memory.max", str((1 << 63) - 1))
+        assert m.cgroupfs.read("g/memory.max") == b"max\n" and group.memory_max is None
+        m.cgroupfs.write("g/memory.max", str((1 << 63) - 4097))
+        assert group.memory_max is not None
+
+
+def test_the_report_of_a_group_has_its_swap() -> None:
+    with Machine("8MiB", swap="8MiB", oom="kill") as m:
+        p = m.spawn()
+        p.cgroup = m.cgroups.create("g", memory_max="256KiB", memory_swap_max="128KiB")
+        a = p.mmap(None, MIB, 3, 0x22)
+        with pytest.raises(ProcessKilled):
+            p.touch(a, MIB, write=True)
+        assert "swap: usage 128kB, limit 128kB, failcnt " in str(m.oom_reports[0])

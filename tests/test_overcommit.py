@@ -401,3 +401,8 @@ def test_limits_are_inherited() -> None:
         d.mmap(None, 50 * PAGE, RW, ANON)
         assert c.getrlimit(9) == (100 * PAGE, 100 * PAGE)
         m.verify()
+
+
+def test_an_unknown_mode_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^overcommit: 3 is not one of 0, 1, 2$"):
+        Machine("8MiB", overcommit=3)

@@ -17,6 +17,8 @@ from vmemu.procfs.numbers import invalid, parse_int
 
 __all__ = ["CgroupFS"]
 
+_NO_LIMIT = (1 << 63) - 4096
+"""Bytes from which on a limit is none: PAGE_COUNTER_MAX pages."""
 _UNITS = {b"": 0, b"k": 10, b"m": 20, b"g": 30, b"t": 40, b"p": 50, b"e": 60}
 _SIZE = re.compile(rb"(?:0x([0-9a-f]+)|(0[0-7]*)|([1-9][0-9]*))([kmgtpe]?)", re.IGNORECASE)
 
@@ -30,7 +32,8 @@ def _size(name: str, data: bytes) -> int | None:
     if not match:
         raise invalid(name, data)
     number = int(match[1], 16) if match[1] else int(match[2], 8) if match[2] else int(match[3])
-    return min(number << _UNITS[match[4].lower()], (1 << 63) - 1)
+    size = number << _UNITS[match[4].lower()]
+    return None if size >= _NO_LIMIT else size
 
 
 def _limit(value: int | None) -> str:

@@ -212,8 +212,9 @@ class Cgroup:
 
     @pids_max.setter
     def pids_max(self, most: SupportsIndex | str | None) -> None:
-        self._settable("pids_max")
-        self._pids_max = _count(most)
+        with self._groups.lock:
+            self._settable("pids_max")
+            self._pids_max = _count(most)
 
     def _settable(self, what: str) -> None:
         if self._parent is None:
@@ -233,8 +234,9 @@ class Cgroup:
 
     @oom_group.setter
     def oom_group(self, yes: bool) -> None:
-        self._settable("oom_group")
-        self._oom_group = _flag(yes)
+        with self._groups.lock:
+            self._settable("oom_group")
+            self._oom_group = _flag(yes)
 
     def _info(self) -> Any:
         return self._groups.core.cgroup_info(self.number)
@@ -256,11 +258,12 @@ class Cgroup:
 
     @memory_max.setter
     def memory_max(self, most: int | str | None) -> None:
-        self._settable("memory_max")
-        self._limit(_pages(most, "memory_max"), self._high)
-        if self._max is not None:
-            with self._groups.lock:
-                self._groups.squeeze(self.number, self._max)
+        with self._groups.lock:
+            self._settable("memory_max")
+            pages = _pages(most, "memory_max")
+            self._limit(pages, self._high)
+            if pages is not None:
+                self._groups.squeeze(self.number, pages)
 
     @property
     def memory_high(self) -> int | None:
@@ -270,11 +273,12 @@ class Cgroup:
 
     @memory_high.setter
     def memory_high(self, most: int | str | None) -> None:
-        self._settable("memory_high")
-        self._limit(self._max, _pages(most, "memory_high"))
-        if self._high is not None:
-            with self._groups.lock:
-                self._groups.trim(self.number, self._high)
+        with self._groups.lock:
+            self._settable("memory_high")
+            pages = _pages(most, "memory_high")
+            self._limit(self._max, pages)
+            if pages is not None:
+                self._groups.trim(self.number, pages)
 
     def _limit(self, most: int | None, high: int | None) -> None:
         self._max, self._high = most, high
@@ -287,9 +291,10 @@ class Cgroup:
 
     @memory_swap_max.setter
     def memory_swap_max(self, most: int | str | None) -> None:
-        self._settable("memory_swap_max")
-        self._swap_max = _pages(most, "memory_swap_max")
-        self._limit(self._max, self._high)
+        with self._groups.lock:
+            self._settable("memory_swap_max")
+            self._swap_max = _pages(most, "memory_swap_max")
+            self._limit(self._max, self._high)
 
     @property
     def memory_swap_current(self) -> int:

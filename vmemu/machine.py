@@ -74,6 +74,13 @@ def _pools(hugepages: Dictionary[int | str, int]) -> dict[int, int]:
     return dict(sorted(pools.items(), reverse=True))
 
 
+def _overcommit(mode: Overcommit | int) -> Overcommit:
+    try:
+        return Overcommit(mode)
+    except ValueError:
+        raise ValueError(f"overcommit: {mode!r} is not one of 0, 1, 2") from None
+
+
 class Machine:
     """A machine with *memory* bytes of RAM (int, or text such as ``"1GiB"``). A context manager: leaving it closes it.
 
@@ -165,7 +172,7 @@ class Machine:
             Core(npages, options, max(1, fault_around)),
             npages=npages,
             fork_mode=ForkMode(fork_mode),
-            overcommit=Overcommit(overcommit),
+            overcommit=_overcommit(overcommit),
             overcommit_ratio=overcommit_ratio,
             overcommit_kbytes=overcommit_kbytes,
             rng=random.Random(seed) if aslr else None,

@@ -24,6 +24,8 @@ _INTERVAL)."""
 _FIELDS = 6
 """Numbers that the core gives of a space."""
 _KIB = PAGE_SIZE // 1024
+_COUNTER_MAX_KIB = ((1 << 63) - 1) // PAGE_SIZE * _KIB
+"""What stands for no limit (PAGE_COUNTER_MAX)."""
 _DEADLOCKED, _PANIC = "System is deadlocked on memory", "Kernel panic - not syncing: "
 
 
@@ -243,9 +245,15 @@ def _memory(kernel: Kernel, cgroup: int) -> tuple[str, ...]:
     """What the memory is used for, of the machine (show_mem()) or a group (mem_cgroup_print_oom_meminfo())."""
     if cgroup:
         group = kernel.cgroups.by_id[cgroup]
-        limit = "max" if group.memory_max is None else f"{group.memory_max // 1024}kB"
+        unlimited = f"{_COUNTER_MAX_KIB}kB"
+        limit = unlimited if group.memory_max is None else f"{group.memory_max // 1024}kB"
+        swap_limit = unlimited if group.memory_swap_max is None else f"{group.memory_swap_max // 1024}kB"
         return (
             f"memory: usage {group.memory_current // 1024}kB, limit {limit}, failcnt {group.memory_events['max']}",
+            (
+                f"swap: usage {group.memory_swap_current // 1024}kB, limit {swap_limit}, "
+                f"failcnt {group.memory_swap_events['max']}"
+            ),
             f"Memory cgroup stats for {group.path}:",
             *(f"{name} {value}" for name, value in group.memory_stat.items()),
         )
