@@ -42,6 +42,19 @@ void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_char
 		c->of[id].usage -= n;
 }
 
+uint64_t cgroup_high_room(const struct cgroups *c, uint32_t id)
+{
+	uint64_t room = UINT64_MAX;
+
+	for (; id; id = c->of[id].parent) {
+		const struct cgroup *g = &c->of[id];
+
+		if (g->high != UINT64_MAX)
+			room = min_u64(room, g->high > g->usage ? g->high - g->usage : 0);
+	}
+	return room;
+}
+
 /* ---- swap ---- */
 
 uint64_t cgroup_swap_room(const struct cgroups *c, uint32_t id)

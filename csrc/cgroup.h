@@ -45,6 +45,8 @@ struct cgroups {
  * charged, nor a peak moved. */
 uint32_t cgroup_charge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
 void cgroup_uncharge(struct cgroups *c, uint32_t id, uint64_t n, enum vmemu_charge kind);
+/* Frames until it, or one above it, is beyond its `high`; UINT64_MAX: none has one. */
+uint64_t cgroup_high_room(const struct cgroups *c, uint32_t id);
 
 /* Slots of the swap device that it may have still; UINT64_MAX: as many as there are. */
 uint64_t cgroup_swap_room(const struct cgroups *c, uint32_t id);

@@ -167,9 +167,17 @@ static int must_wait(const struct vm *vm)
 	return vm->frames.free < s->floor || vm->events[VMEMU_EV_PGFREE] - s->stalled >= STALL_FREED;
 }
 
-/* Pages of a run that leave the frames that should be free. */
-static uint64_t within_watermark(const struct vm *vm, uint64_t npages)
+/* Pages that a group may be beyond its `high` before it is brought back (MEMCG_CHARGE_BATCH). */
+#define HIGH_BATCH 32u
+
+/* Pages of a run that leave the frames that should be free, and do not lead a group far beyond its `high`: a processor is back in
+ * user mode after each. */
+static uint64_t within_bounds(const struct vm *vm, const struct space *s, uint64_t npages)
 {
+	uint64_t room = s->cgroup ? cgroup_high_room(&vm->frames.cgroups, s->cgroup) : UINT64_MAX;
+
+	if (room != UINT64_MAX)
+		npages = min_u64(npages, room + HIGH_BATCH);
 	return min_u64(npages, vm->frames.free > vm->reclaim.low ? vm->frames.free - vm->reclaim.low : 1);
 }
 
@@ -203,7 +211,7 @@ int fault_run(struct fault *f, uint64_t va, int access, uint64_t npages)
 			f->trap->object = over;
 			return -VMEMU_TRAP_RECLAIM;
 		}
-		npages = within_watermark(f->vm, npages);
+		npages = within_bounds(f->vm, f->space, npages);
 	}
 	f->va = f->facts.va = va;
 	f->access = f->facts.access = access;

@@ -201,3 +201,27 @@ def test_lower_memory_max_pages_out() -> None:
         m.cgroups["jail"].memory_max = "1MiB"
         assert m.cgroups["jail"].memory_current <= MIB
         assert intact(p, a, 512) and not m.oom_reports
+
+
+def test_memory_high_holds_within_one_call() -> None:
+    """A batch of accesses is stopped as single ones are, so that the group is never far beyond."""
+    with machine(memory="64MiB", swap="32MiB", oom="kill") as m:
+        p = jailed(m, memory_high="1MiB")
+        a = p.mmap(None, 16 * MIB, RW, ANON)
+        p.touch(a, 16 * MIB, write=True)
+        jail = m.cgroups["jail"]
+        assert MIB < jail.memory_peak <= MIB + 64 * PAGE
+        seen = m.vmstat()
+        assert seen["pgpgout"] == 4 * seen["pswpout"] > 0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_memory_high_of_a_group_above(nested: bool) -> None:
+    with machine(memory="64MiB", swap="32MiB") as m:
+        m.cgroups.create("above", memory_high="1MiB")
+        m.cgroups.create("above/below", memory_high="8MiB" if nested else None)
+        p = m.spawn()
+        p.cgroup = "above/below"
+        a = p.mmap(None, 4 * MIB, RW, ANON)
+        p.touch(a, 4 * MIB, write=True)
+        assert MIB < m.cgroups["above"].memory_peak <= MIB + 64 * PAGE

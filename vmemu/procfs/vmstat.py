@@ -59,7 +59,7 @@ nr_unstable
 
 def vmstat(kernel: Kernel) -> dict[str, int]:
     """Name -> value, every name of Linux 6.18 in its order; what the machine has none of is 0. Units: pages or events,
-    `pgpgin` KiB.
+    `pgpgin` and `pgpgout` KiB: of the host's files, and to and from the swap device.
 
     Events of the core (enum vmemu_event) are found under their own names.
     """
@@ -94,7 +94,8 @@ def vmstat(kernel: Kernel) -> dict[str, int]:
         nr_page_table_pages=used.page_tables // PAGE_SIZE,
         nr_dirty_threshold=dirtyable * 20 // 100,
         nr_dirty_background_threshold=dirtyable * 10 // 100,
-        pgpgin=kernel.files.bytes_read >> 10,
+        pgpgin=(kernel.files.bytes_read + int(swap.counts[c.RC_SWPIN]) * PAGE_SIZE) >> 10,
+        pgpgout=int(swap.counts[c.RC_SWPOUT]) * PAGE_SIZE >> 10,
         pgalloc_normal=events["pgalloc"],
         oom_kill=kernel.oom_kills,
         pgfault=faults.total + faults.bus_adrerr + faults.oom,
