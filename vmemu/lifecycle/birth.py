@@ -261,7 +261,7 @@ def _check_commit(space: Space, n: int) -> None:
         pages = max(sizes, default=0) if kernel.overcommit == Overcommit.HEURISTIC else sum(sizes)
     needed = pages if kernel.overcommit == Overcommit.HEURISTIC else pages * n
     if not space.enough_memory(needed):
-        raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} pages more than may be promised")
+        raise syscall_error("fork", errno.ENOMEM, f"overcommit: {needed} more pages can't be promised")
 
 
 def vfork(kernel: Kernel, creator: int) -> int:

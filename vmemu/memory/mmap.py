@@ -307,7 +307,7 @@ def _charge(space: Space, wish: _Wish, start: int, vm_flags: int, sums: Any) -> 
     if wish.huge or vm_flags & (c.VM_NORESERVE | c.VM_SHARED | c.VM_WRITE) != c.VM_WRITE:
         return 0
     if npages != charged and not space.enough_memory(npages - charged):
-        raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size} bytes more than may be promised")
+        raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size // PAGE_SIZE} more pages can't be promised")
     return c.VM_ACCOUNT
 
 
@@ -326,7 +326,9 @@ def _install(space: Space, wish: _Wish, start: int, vm_flags: int) -> None:
         charged = not vm_flags & c.VM_NORESERVE
         if charged and not space.enough_memory(wish.size // PAGE_SIZE):
             insist(core.unmap, sid, start, end, CALL)
-            raise syscall_error(CALL, errno.ENOMEM, f"overcommit: {wish.size} bytes more than may be promised")
+            raise syscall_error(
+                CALL, errno.ENOMEM, f"overcommit: {wish.size // PAGE_SIZE} more pages can't be promised"
+            )
         shared = files.anonymous(wish.size, charged)
         try:
             insist(core.map, sid, start, end, vm_flags, shared.object, 0, 0, CALL)

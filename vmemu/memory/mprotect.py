@@ -84,7 +84,9 @@ def _change(space: Space, vma: Vma, start: int, end: int, access: int) -> int:
             raise syscall_error(call, errno.ENOMEM, f"RLIMIT_DATA: {end - start} bytes more")
         if not vma.flags & (c.VM_ACCOUNT | c.VM_WRITE | c.VM_SHARED | c.VM_NORESERVE):
             if not space.enough_memory(npages):
-                raise syscall_error(call, errno.ENOMEM, f"overcommit: {end - start} bytes more than may be promised")
+                raise syscall_error(
+                    call, errno.ENOMEM, f"overcommit: {(end - start) // PAGE_SIZE} more pages can't be promised"
+                )
             flags |= c.VM_ACCOUNT
     elif vma.flags & c.VM_ACCOUNT and not vma.object and not vma.anon:
         flags &= ~c.VM_ACCOUNT  # nothing was written yet: the promise can be taken back

@@ -194,7 +194,7 @@ def _move(space: Space, vma: Vma, addr: int, old: int, new: int, to: int, flags:
 
 def _charge(space: Space, vma: Vma, npages: int) -> None:
     if vma.flags & c.VM_ACCOUNT and npages > 0 and not space.enough_memory(npages):
-        raise _error(errno.ENOMEM, f"overcommit: {npages} pages more than may be promised")
+        raise _error(errno.ENOMEM, f"overcommit: {npages} more pages can't be promised")
 
 
 def _populate(space: Space, vma: Vma, start: int, end: int) -> None:
