@@ -30,6 +30,7 @@ PYTHON = """
     handles
     kernel
     cgroups
+    whole
     files pids interned limits credentials dispositions swap
     openfile
     _native

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex
 
 from vmemu._native import Core
 from vmemu.errors import syscall_error
 from vmemu.pids import BIRTH_NS, PID_MAX, ProcessTable
 from vmemu.types import PAGE_SIZE, parse_size
+from vmemu.whole import whole
 
 __all__ = ["CONTROLLERS", "FILES", "ROOT_FILES", "Cgroup", "Cgroups"]
 
@@ -197,7 +197,7 @@ class Cgroup:
     @property
     def pids_current(self) -> int:
         """Tasks in it and below, zombies until they are reaped."""
-        table = self._groups.table
+        table = self._groups.processes
         return self._pids if self._parent else len(table) + len(table.leader)
 
     @property
@@ -405,33 +405,12 @@ def _count(most: SupportsIndex | str | None) -> int | None:
     return number
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _whole(call: Callable[Concatenate[Cgroups, _P], _R]) -> Callable[Concatenate[Cgroups, _P], _R]:
-    """Of Cgroups: what changes the tree is done as a whole or not at all."""
-
-    @wraps(call)
-    def made(groups: Cgroups, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with groups.lock:
-            try:
-                return call(groups, *args, **kwargs)
-            except BaseException as error:
-                table = groups.table
-                table.torn, table.plain, table.quiet = True, False, False
-                groups.interrupted(error)
-                raise
-
-    return made
-
-
 class Cgroups(Dictionary[str, Cgroup]):
     """`Machine.cgroups`: path -> `Cgroup` of all groups but the root, parents before their children; a live view."""
 
     def __init__(self, core: Core, table: ProcessTable, lock: AbstractContextManager[object]) -> None:
         self.core = core
-        self.table = table
+        self.processes = table
         self.lock = lock
         self.root = Cgroup(self, 0, "", None)
         """Where every process is at first."""
@@ -455,7 +434,7 @@ class Cgroups(Dictionary[str, Cgroup]):
     def close(self, closed: Any) -> None:
         """The machine is closed; *closed* stands in for its core and table. Nothing leads back to the machine, which
         would stay for the garbage collector else."""
-        self.core = self.table = closed
+        self.core = self.processes = closed
         self.kill = lambda _: None
         self.squeeze = self.trim = lambda *_: None
         self.owners = lambda _: ()
@@ -493,7 +472,7 @@ class Cgroups(Dictionary[str, Cgroup]):
 
     # ---- the tree ----
 
-    @_whole
+    @whole
     def create(
         self,
         path: str,
@@ -564,7 +543,7 @@ class Cgroups(Dictionary[str, Cgroup]):
             raise syscall_error(call, errno.ENODEV, f"the cgroup {group.name} was removed")
         return group
 
-    @_whole
+    @whole
     def remove(self, group: Cgroup | str) -> None:
         """rmdir(2): EBUSY while a process lives in it, or it has children; zombies do not matter."""
         gone = self.find(group, "rmdir")
@@ -578,7 +557,7 @@ class Cgroups(Dictionary[str, Cgroup]):
 
     def _bury(self, gone: Cgroup, above: int) -> None:
         """Of a group that is not in the tree: who was in it, and what it paid for, is of the one above."""
-        column = self.table.cgroup
+        column = self.processes.cgroup
         for tid in self._rows(gone):  # zombies, which those above go on counting
             column[tid] = above
         self.core.cgroup_free(gone.number)
@@ -593,14 +572,14 @@ class Cgroups(Dictionary[str, Cgroup]):
         self._doubtful = None
         for group in self.by_id.values():
             group._pids = 0
-        for number, n in Counter(map(self.table.cgroup.__getitem__, tasks)).items():
+        for number, n in Counter(map(self.processes.cgroup.__getitem__, tasks)).items():
             self.by_id[number].charge(n)
 
     # ---- who is where ----
 
     def _rows(self, group: Cgroup) -> Iterator[int]:
         """Rows of the table that have the number of a group; freed ones too."""
-        column, at = self.table.cgroup, 0
+        column, at = self.processes.cgroup, 0
         while True:
             try:
                 at = column.index(group.number, at + 1)
@@ -610,24 +589,24 @@ class Cgroups(Dictionary[str, Cgroup]):
 
     def members(self, group: Cgroup) -> list[int]:
         """Pids of the living processes in a group."""
-        table = self.table
+        table = self.processes
         if not group.number:
             return [pid for pid in table if not table.cgroup[pid] and table.alive(pid)]
         return [pid for pid in self._rows(group) if pid in table and table.alive(pid)]
 
     def of(self, tid: int) -> Cgroup:
         """The group of a task."""
-        return self.by_id[self.table.cgroup[tid]]
+        return self.by_id[self.processes.cgroup[tid]]
 
     def arrivals(self) -> array[int]:
         """By pid: what orders the processes of a group by when they came into it, by birth or from elsewhere
         (css_set_move_task()). It is not to be changed."""
-        born = self.table.started_ns
+        born = self.processes.started_ns
         if not self._arrived:
             return born
         places = array("Q", born)
         for pid, (since, place) in list(self._arrived.items()):
-            if pid < len(born) and born[pid] == since and pid in self.table:
+            if pid < len(born) and born[pid] == since and pid in self.processes:
                 places[pid] = place
             else:
                 del self._arrived[pid]
@@ -636,7 +615,7 @@ class Cgroups(Dictionary[str, Cgroup]):
     def move(self, pid: int, group: Cgroup, now: int) -> None:
         """Puts a living process, with all its tasks, into a group; limits on tasks do not count (pids_can_attach()).
         *now*: ns on the machine's clock, at which the next one will be born."""
-        table = self.table
+        table = self.processes
         old, tids = self.of(pid), [pid, *table.threads.get(pid, ())]
         if old is group:
             return

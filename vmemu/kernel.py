@@ -10,8 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 from vmemu._native import Closed, Core
 from vmemu.cgroups import Cgroups
@@ -26,10 +25,7 @@ from vmemu.pids import ProcessTable
 from vmemu.swap import Paging
 from vmemu.types import ForkMode, Overcommit
 
-__all__ = ["Image", "Kernel", "SharedSpace", "Stops", "whole"]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+__all__ = ["Image", "Kernel", "SharedSpace", "Stops"]
 
 
 def _nothing() -> None:
@@ -194,21 +190,3 @@ class Kernel:
             if device is not None:
                 device.close()
             self.paging = None
-
-
-def whole(call: Callable[Concatenate[Kernel, _P], _R]) -> Callable[Concatenate[Kernel, _P], _R]:
-    """For a call that changes what processes there are or what they are: it has the lock, and whatever interrupts it,
-    it has happened as a whole or not at all. Short calls that are made often do the same by themselves."""
-
-    @wraps(call)
-    def made(kernel: Kernel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with kernel.lock:
-            try:
-                return call(kernel, *args, **kwargs)
-            except BaseException as error:
-                table = kernel.processes
-                table.torn, table.plain, table.quiet = True, False, False
-                kernel.interrupted(error)
-                raise
-
-    return made

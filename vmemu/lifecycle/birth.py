@@ -12,7 +12,7 @@ from time import perf_counter
 from vmemu._native import constants as c
 from vmemu.credentials import Capability
 from vmemu.errors import OutOfMemory, syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle import mending
 from vmemu.lifecycle.death import die, reap, settle
 from vmemu.lifecycle.memory import leave_space, look, share_space, use
@@ -24,6 +24,7 @@ from vmemu.memory.space import Space
 from vmemu.memory.words import EMPTY
 from vmemu.pids import BIRTH_NS, INIT, Flag
 from vmemu.types import PAGE_SIZE, Clone, ForkMode, Overcommit
+from vmemu.whole import whole
 
 __all__ = ["boot", "clone", "fork", "fork_many", "posix_spawn", "spawn", "vfork"]
 

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, bit, in_order
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle.memory import hand_on_space, leave_space, use
 from vmemu.lifecycle.signals import allowed, fatal, post, tell_parent
 from vmemu.limits import Resource
 from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE, Flag, ProcessTable
 from vmemu.types import PAGE_SIZE, FaultKind
+from vmemu.whole import whole
 
 __all__ = [
     "Tally",

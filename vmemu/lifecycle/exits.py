@@ -6,10 +6,11 @@ import errno
 from array import array
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import die, settle
 from vmemu.lifecycle.memory import use
 from vmemu.pids import INIT, RUNNING, SIGCHLD, ZOMBIE
+from vmemu.whole import whole
 
 __all__ = ["exit_many"]
 

@@ -9,10 +9,11 @@ from vmemu.cgroups import Cgroup
 from vmemu.credentials import Capability, Credentials
 from vmemu.dispositions import SIGNALS
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle.memory import sharers
 from vmemu.limits import Resource
 from vmemu.pids import INIT, Flag
+from vmemu.whole import whole
 
 __all__ = [
     "become",

@@ -11,12 +11,13 @@ from typing import NamedTuple
 from vmemu.credentials import Credentials
 from vmemu.errors import KilledInExec, syscall_error
 from vmemu.execve import Executed, build
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import die, settle, stay_alone
 from vmemu.lifecycle.memory import leave_space, use
 from vmemu.limits import Resource
 from vmemu.loader import PastReturn
 from vmemu.pids import INIT, Flag
+from vmemu.whole import whole
 
 __all__ = ["execve", "go_on"]
 

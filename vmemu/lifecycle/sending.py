@@ -6,11 +6,12 @@ import errno
 
 from vmemu.dispositions import SIGNALS
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle import signals
 from vmemu.lifecycle.death import settle
 from vmemu.lifecycle.signals import allowed, post
 from vmemu.pids import INIT
+from vmemu.whole import whole
 
 __all__ = ["block", "force", "kill", "tgkill"]
 

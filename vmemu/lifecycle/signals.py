@@ -13,8 +13,9 @@ from collections.abc import Hashable
 from vmemu.credentials import Capability
 from vmemu.dispositions import ALWAYS, CORES, NOTHING, STOPS, Dispositions, bit
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.pids import INIT
+from vmemu.whole import whole
 
 __all__ = ["allowed", "block", "dispose", "fatal", "force", "post", "tell_parent"]
 

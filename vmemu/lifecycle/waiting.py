@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable
 
 from vmemu.errors import syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.lifecycle.death import reap, uncount
 from vmemu.lifecycle.memory import use
 from vmemu.lifecycle.signals import CONTINUED
 from vmemu.pids import SIGCHLD, ZOMBIE
+from vmemu.whole import whole
 
 __all__ = ["wait4", "waitid"]
 

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from vmemu._native import Trap
 from vmemu.errors import OutOfMemory, ProcessKilled, syscall_error
-from vmemu.kernel import Kernel, whole
+from vmemu.kernel import Kernel
 from vmemu.memory.reclaim import share, shrink
 from vmemu.pids import INIT
+from vmemu.whole import whole
 
 __all__ = ["call", "make_room", "relieve", "squeeze"]
 
