@@ -167,7 +167,7 @@ static int must_wait(const struct vm *vm)
 	return vm->frames.free < s->floor || vm->events[VMEMU_EV_PGFREE] - s->stalled >= STALL_FREED;
 }
 
-/* Pages that a group may be beyond its `high` before it is brought back (MEMCG_CHARGE_BATCH). */
+/* Pages that a group may be beyond its `high` before it is brought back within one call. */
 #define HIGH_BATCH 32u
 
 /* Pages of a run that leave the frames that should be free, and do not lead a group far beyond its `high`: a processor is back in
