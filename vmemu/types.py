@@ -33,6 +33,7 @@ __all__ = [
     "Overcommit",
     "Prot",
     "Translation",
+    "fork_word",
     "parse_size",
     "size_word",
 ]
@@ -452,6 +453,11 @@ class MemInfo:
     committed: int
     """Committed_AS."""
     commit_limit: int
+
+
+def fork_word(mode: ForkMode) -> str:
+    """The fork mode as the command line writes it: ``cow``, ``on-demand`` or ``eager``."""
+    return mode.name.lower().replace("_", "-")
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B?)\s*", re.IGNORECASE)

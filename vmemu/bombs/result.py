@@ -7,7 +7,7 @@ import enum
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from vmemu.types import FaultKind
+from vmemu.types import FaultCounts, FaultKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,21 @@ class Sample:
     refused: tuple[int, ...]
     """Forks refused, in the order of `Refusal`."""
     bystander: Fate
+
+    @classmethod
+    def of(cls, machine: Machine, faults: FaultCounts, **counts: Any) -> Sample:
+        """As *machine* is now, with *faults* since the scenario began, and what the scenario itself has to tell."""
+        info = machine.meminfo()
+        return cls(
+            free=info.free,
+            anon=info.anon,
+            file=info.file,
+            shmem=info.shmem,
+            page_tables=info.page_tables,
+            swap_used=info.swap_total - info.swap_free,
+            faults=tuple(getattr(faults, kind) for kind in KINDS),
+            **counts,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

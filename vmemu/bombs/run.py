@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from vmemu.bombs.options import Options
 from vmemu.bombs.program import find_program, start, synthetic_file
 from vmemu.bombs.record import Record
-from vmemu.bombs.result import KINDS, Bystander, Ended, Event, Fate, Result, Sample, Sharing
+from vmemu.bombs.result import Bystander, Ended, Event, Fate, Result, Sample, Sharing
 from vmemu.bombs.services import Service, Watcher
 from vmemu.bombs.shapes import SHAPES
 from vmemu.bombs.swarm import Actor, Swarm
@@ -19,7 +19,7 @@ from vmemu.limits import RLIM_INFINITY, Resource
 from vmemu.machine import Machine
 from vmemu.oom import OomReport
 from vmemu.process import Process
-from vmemu.types import PAGE_SIZE, ForkMode
+from vmemu.types import PAGE_SIZE, ForkMode, fork_word
 
 __all__ = ["SETTLE", "Run"]
 
@@ -148,7 +148,7 @@ class Run:
             "swap": info.swap_total,
             "swap_file": self.machine.swap_file,
             "policy": self.made["policy"],
-            "fork": fork.name.lower().replace("_", "-"),
+            "fork": fork_word(fork),
             "ticks": options.ticks,
             "max_processes": options.max_processes,
             "generations": options.generations,
@@ -227,19 +227,13 @@ class Run:
             self.trouble = self.tick
 
     def _sample(self) -> Sample:
-        machine, swarm = self.machine, self.swarm
-        info, faults = machine.meminfo(), machine.faults - self.faults
-        return Sample(
+        swarm = self.swarm
+        return Sample.of(
+            self.machine,
+            self.machine.faults - self.faults,
             tick=self.tick,
             processes=len(swarm.alive),
             runnable=len(swarm.ready),
-            free=info.free,
-            anon=info.anon,
-            file=info.file,
-            shmem=info.shmem,
-            page_tables=info.page_tables,
-            swap_used=info.swap_total - info.swap_free,
-            faults=tuple(getattr(faults, kind) for kind in KINDS),
             forks=swarm.forks,
             kills=swarm.kills,
             oom_kills=self._kills,

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 
 from vmemu.errors import SyscallError
 from vmemu.lab import bomb
-from vmemu.lab.report import CompareReport, ForkCost, Stopped, fork_word
+from vmemu.lab.report import CompareReport, ForkCost, Stopped
 from vmemu.machine import Machine
 from vmemu.process import Process
-from vmemu.types import PAGE_SIZE, ForkMode, parse_size
+from vmemu.types import PAGE_SIZE, ForkMode, fork_word, parse_size
 
 __all__ = ["WAYS", "run"]
 

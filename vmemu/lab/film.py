@@ -3,10 +3,11 @@ a generation, and there is no bystander."""
 
 from __future__ import annotations
 
-from vmemu.bombs import KINDS, Bystander, Ended, Event, Fate, Refusal, Result, Sample, Sharing
+from vmemu.bombs import Bystander, Ended, Event, Fate, Refusal, Result, Sample, Sharing
 from vmemu.bombs.record import Record
-from vmemu.lab.report import BombReport, Stopped, fork_word
+from vmemu.lab.report import BombReport, Stopped
 from vmemu.machine import Machine
+from vmemu.types import fork_word
 
 __all__ = ["GENERATIONS", "Film"]
 
@@ -29,19 +30,13 @@ class Film:
 
     def sample(self, generation: int, machine: Machine, processes: int, forks: int, refused: Refusal | None) -> None:
         """What there is at the end of a generation. *refused*: what refused its last fork."""
-        info, faults = machine.meminfo(), machine.faults
         self.record.samples.append(
-            Sample(
+            Sample.of(
+                machine,
+                machine.faults,
                 tick=generation,
                 processes=processes,
                 runnable=processes,
-                free=info.free,
-                anon=info.anon,
-                file=info.file,
-                shmem=info.shmem,
-                page_tables=info.page_tables,
-                swap_used=info.swap_total - info.swap_free,
-                faults=tuple(getattr(faults, kind) for kind in KINDS),
                 forks=forks,
                 kills=0,
                 oom_kills=0,

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from typing import Any
 
-from vmemu.types import PAGE_SIZE, ByKind, FaultCounts, ForkMode, Mapping
+from vmemu.types import PAGE_SIZE, ByKind, FaultCounts, ForkMode, Mapping, fork_word
 
 __all__ = [
     "BombReport",
@@ -20,7 +20,6 @@ __all__ = [
     "ForkCost",
     "Generation",
     "Stopped",
-    "fork_word",
     "to_json",
 ]
 
@@ -40,11 +39,6 @@ class Stopped(enum.StrEnum):
     """Someone asked to stop (Ctrl-C)."""
     DONE = "done"
     """There was nothing left to do."""
-
-
-def fork_word(mode: ForkMode) -> str:
-    """The fork mode as the command line writes it: ``cow``, ``on-demand`` or ``eager``."""
-    return mode.name.lower().replace("_", "-")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

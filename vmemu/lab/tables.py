@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vmemu.lab.console import Console
-from vmemu.lab.report import BombReport, CompareReport, ExecReport, ForkCost, Generation, Stopped, fork_word
-from vmemu.types import PAGE_SIZE, FaultCounts
+from vmemu.lab.report import BombReport, CompareReport, ExecReport, ForkCost, Generation, Stopped
+from vmemu.types import PAGE_SIZE, FaultCounts, fork_word
 
 __all__ = ["BombProgress", "print_bomb", "print_compare", "print_exec", "size", "span"]
 
