@@ -8,6 +8,7 @@ import random
 import threading
 
 import pytest
+from machines import ANON, PAGE, RW
 
 from vmemu import (
     Advice,
@@ -23,10 +24,7 @@ from vmemu import (
     SyscallError,
 )
 
-PAGE = 4096
 MIB = 1 << 20
-RW = Prot.READ | Prot.WRITE
-ANON = Map.PRIVATE | Map.ANONYMOUS
 
 
 def fails(number: int, function: object, *args: object, **named: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from linux import tinyelf
+from machines import ANON, PAGE, RW
 
 from vmemu import (
     TRACE_DTYPE,
@@ -32,10 +33,7 @@ from vmemu import (
     SyscallError,
 )
 
-PAGE = 4096
 MIB = 1 << 20
-RW = Prot.READ | Prot.WRITE
-ANON = Map.PRIVATE | Map.ANONYMOUS
 LAZY = ANON | Map.NORESERVE
 
 

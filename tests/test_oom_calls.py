@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from linux import tinyelf
+from machines import ANON, PAGE, RW
 
 from vmemu import (
     MREMAP_DONTUNMAP,
@@ -33,11 +34,8 @@ from vmemu import (
     SyscallError,
 )
 
-PAGE = 4096
 MIB = 1 << 20
 HUGE = 2 * MIB
-RW = Prot.READ | Prot.WRITE
-ANON = Map.PRIVATE | Map.ANONYMOUS
 LAZY = ANON | Map.NORESERVE
 AT, TO = 0x1000_0000_0000, 0x2000_0000_0000
 """Addresses with page tables of their own."""

@@ -946,10 +946,15 @@ def _program(tmp_path_factory: pytest.TempPathFactory) -> None:
     Comparison.program = tinyelf.save(tmp_path_factory.mktemp("bin") / "tiny", tinyelf.tiny())
 
 
+def length(examples: int) -> settings:
+    """How long a comparison goes on, unless the environment says otherwise."""
+    return settings(
+        max_examples=int(os.environ.get("VMEMU_STATE_EXAMPLES", examples)),
+        stateful_step_count=int(os.environ.get("VMEMU_STATE_STEPS", "40")),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 TestComparison = Comparison.TestCase
-TestComparison.settings = settings(
-    max_examples=int(os.environ.get("VMEMU_STATE_EXAMPLES", "60")),
-    stateful_step_count=int(os.environ.get("VMEMU_STATE_STEPS", "40")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestComparison.settings = length(60)

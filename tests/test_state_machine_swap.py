@@ -6,15 +6,13 @@ compared with the model as the swap device has them.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 from linux import tinyelf
-from test_state_machine import PAGE, Comparison
+from test_state_machine import PAGE, Comparison, length
 from vmemu._core import ffi, lib
 
 from vmemu import Machine
@@ -72,9 +70,4 @@ def _program(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 TestSwapping = Swapping.TestCase
-TestSwapping.settings = settings(
-    max_examples=int(os.environ.get("VMEMU_STATE_EXAMPLES", "30")),
-    stateful_step_count=int(os.environ.get("VMEMU_STATE_STEPS", "40")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestSwapping.settings = length(30)
